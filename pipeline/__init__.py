@@ -1,0 +1,1 @@
+"""Architecture-aware channel pruning for image-restoration networks."""

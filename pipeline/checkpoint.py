@@ -1,0 +1,228 @@
+"""A pruned network in a file: how to build the original, which channels each tensor kept, and the tensors.
+
+The file holds plain values and tensors only, so that torch reads it without running code from it
+(`torch.load(weights_only=True)`), and it loads without the pruner. Equal contents give equal bytes, whatever the
+file's name.
+"""
+
+from __future__ import annotations
+
+import io
+import numbers
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from pipeline.errors import UserError
+from pipeline.files import save_tensors
+from pipeline.networks import build
+
+Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
+
+_FORMAT = "pruned network 1"
+_KEYS: dict[str, type] = {"name": str, "args": dict, "kept": dict, "extra": dict, "state_dict": dict}
+
+
+def save(
+    path: Path, network: nn.Module, name: str, args: dict[str, Any], kept: Kept, extra: dict[str, Any] | None = None
+) -> None:
+    """Write a network that is networks.build(name, args) with all but the kept channels removed.
+
+    kept: parameter or buffer name -> dimension -> original indices kept; what is not named is kept whole.
+    extra: metadata of the caller's: numbers, strings, booleans, None, and lists and dictionaries of them.
+
+    The file appears whole or not at all. Raises UserError when it cannot be written, ValueError when kept does not
+    fit the network or a value is not plain.
+    """
+    state = network.state_dict()
+    for tensor, dims in kept.items():
+        for dim, indices in dims.items():
+            if tensor not in state or not 0 <= dim < state[tensor].dim() or len(indices) != state[tensor].shape[dim]:
+                raise ValueError(f"kept does not fit the network: '{tensor}', dimension {dim}, {len(indices)} indices")
+    content = {"name": name, "args": args, "kept": kept, "extra": extra or {}}
+    plain = {"format": _FORMAT, **{key: _plain(value, key) for key, value in content.items()}}
+    # Copied, because a tensor that is a view of a larger one would take the whole of it into the file.
+    plain["state_dict"] = {
+        sys.intern(key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
+    save_tensors(path, plain)
+
+
+def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a network written by save, in eval mode on the CPU, and its metadata: name, args, kept, extra.
+
+    name: the network that the caller expects. A file whose network comes from a factory (package.module:function)
+    loads only when the caller gives that very name, since building it runs code that the file chose.
+
+    The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
+    another network than asked for, or inconsistent.
+    """
+    content = _read(path)
+    stored: str = content["name"]
+    if name is not None and name != stored:
+        raise UserError(f"{path} holds a checkpoint of '{stored}', but '{name}' is asked for")
+    if ":" in stored and name is None:
+        raise UserError(f"{path} holds a network of the factory '{stored}': ask for it by this name to run its code")
+    state: dict[str, Tensor] = content["state_dict"]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = build(stored, content["args"])
+        resize(network, content["kept"])
+        _check_state(network, state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    try:
+        # A network saved in double or half precision stays so.
+        for key, tensor in _tensors(network).items():
+            if key in state:
+                tensor.data = tensor.data.to(state[key].dtype)
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: state_dict does not load: {reason}") from error
+    return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
+
+
+def resize(network: nn.Module, kept: Kept) -> None:
+    """Cut a network's parameters and buffers down to the kept indices, in place, with the modules' channel counts.
+
+    Values, requires_grad and tensors shared between modules are preserved. Raises UserError, naming the tensor, when
+    kept does not fit the network.
+    """
+    tensors = _tensors(network)
+    smaller: dict[int, Tensor] = {}
+    for name, dims in kept.items():
+        if name not in tensors:
+            raise UserError(f"kept names '{name}', which the network does not have")
+        old = tensors[name]
+        new = old.detach()
+        for dim, indices in dims.items():
+            _check_indices(name, old, dim, indices)
+            new = new.index_select(dim, torch.tensor(indices, device=new.device))
+        smaller[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for name, tensor in tensors.items():
+        if id(tensor) in smaller:
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, smaller[id(tensor)])
+    for name, module in network.named_modules():
+        prefix = f"{name}." if name else ""
+        _update_counts(module, kept.get(f"{prefix}weight", {}).get(0))
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers under all their names."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _check_indices(name: str, tensor: Tensor, dim: object, indices: object) -> None:
+    if not isinstance(dim, int) or not 0 <= dim < tensor.dim():
+        raise UserError(f"kept of '{name}' names dimension {dim!r}, but the tensor has {tensor.dim()} dimensions")
+    size = tensor.shape[dim]
+    if (
+        not isinstance(indices, list)
+        or not indices
+        or not all(isinstance(index, int) and 0 <= index < size for index in indices)
+        or len(set(indices)) != len(indices)
+    ):
+        raise UserError(f"kept of '{name}', dimension {dim}, must list different whole numbers from 0 to {size - 1}")
+
+
+def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
+    """Set the channel counts that a module keeps beside its tensors, from the tensors' shapes.
+
+    kept_first: original indices kept along the first dimension of its weight. They tell how many groups of a grouped
+    convolution are left: the shape alone cannot.
+    """
+    if isinstance(module, _ConvNd):
+        transposed = isinstance(module, _ConvTransposeNd)
+        first, second = module.weight.shape[:2]
+        if kept_first is not None and module.groups > 1:
+            per_group = (module.in_channels if transposed else module.out_channels) // module.groups
+            module.groups = len({index // per_group for index in kept_first})
+        if transposed:
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.in_channels, module.out_channels = second * module.groups, first
+    elif isinstance(module, _NormBase):
+        tensor = module.weight if module.weight is not None else module.running_mean
+        if tensor is not None:
+            module.num_features = tensor.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's checked contents, as a dictionary with the keys of _KEYS."""
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
+            content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common class for what a damaged or foreign file raises
+        raise UserError(f"{path} is not a checkpoint: it is damaged or holds more than plain tensors") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
+    for key, kind in _KEYS.items():
+        if not isinstance(content.get(key), kind):
+            fault = "has the wrong type" if key in content else "is missing"
+            raise UserError(f"{path}: key '{key}' {fault}, it must hold a {kind.__name__}")
+    if not all(isinstance(key, str) for key in content["args"]):
+        raise UserError(f"{path}: key 'args' must hold argument names")
+    if not all(isinstance(key, str) and isinstance(dims, dict) for key, dims in content["kept"].items()):
+        raise UserError(f"{path}: key 'kept' must map tensor names to dimensions to lists of indices")
+    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content["state_dict"].items()):
+        raise UserError(f"{path}: key 'state_dict' must map names to tensors")
+    return content
+
+
+def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    expected = network.state_dict()
+    for key in expected:
+        if key not in state:
+            raise UserError(f"state_dict lacks '{key}'")
+    for key, tensor in state.items():
+        if key not in expected:
+            raise UserError(f"state_dict holds '{key}', which the network does not have")
+        if tensor.shape != expected[key].shape:
+            shapes = f"{tuple(tensor.shape)} where kept asks for {tuple(expected[key].shape)}"
+            raise UserError(f"state_dict holds '{key}' of shape {shapes}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy made of plain values with no object in it twice: the bytes must not depend on which objects were shared.
+
+    Dictionaries are sorted, strings interned, numpy's numbers made Python's (weights_only refuses them).
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(value[key], f"{where}.{key}") for key in sorted(value, key=_order)}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    raise ValueError(f"'{where}' of a checkpoint must be plain numbers, strings, lists or dictionaries, not {value!r}")
+
+
+def _order(key: Any) -> tuple[bool, Any]:
+    """Sorts whole numbers before strings, which do not compare with each other."""
+    return isinstance(key, str), key

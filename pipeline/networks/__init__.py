@@ -1,0 +1,105 @@
+"""The networks to prune, by name.
+
+Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Height and width of the network's input at which Table 1 of the ICIP 2019 paper counts. SID's input is packed raw:
+# half the height and width of the sensor's 2848 × 4256 pixels.
+PAPER_SIZE: dict[str, tuple[int, int]] = {"edsr": (1020, 1020), "sid": (1424, 2128)}
+PAPER_ARGS: dict[str, dict[str, int]] = {"edsr": {"scale": 2, "blocks": 16, "channels": 64}, "sid": {"base": 32}}
+
+_INPUT_CHANNELS = {"edsr": 3, "sid": 4}
+_ALLOWED = "edsr, sid or a factory written as package.module:function"
+
+
+def build(name: str, args: dict[str, Any]) -> nn.Module:
+    """Build a network with fresh weights.
+
+    name: "edsr", "sid", or "package.module:function", a factory that is imported and called with `args`.
+    args: the keyword arguments of the network's constructor or of the factory.
+
+    Raises UserError for an unknown name, for arguments that do not fit, and for a factory that cannot be imported,
+    fails, or returns anything but a torch module. A factory is code that runs: never take its name from a file that
+    is not trusted.
+    """
+    factory = _factory(name)
+    _check_arguments(name, factory, args)
+    if name in _INPUT_CHANNELS:
+        return factory(**args)
+    try:
+        network = factory(**args)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"network factory '{name}' failed: {type(error).__name__}: {error}") from error
+    from torch import nn
+
+    if not isinstance(network, nn.Module):
+        raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
+    return network
+
+
+def input_channels(name: str) -> int:
+    """Channels of the network's input: 3 (RGB) or 4 (packed Bayer). A factory's network is taken to read RGB.
+
+    Raises UserError for an unknown name.
+    """
+    if ":" in name:
+        return 3
+    if name not in _INPUT_CHANNELS:
+        raise UserError(f"unknown network '{name}': allowed are {_ALLOWED}")
+    return _INPUT_CHANNELS[name]
+
+
+def check_whole_number(network: str, argument: str, value: object, lowest: int, highest: int | None = None) -> None:
+    """Raise UserError, naming network and argument, unless value is an int within lowest..highest, both included."""
+    if isinstance(value, int) and not isinstance(value, bool) and lowest <= value and (not highest or value <= highest):
+        return
+    allowed = f"a whole number from {lowest} to {highest}" if highest else f"a whole number of at least {lowest}"
+    raise UserError(f"network '{network}': {argument} must be {allowed}, not {value!r}")
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    if name == "edsr":
+        from pipeline.networks.edsr import EDSR
+
+        return EDSR
+    if name == "sid":
+        from pipeline.networks.sid import SID
+
+        return SID
+    module_name, _, function_name = name.partition(":")
+    if not function_name or not module_name or module_name.startswith("."):
+        raise UserError(f"unknown network '{name}': allowed are {_ALLOWED}")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way while it is imported
+        raise UserError(f"network factory '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"network factory '{name}': module '{module_name}' has no function '{function_name}'")
+    return function
+
+
+def _check_arguments(name: str, factory: Callable[..., nn.Module], args: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some callables written in C have none: calling them will tell
+        return
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        allowed = ", ".join(signature.parameters) or "none"
+        raise UserError(f"network '{name}' cannot be built: {error} (allowed arguments: {allowed})") from error
