@@ -1,0 +1,130 @@
+"""Labels of the channels of a traced network: who stands or falls with whom, and where in the parameters they sit.
+
+Convention. The labels of a graph node are an integer array with the node's rank. Along a dimension that is indexed by
+channel it has the tensor's full size, elsewhere size 1: a feature map [N, C, H, W] has labels [1, C, 1, 1]. Labels that
+stand or fall together are united in `Labels.parent` (union-find). Size 1 where the tensor is longer means that one
+label covers the whole dimension, so an operation that gives a single label to everything stays safe wherever it goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+Value = np.ndarray | list[np.ndarray]
+
+
+class Labels:
+    """Labels of one traced network and where they sit in its parameters and buffers."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+        self.values: dict[Node, Value] = {}
+        self.owned: dict[Node, str] = {}  # placeholder of a parameter or buffer -> its state_dict name
+        self.constants: set[Node] = set()  # tensors that belong to no module: they can't be made smaller
+        self.direct: set[str] = set()  # parameters of several dimensions that forward computes with by itself
+        self.sites: dict[tuple[str, int], tuple[np.ndarray, str]] = {}  # (tensor, dim) -> (labels [size], role)
+        self.freezes: list[tuple[np.ndarray, str]] = []  # (labels, reason); no reason = the network's input or output
+        self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
+
+    def new(self, *shape: int) -> np.ndarray:
+        """Fresh labels, int64 array of this shape."""
+        first = len(self.parent)
+        self.parent.extend(range(first, first + math.prod(shape)))
+        return np.arange(first, len(self.parent)).reshape(shape)
+
+    def root(self, label: int) -> int:
+        while self.parent[label] != label:
+            self.parent[label] = self.parent[self.parent[label]]
+            label = self.parent[label]
+        return label
+
+    def unite(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Unite two arrays of labels element by element (numpy's broadcasting)."""
+        for a, b in zip(*(side.flat for side in np.broadcast_arrays(left, right)), strict=True):
+            a, b = self.root(int(a)), self.root(int(b))
+            self.parent[max(a, b)] = min(a, b)
+
+    def freeze(self, labels: np.ndarray, reason: str = "") -> None:
+        self.freezes.append((labels, reason))
+
+    def suspect(self, labels: np.ndarray, node: Node) -> None:
+        self.suspects.append(
+            (labels, f"the sizes in {describe(node)}, written as numbers: they don't follow a removal")
+        )
+
+    def get(self, node: Node) -> np.ndarray:
+        """Labels of a tensor, with the tensor's rank."""
+        if node in self.owned or node in self.constants:
+            return self.tensor(node, np.array(shape_of(node)) > 1)
+        value = self.values[node]
+        assert isinstance(value, np.ndarray)
+        return value.reshape((1,) * (len(shape_of(node)) - value.ndim) + value.shape)
+
+    def along(self, node: Node, dim: int) -> np.ndarray:
+        """Labels [size of dim] along one dimension; labels that differ along other dimensions are united."""
+        shape = shape_of(node)
+        flat = np.moveaxis(self.get(node), dim, 0)
+        flat = flat.reshape(flat.shape[0], -1)
+        if flat.shape[1] > 1:
+            self.unite(flat, flat[:, :1])
+        return np.broadcast_to(flat[:, 0], shape[dim])
+
+    def tensor(self, node: Node, channel: Sequence[bool]) -> np.ndarray:
+        """Labels of a parameter, buffer or constant; `channel` says which of its dimensions may be channels."""
+        shape = shape_of(node)
+        dims = [d for d, size in enumerate(shape) if size > 1 and channel[d]]
+        if not dims:
+            return self.new(*(1,) * len(shape))
+        if len(dims) > 1 or node in self.constants:
+            labels = self.new(*(1,) * len(shape))
+            name = self.owned.get(node, node.name)
+            self.direct.add(name)
+            self.freeze(labels, f"the tensor {name}, which forward computes with directly")
+            return labels
+        labels = self.new(shape[dims[0]])
+        self.attach(node, dims[0], labels, "channel")
+        return labels.reshape([-1 if d == dims[0] else 1 for d in range(len(shape))])
+
+    def attach(self, node: Node | None, dim: int, labels: np.ndarray, role: str) -> None:
+        """Note that dimension `dim` of a parameter or buffer is indexed by these labels."""
+        if node is None:
+            return
+        if node not in self.owned:
+            self.freeze(labels, f"{node.name}, a tensor that forward computes and a layer then uses as a parameter")
+            return
+        site = (self.owned[node], dim)
+        known, known_role = self.sites.setdefault(site, (labels, role))
+        self.unite(known, labels)  # a layer that is called twice: the labels of both calls
+        if known_role != role:
+            self.freeze(labels, f"{site[0]}, which is shared as an {known_role} and as an {role} side")
+
+
+def operation(node: Node) -> str:
+    name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
+    return name.removeprefix("aten::").rstrip("_")
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The node's arguments by the names in the operation's schema, defaults filled in."""
+    if not hasattr(node.target, "_schema"):
+        return dict(node.kwargs)
+    schema = node.target._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(node.kwargs)
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
+
+
+def describe(node: Node) -> str:
+    """The operation and the module that runs it, for a message."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    path, kind = modules[-1] if modules else ("", "")
+    kind = (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+    return f"{operation(node)} in {path or 'the forward of'}{f' ({kind})' if path else ' ' + kind}"

@@ -1,0 +1,358 @@
+"""Follows the channels of a network through its traced graph, from ATen operation to ATen operation.
+
+Convention. A handler takes (labels, node, arguments by the names in the operation's schema) and returns the node's
+value: an array of labels as `pipeline.labels` describes it, or a list of them where the operation returns several
+tensors. `HANDLERS` at the end is the table; overloads and the underscore of in-place operations are ignored. An
+operation outside the table freezes every label it reads and everything it makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import Node
+
+from pipeline.errors import UserError
+from pipeline.labels import Labels, Value, arguments, describe, operation, shape_of
+
+Handler = Callable[[Labels, Node, dict[str, Any]], Value]
+
+
+def follow(network: nn.Module, example: torch.Tensor) -> Labels:
+    """Trace a copy of the network in evaluation mode and label its channels.
+
+    `example` is an input [N, C, H, W]; only its shape, type and device count. Raises UserError where the forward can't
+    be traced, for instance because it branches on values.
+    """
+    name = type(network).__name__
+    try:
+        with torch.no_grad():
+            program = torch.export.export(copy.deepcopy(network).eval(), (example,))
+    except Exception as error:  # any code can run in a forward, so any error can come out of it
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the network {name} can't be traced for pruning ({cause}); its forward must take one tensor "
+            f"and must not branch on the values of tensors"
+        ) from error
+    signature = program.graph_signature
+    owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
+    result = Labels()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in owned:
+            result.owned[node] = owned[node.name]
+        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
+            result.constants.add(node)
+        elif node.op == "placeholder":
+            shape = shape_of(node)
+            result.values[node] = result.new(*(size if d == 1 else 1 for d, size in enumerate(shape)))
+            result.freeze(result.values[node])
+        elif node.op == "get_attr":  # the graph inside a higher-order operation, which no handler knows
+            result.values[node] = result.new(1)
+        elif node.op == "output":
+            for end in node.all_input_nodes:
+                result.freeze(result.get(end))
+        elif node.op == "call_function":
+            result.values[node] = step(result, node)
+    for (tensor, _), (labels, _) in result.sites.items():
+        if tensor in result.direct:
+            result.freeze(labels, f"{tensor}, which forward also computes with directly")
+    return result
+
+
+def step(trace: Labels, node: Node) -> Value:
+    if node.target is operator.getitem:
+        value = trace.values[node.args[0]]
+        return value[node.args[1]] if isinstance(value, list) else value
+    return HANDLERS.get(operation(node), unknown)(trace, node, arguments(node))
+
+
+def unknown(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Freeze what goes in and what comes out. One label covers all that comes out."""
+    reason = f"the operation {describe(node)}, through which channels can't be followed"
+    for source in node.all_input_nodes:
+        value = trace.values.get(source)
+        for labels in value if isinstance(value, list) else [trace.get(source)]:
+            trace.freeze(labels, reason)
+    made = trace.new(1)
+    trace.freeze(made, reason)
+    return made
+
+
+def mixes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """A normalisation that takes its statistics over channels: layer norm, group norm."""
+    labels = trace.get(node.all_input_nodes[0])
+    trace.freeze(labels, f"the normalisation {describe(node)}, which mixes channels")
+    return labels
+
+
+def passes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Each channel by itself: activations, pooling, resizing."""
+    if len(node.all_input_nodes) > 1:
+        return meets(trace, node, given)  # clamp and pow between tensors
+    return trace.get(node.all_input_nodes[0])
+
+
+def ignores(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """An assertion: makes nothing."""
+    return trace.new(1)
+
+
+def meets(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Element by element over two or more tensors: channels unite pairwise.
+
+    A broadcast over H and W is the same channel.
+    """
+    rank = len(shape_of(node))
+    shapes = {source: (1,) * (rank - len(shape_of(source))) + shape_of(source) for source in node.all_input_nodes}
+    stored = [source for source in shapes if source in trace.owned or source in trace.constants]
+    labels = {source: trace.get(source) for source in shapes if source not in stored}
+    pattern = np.broadcast_shapes(*(part.shape for part in labels.values())) if labels else shape_of(node)
+    pattern = (1,) * (rank - len(pattern)) + pattern
+    for source in stored:  # a parameter's dimension is a channel where the tensor it meets has channels
+        channel = [size > 1 for size in pattern[rank - len(shape_of(source)) :]]
+        labels[source] = trace.tensor(source, channel)
+    labels = {s: part.reshape((1,) * (rank - part.ndim) + part.shape) for s, part in labels.items()}
+    pattern = np.broadcast_shapes(*(part.shape for part in labels.values()))
+    whole = [s for s in labels if not any(p > 1 and size == 1 for p, size in zip(pattern, shapes[s], strict=True))]
+    if not whole:
+        return unknown(trace, node, given)
+    result = np.broadcast_to(labels[whole[0]], pattern)
+    for source, part in labels.items():
+        if source in whole:
+            trace.unite(result, part)
+        elif part.size == 1:
+            trace.freeze(part)  # one channel for all of the other's, such as a spatial attention map: it can't go
+        else:
+            trace.freeze(part, f"the broadcast of several channels in {describe(node)}")
+    return result
+
+
+def convolution(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """New labels for the output; the kernel's input side keeps the labels it reads.
+
+    Conv kernels are [out, in/groups, ...], transposed ones [in, out/groups, ...]. In a grouped convolution a whole conv
+    group is one channel: its inputs and outputs unite, and only dimension 0 of the kernel is indexed.
+    """
+    source, kernel, groups = given["input"], given["weight"], given["groups"]
+    transposed = "transpose" in operation(node)
+    read = trace.along(source, 1)
+    made = trace.new(shape_of(node)[1])
+    if groups > 1:
+        rows = read.reshape(groups, -1)
+        trace.unite(rows, rows[:, :1])
+        trace.unite(made.reshape(groups, -1), rows[:, :1])
+        trace.attach(kernel, 0, read if transposed else made, "output")
+    else:
+        trace.attach(kernel, int(transposed), made, "output")
+        trace.attach(kernel, 1 - int(transposed), read, "input")
+    trace.attach(given.get("bias"), 0, made, "channel")
+    return made.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
+
+
+def linear(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Like a convolution, over the last dimension."""
+    labels = trace.get(given["input"])
+    if labels.size != labels.shape[-1]:
+        return unknown(trace, node, given)  # channels sit in another dimension and would be carried past the kernel
+    made = trace.new(shape_of(node)[-1])
+    trace.attach(given["weight"], 0, made, "output")
+    trace.attach(given["weight"], 1, trace.along(given["input"], -1), "input")
+    trace.attach(given["bias"], 0, made, "channel")
+    return made.reshape([1] * (len(shape_of(node)) - 1) + [-1])
+
+
+def per_channel(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Batch norm, instance norm and PReLU: their parameters and statistics belong to the channel."""
+    labels = trace.along(given.get("input", given.get("self")), 1)
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        stored = given.get(key)
+        # A single PReLU slope serves all channels and stays.
+        if stored is not None and shape_of(stored)[0] == len(labels):
+            trace.attach(stored, 0, labels, "channel")
+    return labels.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
+
+
+def concatenates(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Append along a channel dimension; elsewhere the channels of the parts unite."""
+    sources, shape = given["tensors"], shape_of(node)
+    dim = given["dim"] % len(shape)
+    parts = [trace.get(source) for source in sources]
+    if dim != 1 and all(part.shape[dim] == 1 for part in parts):
+        for part in parts[1:]:
+            trace.unite(parts[0], part)
+        return np.broadcast_to(parts[0], np.broadcast_shapes(*(part.shape for part in parts)))
+    common = np.broadcast_shapes(*((*part.shape[:dim], 1, *part.shape[dim + 1 :]) for part in parts))
+    return np.concatenate(
+        [
+            np.broadcast_to(part, (*common[:dim], shape_of(source)[dim], *common[dim + 1 :]))
+            for part, source in zip(parts, sources, strict=True)
+        ],
+        axis=dim,
+    )
+
+
+def stacks(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """Along a new dimension: the parts' channels unite, so that a later sum over them is one channel."""
+    parts = [trace.get(source) for source in given["tensors"]]
+    for part in parts[1:]:
+        trace.unite(parts[0], part)
+    common = np.broadcast_to(parts[0], np.broadcast_shapes(*(part.shape for part in parts)))
+    return np.expand_dims(common, given["dim"] % len(shape_of(node)))
+
+
+def divides(trace: Labels, node: Node, given: dict[str, Any]) -> list[np.ndarray]:
+    """chunk into equal parts: channel i of every part goes together, or the parts would differ in size."""
+    labels = trace.get(given["self"])
+    dim = given["dim"] % labels.ndim
+    sizes = [value.shape[dim] for value in node.meta["val"]]
+    if labels.shape[dim] == 1:
+        return [labels] * len(sizes)
+    parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
+    for part in parts[1:]:
+        if part.shape != parts[0].shape or len(parts) != given["chunks"]:
+            trace.freeze(labels, f"the division into unequal parts by {describe(node)}")
+            return parts
+        trace.unite(parts[0], part)
+    return parts
+
+
+def splits(trace: Labels, node: Node, given: dict[str, Any]) -> list[np.ndarray]:
+    labels = trace.get(given["self"])
+    dim = given["dim"] % labels.ndim
+    sizes = [value.shape[dim] for value in node.meta["val"]]
+    if labels.shape[dim] == 1:
+        return [labels] * len(sizes)
+    trace.suspect(labels, node)
+    return np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
+
+
+def selects(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """slice, narrow and select."""
+    labels = trace.get(given["self"])
+    dim = given["dim"] % labels.ndim
+    chosen: slice | int = 0
+    if labels.shape[dim] > 1 and operation(node) == "select":
+        chosen = given["index"]
+    elif operation(node) == "narrow":
+        chosen = slice(given["start"], given["start"] + given["length"])
+    elif operation(node) == "slice":
+        chosen = slice(given["start"], given["end"], given["step"])
+    if labels.shape[dim] == 1 and operation(node) != "select":
+        return labels  # one label for the whole dimension, such as H or W
+    result = labels[(slice(None),) * dim + (chosen,)]
+    if labels.shape[dim] > 1 and result.size < labels.size:
+        trace.suspect(labels, node)
+    return result
+
+
+def reshapes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """view, flatten, squeeze ...: exact, by giving every element its label and seeing where they vary."""
+    source = given.get("self", given.get("input"))
+    labels = trace.get(source)
+    if labels.size > 1 and operation(node) not in ("unsqueeze", "squeeze", "flatten"):
+        trace.suspect(labels, node)
+    result = np.broadcast_to(labels, shape_of(source)).reshape(shape_of(node))
+    for dim in range(result.ndim):
+        first = result.take([0], axis=dim)
+        if (result == first).all():
+            result = first
+    return result
+
+
+def permutes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(given["self"])
+    if operation(node) == "transpose":
+        return np.swapaxes(labels, given["dim0"], given["dim1"])
+    return np.transpose(labels, given["dims"])
+
+
+def expands(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(given["self"])
+    if labels.size == 1:
+        return unknown(trace, node, given)  # can't tell a map spread over channels from one spread over H and W
+    trace.suspect(labels, node)
+    return labels.reshape((1,) * (len(shape_of(node)) - labels.ndim) + labels.shape)
+
+
+def reduces(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """mean, sum ...: over H and W each channel by itself; over channels they mix."""
+    labels = trace.get(given["self"])
+    dims = given.get("dim")
+    dims = range(labels.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    dims = tuple(d % labels.ndim for d in dims)
+    if any(labels.shape[d] > 1 for d in dims):
+        return unknown(trace, node, given)
+    return labels if given.get("keepdim") else labels.squeeze(dims)
+
+
+def softmax(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(given["self"])
+    return unknown(trace, node, given) if labels.shape[given["dim"]] > 1 else labels
+
+
+def pads(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(given["self"])
+    padded = [
+        labels.ndim - 1 - i // 2 for i, size in enumerate(given["pad"]) if size
+    ]  # pairs, the last dimension first
+    return unknown(trace, node, given) if any(labels.shape[d] > 1 for d in padded) else labels
+
+
+def flips(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    return np.flip(trace.get(given["self"]), given["dims"])
+
+
+def shuffles(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    """PixelShuffle(r): r*r consecutive input channels make one output channel and go together."""
+    rows = trace.along(given["self"], 1).reshape(-1, given["upscale_factor"] ** 2)
+    trace.unite(rows, rows[:, :1])
+    return rows[:, 0].reshape(1, -1, 1, 1)
+
+
+def unshuffles(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+    labels = trace.along(given["self"], 1)
+    return np.repeat(labels, given["downscale_factor"] ** 2).reshape(1, -1, 1, 1)
+
+
+EACH_CHANNEL_BY_ITSELF = """
+    relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid log_sigmoid tanh
+    softplus softsign clamp clamp_min clamp_max abs neg exp log sqrt rsqrt square reciprocal sin cos pow round
+    floor sign dropout feature_dropout alpha_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
+    upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa alias clone
+    contiguous detach to _to_copy lift_fresh_copy zeros_like ones_like
+"""
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(
+        ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], convolution
+    ),
+    **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], per_channel),
+    **dict.fromkeys(["layer_norm", "group_norm"], mixes),
+    **dict.fromkeys(
+        ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "lerp", "addcmul", "where", "copy"], meets
+    ),
+    **dict.fromkeys(EACH_CHANNEL_BY_ITSELF.split(), passes),
+    **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"], reshapes),
+    **dict.fromkeys(["permute", "transpose"], permutes),
+    **dict.fromkeys(["expand", "expand_as"], expands),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var"], reduces),
+    **dict.fromkeys(["slice", "narrow", "select"], selects),
+    **dict.fromkeys(["split", "split_with_sizes"], splits),
+    **dict.fromkeys(["softmax", "log_softmax"], softmax),
+    "linear": linear,
+    "cat": concatenates,
+    "stack": stacks,
+    "chunk": divides,
+    "pad": pads,
+    "flip": flips,
+    "pixel_shuffle": shuffles,
+    "pixel_unshuffle": unshuffles,
+    "_assert_tensor_metadata": ignores,
+}
