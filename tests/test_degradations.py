@@ -1,0 +1,275 @@
+"""Small pictures as DIV2K's, the way back to raw, the noise, and the prepared files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data import raw
+from pipeline.data.degradations import (
+    Camera,
+    bicubic_downscale,
+    bicubic_upscale,
+    draw_camera,
+    load_split,
+    prepare_low_light,
+    prepare_super_resolution,
+    save_split,
+    unprocess,
+)
+from pipeline.data.photographs import load_image
+from pipeline.errors import UserError
+
+DATA = Path(__file__).parents[1] / "data"
+PHOTOS = [DATA / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
+
+
+def matlab_half(line: np.ndarray) -> np.ndarray:
+    """imresize(line, 0.5) along the first axis, from its definition: cubic a = −0.5 of width 8, mirrored borders."""
+    n = len(line) // 2
+    taps = np.arange(-3, 5)[None, :] + 2 * np.arange(n)[:, None]
+    x = np.abs((taps - (2 * np.arange(n)[:, None] + 0.5)) / 2)
+    weights = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    mirrored = np.pad(np.arange(len(line)), 4, mode="symmetric")
+    return np.einsum("ij,ij...->i...", weights, line[mirrored[taps + 4]])
+
+
+def test_small_pictures_are_matlabs_to_the_last_byte() -> None:
+    picture = load_image(PHOTOS[0])
+    exact = matlab_half(matlab_half(picture.astype(float)).swapaxes(0, 1)).swapaxes(0, 1)
+    expected = np.clip(np.floor(exact + 0.5), 0, 255)
+    assert np.array_equal(bicubic_downscale(picture, 2), expected)
+
+
+def test_bicubic_up_agrees_with_the_published_figures_of_the_photographs() -> None:
+    published = {e["file"]: e["bicubic_x2_psnr"] for e in json.loads((DATA / "photos" / "MANIFEST.json").read_text())}
+    gaps = []
+    for path in sorted((DATA / "photos").glob("*.jpg"))[::10]:
+        high = torch.from_numpy(load_image(path)).permute(2, 0, 1)[None].float() / 255
+        low = torch.from_numpy(bicubic_downscale(load_image(path), 2)).permute(2, 0, 1)[None].float() / 255
+        error = (bicubic_upscale(low, 2) - high).square().mean()
+        gaps.append(-10 * float(torch.log10(error)) - published[path.name])
+    assert abs(np.mean(gaps)) < 0.3  # dB; the manifest's protocol isn't stated, so only roughly
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_flat_picture_stays_flat_and_a_ramp_keeps_its_slope(scale: int) -> None:
+    flat = np.full((24, 24, 3), 77, dtype=np.uint8)
+    assert (bicubic_downscale(flat, scale) == 77).all()
+    ramp = np.broadcast_to(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (24, 48, 3)).copy()
+    small = bicubic_downscale(ramp, scale)[3, 2:-2, 0].astype(int)
+    assert (np.diff(small) == 5 * scale).all()
+
+
+def process(linear: np.ndarray, camera: Camera) -> np.ndarray:
+    """The camera's own way from linear RGB to sRGB, the inverse of `unprocess` below the highlights."""
+    colour = (linear * camera.gains) @ np.linalg.inv(camera.matrix).T
+    display = np.clip(colour, 0, 1) ** (1 / 2.2)
+    return 3 * display**2 - 2 * display**3
+
+
+def test_unprocessing_is_undone_by_the_camera_pipeline() -> None:
+    rng = np.random.default_rng(3)
+    camera = draw_camera(rng)
+    # Moderate colours: a saturated one can be negative in camera space, or fall into the protected highlights.
+    picture = rng.uniform(0.3, 0.8, (40, 1)) + rng.uniform(-0.05, 0.05, (40, 3))
+    assert np.allclose(process(unprocess(picture, camera), camera), picture, atol=1e-9)
+
+
+def test_unprocessing_one_grey_gives_the_hand_computed_values() -> None:
+    camera = Camera(np.eye(3), np.array([2.0, 1.0, 1.6]))
+    # Tone curve: 0.5 − sin(asin(1 − 2·0.5)/3) = 0.5; gamma: 0.5^2.2 = 0.217638.
+    assert np.allclose(unprocess(np.full(3, 0.5), camera), [0.108819, 0.217638, 0.136024], atol=1e-6)
+
+
+def test_white_and_black_survive_the_inverse_gains() -> None:
+    for seed in range(20):
+        camera = draw_camera(np.random.default_rng(seed))
+        assert np.allclose(unprocess(np.ones(3), camera), 1.0)
+        assert np.allclose(unprocess(np.zeros(3), camera), 0.0)
+
+
+def test_cameras_keep_grey_and_stay_in_the_published_ranges() -> None:
+    cameras = [draw_camera(np.random.default_rng(seed)) for seed in range(300)]
+    assert all(np.allclose(camera.matrix.sum(axis=1), 1.0) for camera in cameras)
+    gains = np.array([camera.gains for camera in cameras])
+    red, blue = (gains[:, 0] / gains[:, 1], gains[:, 2] / gains[:, 1])
+    assert (red.min(), red.max(), blue.min(), blue.max()) == pytest.approx((1.9, 2.4, 1.5, 1.9), abs=0.02)
+    assert (1 / gains[:, 1]).mean() == pytest.approx(0.8, abs=0.02)
+    assert (1 / gains[:, 1]).std() == pytest.approx(0.1, abs=0.02)
+
+
+def test_packing_goes_round_the_cell() -> None:
+    mosaic = torch.tensor(
+        [[[0, 1, 10, 11], [2, 3, 12, 13]]]
+    )  # digits: 0 is (0, 0), 1 is (0, 1), 2 is (1, 0), 3 is (1, 1)
+    packed = raw.pack_bayer(mosaic)
+    assert packed.tolist() == [[[[0, 10]], [[1, 11]], [[3, 13]], [[2, 12]]]]
+    assert torch.equal(raw.unpack_bayer(packed), mosaic)
+
+
+def test_the_mosaic_keeps_red_green_blue_green() -> None:
+    rgb = torch.arange(3.0)[:, None, None].expand(3, 4, 6) * 100 + torch.arange(24.0).view(4, 6)
+    packed = raw.mosaic_packed(rgb)
+    assert packed[:, 1, 2].tolist() == [
+        16.0,
+        117.0,
+        223.0,
+        122.0,
+    ]  # red (2, 4), green (2, 5), blue (3, 5), green (3, 4)
+
+
+def test_noise_has_the_stated_variance_at_every_signal() -> None:
+    shot, read = 0.004, 2e-5
+    clean = torch.tensor([0.2, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 4, 300, 300)
+    ratio, one = torch.full((3,), 2.0), torch.ones(3)
+    samples = raw.expose(clean, ratio, one * shot, one * read, torch.Generator().manual_seed(0))
+    x = (samples - raw.BLACK) / raw.RANGE
+    signal = torch.tensor([0.1, 0.25, 0.5])
+    assert torch.allclose(x.mean(dim=(1, 2, 3)), signal, atol=5e-4)
+    assert torch.allclose(x.var(dim=(1, 2, 3)), shot * signal + read, rtol=0.02)  # 360,000 samples: sd of 0.24%
+    assert torch.equal(samples, samples.round())
+
+
+def test_noise_levels_lie_on_the_published_line() -> None:
+    shot, read = raw.sample_noise(np.random.default_rng(0), 4000)
+    assert (shot.min(), shot.max()) == pytest.approx((1e-4, 0.012), rel=0.01)
+    off_line = np.log(read) - (2.18 * np.log(shot) + 1.20)
+    assert (off_line.mean(), off_line.std()) == pytest.approx((0.0, 0.26), abs=0.015)
+
+
+def test_samples_stay_in_the_converters_range() -> None:
+    clean = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 4, 50, 50)
+    wide = torch.ones(2)
+    samples = raw.expose(clean, wide, wide, wide, torch.Generator().manual_seed(0))
+    assert (samples.min(), samples.max()) == (0, 16383)
+
+
+def test_amplifying_is_sids_formula() -> None:
+    samples = torch.tensor([0, 512, 512 + 15871 // 200, 16383]).view(1, 4, 1, 1)
+    assert raw.amplify(samples, torch.tensor([100.0])).flatten().tolist() == pytest.approx([0, 0, 7900 / 15871, 1])
+    assert raw.amplify(samples, torch.tensor([1000.0])).flatten()[2] == 1.0  # 300 × 79 / 15871 is 1.49
+    one_step = torch.full((1, 4, 1, 1), 513)
+    assert float(raw.amplify(one_step, torch.tensor([1000.0]))[0, 0]) == pytest.approx(300 / 15871)
+
+
+def test_demosaicing_keeps_a_flat_colour_up_to_the_border() -> None:
+    rgb = torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 6, 8)
+    picture = raw.demosaic_amplified(raw.mosaic_packed(rgb))
+    assert picture.shape == (1, 3, 6, 8)
+    assert torch.allclose(picture, rgb ** (1 / 2.2), atol=1e-6)
+
+
+def test_demosaicing_is_bilinear_inside() -> None:
+    rgb = (torch.arange(64.0).view(1, 1, 8, 8) / 64).expand(1, 3, 8, 8)  # linear in both directions
+    inside = raw.demosaic_amplified(raw.mosaic_packed(rgb))[..., 1:-1, 1:-1]
+    assert torch.allclose(inside, rgb[..., 1:-1, 1:-1] ** (1 / 2.2), atol=1e-6)
+
+
+def real_crop() -> np.ndarray:
+    with np.load(next((DATA / "raw").glob("*.npz")), allow_pickle=False) as stored:
+        assert (int(stored["white"]), stored["black"].tolist()) == (raw.WHITE, [raw.BLACK] * 4)
+        return stored["bayer"]
+
+
+def test_the_noise_model_fits_a_real_sensor() -> None:
+    shot, read = raw.estimate_noise(real_crop())
+    assert shot == pytest.approx(6.5e-4, rel=0.15)
+    assert raw.SHOT_RANGE[0] < shot < raw.SHOT_RANGE[1]
+    # The read noise that the model draws at this shot noise, give or take five standard deviations of its spread.
+    assert abs(np.log(read) - (2.18 * np.log(shot) + 1.20)) < 5 * 0.26
+
+
+def test_the_estimate_returns_the_noise_that_was_put_in() -> None:
+    clean = torch.linspace(0, 1, 400).expand(1, 4, 400, 400)
+    one = torch.ones(1)
+    samples = raw.expose(clean, one * 5, one * 6.5e-4, one * 4e-7, torch.Generator().manual_seed(0))
+    shot, _ = raw.estimate_noise(raw.unpack_bayer(samples)[0].numpy())
+    assert shot == pytest.approx(6.5e-4, rel=0.03)
+
+
+def write(path: Path, h: int, w: int) -> Path:
+    Image.fromarray(np.random.default_rng(h * w).integers(0, 256, (h, w, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_preparing_cuts_right_and_bottom_to_a_multiple_of_the_scale(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.png", 31, 40), write(tmp_path / "b.png", 36, 38)]
+    split = prepare_super_resolution(paths, scale=3, minimum=30)
+    assert split["sizes"].tolist() == [[10, 13], [12, 12]]
+    high = split["high"]
+    assert np.array_equal(high[: 30 * 39].reshape(30, 39, 3), load_image(paths[0])[:30, :39])
+    assert np.array_equal(high[30 * 39 :].reshape(36, 36, 3), load_image(paths[1])[:, :36])
+    assert len(split["low"]) == 10 * 13 + 12 * 12
+    assert prepare_low_light(paths, 0, 30, fixed_noise=True)["sizes"].tolist() == [[15, 20], [18, 19]]
+
+
+@pytest.mark.parametrize("task", ["super_resolution", "low_light"])
+def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str) -> None:
+    paths = [write(tmp_path / "fine.png", 96, 96), write(tmp_path / "small.png", 97, 95)]
+
+    def prepare(minimum: int) -> dict[str, np.ndarray]:
+        if task == "super_resolution":
+            return prepare_super_resolution(paths, 2, minimum)
+        return prepare_low_light(paths, 0, minimum, fixed_noise=False)
+
+    assert len(prepare(94)["names"]) == 2
+    with pytest.raises(UserError, match=r"small\.png.*95×97.*at least 95"):
+        prepare(95)  # 95 wide, but an even 94 is all that can be used
+
+
+def test_no_picture_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one"):
+        prepare_super_resolution([], 2, 8)
+
+
+def test_low_light_is_each_pictures_own_and_fixed_by_the_seed() -> None:
+    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True)
+    again = prepare_low_light(PHOTOS[::-1], 7, 96, fixed_noise=True)
+    samples = split["raw"].reshape(3, 4, 128, 128)
+    assert np.array_equal(samples[0], again["raw"].reshape(3, 4, 128, 128)[2])  # whatever else is in the split
+    assert np.array_equal(split["linear"], prepare_low_light(PHOTOS, 7, 96, fixed_noise=False)["linear"])
+    other = prepare_low_light(PHOTOS, 8, 96, fixed_noise=True)
+    assert not np.array_equal(samples[0], other["raw"].reshape(3, 4, 128, 128)[0])
+    assert len(set(split["ratio"].tolist())) == 3
+    assert ((split["ratio"] >= 100) & (split["ratio"] <= 300)).all()
+    assert "raw" not in prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=False)
+
+
+def test_the_stored_scene_is_the_photograph_in_linear_light() -> None:
+    split = prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=False)
+    assert (split["linear"].min() >= 0, split["linear"].max() <= raw.RANGE) == (True, True)
+    green = split["linear"].reshape(256, 256, 3)[..., 1].ravel()
+    rank = np.corrcoef(np.argsort(np.argsort(green)), np.argsort(np.argsort(split["high"][:, 1])))[0, 1]
+    assert rank > 0.95  # the same picture, its brightness order kept
+
+
+def test_saving_is_repeatable_to_the_byte_and_read_back_whole(tmp_path: Path) -> None:
+    split = prepare_low_light(PHOTOS[:1], 1, 96, fixed_noise=True)
+    save_split(tmp_path / "new" / "a.npz", split)
+    save_split(tmp_path / "b.npz", dict(reversed(split.items())))
+    assert (tmp_path / "new" / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.npz", "new"]  # nothing temporary is left
+    back = load_split(tmp_path / "b.npz")
+    assert back.keys() == split.keys()
+    assert all(np.array_equal(back[key], split[key]) and back[key].dtype == split[key].dtype for key in split)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"text", b"\x93NUMPY one array"])
+def test_a_file_that_is_no_split_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "train.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.npz"):
+        load_split(tmp_path / "train.npz")
+
+
+def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) -> None:
+    save_split(tmp_path / "train.npz", {"task": np.array("low_light"), "scale": np.array(2)})
+    with pytest.raises(UserError, match=r"train\.npz: lacks high, names, sizes"):
+        load_split(tmp_path / "train.npz")

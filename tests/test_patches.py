@@ -1,0 +1,204 @@
+"""Training batches and evaluation pairs: aligned, repeatable, evenly drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data import patches, raw
+from pipeline.data.degradations import (
+    Prepared,
+    bicubic_upscale,
+    prepare_low_light,
+    prepare_super_resolution,
+    save_split,
+)
+from pipeline.data.patches import load_images
+from pipeline.errors import UserError
+
+PHOTOS = [
+    Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9", "fog6")
+]
+SIZES = [(20, 31), (44, 17), (16, 16)]  # input pixels, all different
+
+
+def coordinates(h: int, w: int, image: int) -> np.ndarray:
+    """[h, w, 3] uint8 that says of each pixel its row, its column and its picture."""
+    rows, columns = np.mgrid[:h, :w]
+    return np.stack([rows, columns, np.full((h, w), image)], axis=2).astype(np.uint8)
+
+
+def common(task: str, scale: int) -> Prepared:
+    low = [coordinates(h, w, i) for i, (h, w) in enumerate(SIZES)]
+    high = [picture.repeat(scale, axis=0).repeat(scale, axis=1) for picture in low]
+    return {
+        "task": np.array(task),
+        "names": np.array(["a.png", "b.png", "c.png"]),
+        "scale": np.array(scale),
+        "sizes": np.array(SIZES),
+        "low": np.concatenate([picture.reshape(-1, 3) for picture in low]),
+        "high": np.concatenate([picture.reshape(-1, 3) for picture in high]),
+    }
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_input_and_target_patches_show_the_same_place(scale: int) -> None:
+    images = load_images(common("super_resolution", scale), "cpu")
+    orientations, seen = set(), set()
+    for step in range(12):
+        given, target = images.batch(step, seed=0, batch=16, patch=12)
+        assert given.shape == (16, 3, 12, 12)
+        assert torch.equal(target, given.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+        levels = (given * 255).round().int()
+        row, column, picture = levels.unbind(1)
+        assert (picture == picture[:, :1, :1]).all()
+        for r, c, p in zip(row, column, picture, strict=True):
+            steps = (int(r[1, 0] - r[0, 0]), int(r[0, 1] - r[0, 0]), int(c[1, 0] - c[0, 0]), int(c[0, 1] - c[0, 0]))
+            span = torch.arange(12)
+            assert torch.equal(r - r[0, 0], span[:, None] * steps[0] + span * steps[1])  # a whole square, no wrapping
+            assert torch.equal(c - c[0, 0], span[:, None] * steps[2] + span * steps[3])
+            orientations.add(steps)
+            seen.add((int(p[0, 0]), int(r.min()), int(c.min())))
+    assert len(orientations) == 8
+    for picture, (h, w) in enumerate(SIZES):
+        corners = [(r, c) for p, r, c in seen if p == picture]
+        assert max(r for r, _ in corners) <= h - 12
+        assert max(c for _, c in corners) <= w - 12
+
+
+def test_every_place_can_be_drawn_up_to_the_last_row_and_column() -> None:
+    images = load_images(common("super_resolution", 2), "cpu")
+    given = torch.cat([images.batch(step, 1, 16, 14)[0] for step in range(12)]) * 255
+    smallest = given[given[:, 2, 0, 0] == 2]  # the 16×16 picture has 3×3 places for a patch of 14
+    places = {(int(p[0].min()), int(p[1].min())) for p in smallest.round()}
+    assert places == {(r, c) for r in range(3) for c in range(3)}
+
+
+def test_flips_and_turns_leave_red_at_the_corner_of_the_bayer_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = common("low_light", 2)
+    del prepared["low"]
+    high = [coordinates(2 * h, 2 * w, i) for i, (h, w) in enumerate(SIZES)]  # now all four places of a cell differ
+    prepared["high"] = np.concatenate([picture.reshape(-1, 3) for picture in high])
+    prepared["linear"] = prepared["high"].astype(np.int16) * 60
+    prepared["ratio"] = np.ones(3, dtype=np.float32)
+    prepared["noise_seed"] = np.arange(3)
+    monkeypatch.setattr(patches, "sample_noise", lambda rng, count: (np.zeros(count), np.zeros(count)))
+    images = load_images(prepared, "cpu")
+    for step in range(6):
+        given, target = images.batch(step, seed=0, batch=16, patch=12)
+        scene = target * 255 * 60 / raw.RANGE
+        for channel, (colour, dy, dx) in enumerate([(0, 0, 0), (1, 0, 1), (2, 1, 1), (1, 1, 0)]):
+            assert torch.allclose(given[:, channel], scene[:, colour, dy::2, dx::2], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def low_light() -> Prepared:
+    return prepare_low_light(PHOTOS, 5, 96, fixed_noise=True)
+
+
+@pytest.fixture(scope="module")
+def super_resolution() -> Prepared:
+    return prepare_super_resolution(PHOTOS, 2, 96)
+
+
+@pytest.mark.parametrize("task", ["super_resolution", "low_light"])
+def test_a_step_gives_the_same_bits_whenever_it_is_asked_for(task: str, request: pytest.FixtureRequest) -> None:
+    prepared = request.getfixturevalue(task)
+    first = load_images(prepared, "cpu")
+    wanted = first.batch(3, 9, 4, 24)
+    later = load_images(prepared, "cpu")
+    torch.manual_seed(1)
+    later.batch(0, 9, 4, 24)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, later.batch(3, 9, 4, 24), strict=True))
+    for other in (later.batch(4, 9, 4, 24), later.batch(3, 8, 4, 24)):
+        assert not torch.equal(wanted[1], other[1])
+
+
+def test_batches_are_floats_from_0_to_1_of_the_promised_shapes(low_light: Prepared) -> None:
+    given, target = load_images(low_light, "cpu").batch(0, 0, 5, 16)
+    assert (given.shape, target.shape) == ((5, 4, 16, 16), (5, 3, 32, 32))
+    assert given.dtype == target.dtype == torch.float32
+    assert all(float(t.min()) >= 0 and float(t.max()) <= 1 for t in (given, target))
+    assert given.is_contiguous()
+    assert target.is_contiguous()
+
+
+def test_training_noise_is_fresh_and_evaluation_noise_fixed(
+    low_light: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {key: low_light[key] for key in ("task", "scale")} | {
+        "names": low_light["names"][:1],
+        "sizes": low_light["sizes"][:1],
+        "high": low_light["high"][:65536],
+        "linear": low_light["linear"][:65536],
+        "ratio": low_light["ratio"][:1],
+        "noise_seed": low_light["noise_seed"][:1],
+    }
+    monkeypatch.setattr(patches, "sample_noise", lambda rng, count: (np.full(count, 1e-3), np.full(count, 1e-6)))
+    whole = load_images(one, "cpu")  # a patch of the picture's size: only flips, turns and noise are left to differ
+    by_target: dict[bytes, list[torch.Tensor]] = {}
+    for step in range(12):
+        given, target = whole.batch(step, 0, 1, 128)
+        by_target.setdefault(target.numpy().tobytes(), []).append(given)
+    repeated = [inputs for inputs in by_target.values() if len(inputs) > 1]
+    assert repeated
+    assert not any(torch.equal(inputs[0], inputs[1]) for inputs in repeated)
+    images = load_images(low_light, "cpu")
+    assert torch.equal(images.pair(0)[0], images.pair(0)[0])
+    assert torch.equal(images.pair(0)[0], whole.pair(0)[0])  # drawn when asked for, or once and stored: the same
+
+
+def test_the_most_varied_of_four_places_is_taken() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise[:, :32] = 128  # the left half is flat
+    prepared = common("super_resolution", 1) | {"names": np.array(["a"]), "sizes": np.array([[64, 64]])}
+    prepared |= {"high": noise.reshape(-1, 3), "low": noise.reshape(-1, 3)}
+    given = torch.cat([load_images(prepared, "cpu").batch(step, 0, 50, 8)[0] for step in range(10)])
+    flat = float((given.flatten(1).std(dim=1) == 0).float().mean())
+    # 25 of 57 columns leave a patch wholly flat; four such in a row: (25 / 57)^4 = 3.7%, where one place alone has 44%.
+    assert flat == pytest.approx(0.037, abs=0.025)
+
+
+def test_a_patch_larger_than_a_picture_is_refused_by_the_pictures_name() -> None:
+    images = load_images(common("super_resolution", 2), "cpu")
+    assert images.batch(0, 0, 2, 16)[0].shape == (2, 3, 16, 16)
+    with pytest.raises(UserError, match=r"patch: 17 .* c\.png .*at most 16"):
+        images.batch(0, 0, 2, 17)
+
+
+def test_pairs_are_the_whole_pictures_in_order() -> None:
+    images = load_images(common("super_resolution", 2), "cpu")
+    assert (len(images), images.names, images.task) == (3, ["a.png", "b.png", "c.png"], "super_resolution")
+    for i, (h, w) in enumerate(SIZES):
+        given, target = images.pair(i)
+        expected = torch.from_numpy(coordinates(h, w, i)).permute(2, 0, 1)[None] / 255
+        assert torch.equal(given, expected)
+        assert torch.equal(target, expected.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_low_light_pairs_are_the_stored_samples_amplified(low_light: Prepared) -> None:
+    images = load_images(low_light, "cpu")
+    given, target = images.pair(2)
+    samples = low_light["raw"].reshape(4, 4, 128, 128)[2].astype(np.float64)
+    expected = np.clip(np.maximum(samples - 512, 0) / (16383 - 512) * low_light["ratio"][2], 0, 1)
+    assert np.allclose(given[0].numpy(), expected, atol=1e-6)
+    assert np.array_equal(
+        (target[0].permute(1, 2, 0) * 255).round().numpy(), low_light["high"].reshape(4, 256, 256, 3)[2]
+    )
+
+
+def test_references_are_bicubic_and_the_amplified_input(low_light: Prepared, super_resolution: Prepared) -> None:
+    small, dark = load_images(super_resolution, "cpu"), load_images(low_light, "cpu")
+    assert torch.equal(small.reference(1), bicubic_upscale(small.pair(1)[0], 2))
+    assert torch.equal(dark.reference(1), raw.demosaic_amplified(dark.pair(1)[0]))
+    assert small.reference(1).shape == dark.reference(1).shape == (1, 3, 256, 256)
+
+
+def test_a_split_reads_the_same_from_its_file(tmp_path: Path, super_resolution: Prepared) -> None:
+    save_split(tmp_path / "train.npz", super_resolution)
+    from_file, direct = load_images(tmp_path / "train.npz", "cpu"), load_images(super_resolution, "cpu")
+    assert from_file.names == [path.name for path in PHOTOS]
+    assert all(torch.equal(a, b) for a, b in zip(from_file.batch(1, 2, 3, 24), direct.batch(1, 2, 3, 24), strict=True))
