@@ -1,0 +1,52 @@
+# Two commands: `make repro` runs the chain on real photographs, `make test` runs the tests. Each does its own set-up.
+SHELL := /bin/bash
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Two spinning OpenMP teams that share a core can be twenty times slower than one.
+export OMP_WAIT_POLICY := PASSIVE
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: help setup repro test lint ui
+help:
+	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report"
+	@echo "make test    the tests"
+	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
+	@echo "make setup   .venv with the pinned requirements"
+
+setup: .venv/ready
+
+# --without-pip: Debian packs ensurepip apart; the machine's own pip installs into the environment from outside.
+# The machine's python3 makes it, not the one of an environment that is being replaced.
+.venv/ready: export PATH := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 2; }
+	@echo "setup: installing the pinned requirements into .venv (about two minutes)"
+	$(PYTHON) -m venv --clear --without-pip .venv
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# The two networks' chains are independent: DVC runs them side by side, then once more over everything.
+# A chain that fails leaves its reason on the screen; the last command runs it again and ends as it ends.
+repro: setup
+	@python -m stages.check
+	@export REPRO_SESSION="make repro $$(date '+%F %T')" PROGRESS=lines; \
+	trap 'kill $$(jobs -p) 2>/dev/null; wait; exit 130' INT TERM; \
+	for network in $$(python -m stages.check --networks); do \
+		dvc --wait-for-lock repro -q "evaluate@$$network" & \
+	done; wait; \
+	dvc --wait-for-lock repro
+	@python -m stages.check --results
+
+test: setup lint
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+# One worker and no job runner: a third of the start-up time and memory.
+ui: setup
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
+		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -1,0 +1,291 @@
+"""params.yaml as checked, typed objects: whatever is wrong with it is said in one sentence before anything runs.
+
+The models below are the reference for every key: its type, its unit and its bounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rule = Literal["adaptive", "depth", "efficiency", "balance"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: no unknown keys, no silent conversion of types, read-only once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Run(Section):
+    """What the chain runs over."""
+
+    networks: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    methods: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class Network(Section):
+    """How to build a network and what it restores."""
+
+    factory: str
+    args: dict[str, Any] = {}
+    task: Literal["super_resolution", "low_light"]
+    scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
+
+
+class Prepare(Section):
+    """Where the photographs are and how they are split."""
+
+    photos: str  # a folder; its splits.json lists the images of each split, without one they are split by series
+
+
+class Train(Section):
+    """One training recipe."""
+
+    steps: Count
+    batch: Count
+    patch: Annotated[int, Field(ge=8)]  # side of the input patch, in input pixels (LR or packed Bayer)
+    lr: Positive
+    lr_final: NotNegative = 0.0  # cosine: the rate at the last step
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: Annotated[tuple[Count, ...], Field(strict=False)] = ()  # step: where the rate is multiplied by decay
+    decay: Positive = 0.5
+    clip: NotNegative = 0.0  # largest gradient norm; 0: none
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step of the averaged weights; 0: none
+    validate_every: Count
+
+
+class Analyze(Section):
+    """The input size at which costs are counted, in input pixels: height, width."""
+
+    size: Annotated[tuple[Count, Count], Field(strict=False)]
+
+
+class Retrain(Section):
+    """What one pruning iteration trains for one network."""
+
+    train_steps: Steps  # with regularisation, before channels go
+    retrain_steps: Steps  # after they went
+    train_lr: Positive  # constant
+    retrain_lr: Positive  # falls to retrain_lr_final by a cosine
+    retrain_lr_final: NotNegative = 0.0
+    psnr_loan: NotNegative  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
+    ssim_loan: NotNegative
+
+
+class Rules(Section):
+    """The numbers of the pruning rules; `prune` holds the common ones, a method or network may hold its own."""
+
+    threshold_scale: Positive  # alpha at the first iteration
+    threshold_growth: Positive  # relative growth of alpha after an accepted iteration
+    max_share: Annotated[float, Field(gt=0, le=1)]  # of a group's channels that one iteration may remove
+    max_iterations: Count
+    patience: Count  # rejections in a row after which pruning stops
+    target_mac: Share  # share of the original MACs at which pruning stops
+    sparsity: NotNegative  # strength of the group lasso
+    imbalance: NotNegative  # strength of the variance of the groups' mean magnitudes; under `balance` alone
+    depth_channels: Count  # n_min: channels that a group keeps under `depth`
+    depth_share: Share  # rho: share of its channels that a group keeps under `depth`
+    efficiency_power: NotNegative  # beta
+    efficiency_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
+    balance_strength: NotNegative  # gamma
+    balance_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Rules:
+        for key in ("efficiency_range", "balance_range"):
+            low, high = getattr(self, key)
+            if not low <= 1 <= high:
+                raise ValueError(f"{key} must hold 1 between its two numbers, lowest first")
+        return self
+
+
+class Method(Section):
+    """A method: its set of rules, and what it sets differently from `prune`."""
+
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, strict=False)]
+    overrides: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _adapts(self) -> Method:
+        if "adaptive" not in self.rules:
+            raise ValueError("rules must contain 'adaptive': without it the threshold never moves")
+        return self
+
+
+class Prune(Rules):
+    """The common numbers, the training of an iteration for each network, and the methods."""
+
+    networks: dict[str, Retrain]
+    methods: dict[str, Method]
+
+
+class Gate(Section):
+    """What an iteration must hold to be accepted, on validation images."""
+
+    reference: Literal["baseline", "control"]
+    max_psnr_drop: Finite  # dB; negative: a gain is asked for
+    max_ssim_drop: Finite
+
+
+class Finetune(Section):
+    """The last training of a pruned network."""
+
+    steps: Count
+    lr: Positive
+    lr_final: NotNegative = 0.0
+
+
+class Evaluate(Section):
+    """The test-set statistics."""
+
+    bootstrap: Annotated[int, Field(ge=100)]  # resamples of the paired bootstrap
+
+
+class Report(Section):
+    """The report's pictures."""
+
+    crop: Annotated[int, Field(ge=16)]  # side of the picture's crops, in output pixels
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Count  # of one process; bits are equal only at equal thread counts
+    precision: Literal["auto", "fp32", "bf16"]  # of the multiplications while training; quality is always fp32
+    run: Run
+    networks: dict[str, Network]
+    prepare: Prepare
+    train: dict[str, Train]
+    analyze: dict[str, Analyze]
+    prune: Prune
+    gate: Gate
+    finetune: dict[str, Finetune]
+    evaluate: Evaluate
+    report: Report
+
+    @model_validator(mode="after")
+    def _complete(self) -> Params:
+        for network in self.run.networks:
+            for key, section in (
+                ("networks", self.networks),
+                ("train", self.train),
+                ("analyze", self.analyze),
+                ("prune.networks", self.prune.networks),
+                ("finetune", self.finetune),
+            ):
+                if network not in section:
+                    raise ValueError(
+                        f"run.networks names {network!r}, which {key} doesn't have; it has {_listed(section)}"
+                    )
+        for method in self.run.methods:
+            if method not in self.prune.methods:
+                raise ValueError(
+                    f"run.methods names {method!r}, which prune.methods doesn't have; "
+                    f"it has {_listed(self.prune.methods)}"
+                )
+        return self
+
+    @property
+    def photos(self) -> Path:
+        return Path(self.prepare.photos)
+
+    def rules(self, method: str) -> Rules:
+        """The numbers for one method: those of `prune`, with the method's overrides."""
+        common = {key: getattr(self.prune, key) for key in Rules.model_fields}
+        return _checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"
+
+
+def _checked(model: type[Section], values: Any, where: str) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(model, error, where)) from None
+
+
+def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    """The first fault as one sentence: where, what, what is allowed."""
+    fault = error.errors()[0]
+    path = ".".join(str(part) for part in fault["loc"])
+    name = f"{where}: {path}" if path else where
+    more = len(error.errors()) - 1
+    tail = f" ({more} more fault{'s' if more > 1 else ''} after this one)" if more else ""
+    if fault["type"] == "extra_forbidden":
+        owner = _model_at(model, fault["loc"][:-1])
+        allowed = f"; allowed here: {', '.join(owner.model_fields)}" if owner else ""
+        return f"{name} is an unknown key{allowed}{tail}"
+    if fault["type"] == "missing":
+        return f"{name} is missing{tail}"
+    if fault["type"] == "value_error":
+        return f"{name}: {fault['ctx']['error']}{tail}"
+    if fault["type"] in ("model_type", "dict_type"):
+        message = "should be a section of keys"
+    elif fault["type"] == "tuple_type":
+        message = "should be a list"
+    else:
+        message = fault["msg"].replace("Input should", "should").replace("Tuple should", "should")
+        message = message.partition(" after validation")[0]
+    return f"{name} is {fault['input']!r} but {message}{tail}"
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model that a path of keys leads to; dictionaries count as their values."""
+    for part in path:
+        field = model.model_fields.get(str(part)) if model else None
+        if field is None:
+            continue  # a key of a dictionary: the values' model was already entered
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return None
+    return model
+
+
+def read(path: Path = Path("params.yaml")) -> Params:
+    """Read and check a parameter file; UserError with one sentence on the first fault."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or an impossible date
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{path} isn't YAML{place}: {' '.join(reason.split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
+    params = _checked(Params, _floats(values), str(path))
+    for method in params.prune.methods:
+        params.rules(method)
+    return params
+
+
+def _floats(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text, since it has no dot; take such text for the number that was meant."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower() and value.lstrip("+-")[:1].isdigit():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,55 @@
+"""One progress line for a stage: step, rate, validation PSNR, time left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+QUIET_SECONDS = 30.0  # between lines when the output is a file, a pipe, or shared by several stages
+
+
+class Progress:
+    """A bar on a terminal; now and then a line elsewhere (or where PROGRESS=lines asks for it)."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        lines = not sys.stderr.isatty() or os.environ.get("PROGRESS") == "lines"
+        self.stage, self.total, self.base, self.done = stage, total, 0, 0
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None  # the step at which this process began: a resumed stage starts late
+        self.bar = None if lines else tqdm(total=total, desc=stage, unit="step", dynamic_ncols=True)
+
+    def tick(self, done: int, psnr: float | None = None) -> None:
+        """`done` steps of the current phase are behind us."""
+        done += self.base
+        if self.first is None:
+            self.first = done - 1
+        if self.bar is not None:
+            if psnr is not None:
+                self.bar.set_postfix_str(f"PSNR {psnr:.2f} dB", refresh=False)
+            self.bar.update(done - self.done)
+        elif time.monotonic() - self.said > QUIET_SECONDS:
+            self.said = time.monotonic()
+            rate = (done - self.first) / (self.said - self.began)
+            quality = "" if psnr is None else f", PSNR {psnr:.2f} dB"
+            left = (self.total - done) / rate / 60
+            self.say(f"step {done}/{self.total}, {rate:.1f} steps/s{quality}, about {left:.1f} min left")
+        self.done = done
+
+    def phase_over(self, steps: int) -> None:
+        """The current phase is complete or was cut short; the next one counts from here."""
+        self.base += steps
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        line = f"{self.stage}: {text}"
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,77 @@
+"""The report's table, from the files in results/ alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.files import read_json
+
+INPUT = {"super_resolution": "bicubic", "low_light": "amplified input"}
+NOTES = """\
+`baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
+removed. Validation drop: against the {reference}, the gate's reference; the gate allows {drop:g} dB. Test drops are
+paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM: clamped, rounded to 8 bit, RGB,
+super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's `structural_similarity(channel_axis=-1,
+data_range=1.0)`. SID's images are *synthetic low light* made of photographs, not the SID data set."""
+
+
+def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
+    """One row for each solution of a network: input, baseline, control and methods."""
+    found = read_json(results / "evaluate" / network / "metrics.json")
+    baseline = read_json(results / "train" / network / "metrics.json")
+    control = read_json(results / "control" / network / "metrics.json")
+    table = []
+    for solution in ("input", "baseline", "original", *methods):
+        row: dict[str, Any] = {"network": network, "solution": solution, **found[solution]}
+        if solution == "input":
+            row["solution"] = INPUT[task]
+        elif solution == "original":
+            row |= {"validation_drop": baseline["psnr"] - control["psnr"], "steps": control["steps"]}
+        elif solution in methods:
+            tuned = read_json(results / "finetune" / network / solution / "metrics.json")
+            row |= {"validation_drop": tuned["psnr_drop"], "steps": tuned["steps"]}
+        table.append(row)
+    return table
+
+
+def markdown(table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gate: config.Gate) -> str:
+    """The table for people. Costs are counted at `sizes`, input height and width."""
+    header = (
+        "| network | solution | MAC (%) | weights (%) | activations (%) | BW (%) | PSNR (dB) | SSIM "
+        "| validation drop (dB) | test drop against baseline (dB) | against control (dB) | extra steps |"
+    )
+    lines = [header, "| --- | --- |" + " ---: |" * 10]
+    for row in table:
+        shares = [f"{row[f'{key}_percent']:.1f}" if key in row else "" for key in _COSTS]
+        drops = [_drop(row["against_baseline"]), _drop(row["against_original"])]
+        if row["solution"] in ("baseline", "original"):
+            drops[["baseline", "original"].index(row["solution"])] = ""
+        validation = f"{row['validation_drop']:+.4f}" if "validation_drop" in row else ""
+        cells = [row["network"], row["solution"], *shares, f"{row['psnr']:.3f}", f"{row['ssim']:.4f}", validation]
+        lines.append("| " + " | ".join([*cells, *drops, str(row.get("steps", ""))]) + " |")
+    at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
+    notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop)
+    return "\n".join(lines) + f"\n\nCosts: {at}. {notes}\n"
+
+
+def csv(table: list[dict[str, Any]]) -> str:
+    """The same table for machines: absolute costs too, MACs and elements."""
+    columns = ["network", "solution", *_COSTS, *(f"{key}_percent" for key in _COSTS), "psnr", "ssim"]
+    columns += ["validation_drop", "steps"]
+    differences = [(o, key) for o in ("baseline", "original") for key in ("mean", "low", "high", "worst", "worst_name")]
+    lines = [",".join([*columns, *(f"against_{other}_{key}" for other, key in differences)])]
+    for row in table:
+        cells = [str(row.get(key, "")) for key in columns]
+        lines.append(",".join([*cells, *(str(row[f"against_{other}"][key]) for other, key in differences)]))
+    return "\n".join(lines) + "\n"
+
+
+_COSTS = ("mac", "weights", "activations", "bw")
+
+
+def _drop(difference: dict[str, float]) -> str:
+    """A difference (solution - other) as a drop, with its interval."""
+    return f"{-difference['mean']:+.3f} [{-difference['high']:+.3f}, {-difference['low']:+.3f}]"

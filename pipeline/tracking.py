@@ -1,0 +1,264 @@
+"""MLflow: a parent run for one `dvc repro`, a child for each stage, a grandchild for each pruning iteration.
+
+The only module that knows MLflow. The store is `mlflow.db` beside dvc.yaml, or what MLFLOW_TRACKING_URI names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.errors import UserError
+
+EXPERIMENT = "architecture-aware pruning"
+GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
+
+
+def root() -> Path:
+    """The repository that the store belongs to; a queued DVC experiment runs in a copy and names the original."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def store() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+def session() -> str:
+    """Names the command that the stages of one chain share: a DVC experiment, `make repro`, or a dvc process."""
+    named = os.environ.get("DVC_EXP_NAME") or os.environ.get("REPRO_SESSION")
+    if named:
+        return named
+    for process in psutil.Process().parents():
+        try:
+            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
+                return f"dvc-{process.pid}-{int(process.create_time())}"
+        except psutil.Error:
+            break
+    return f"stage-{os.getpid()}-{int(time.time())}"
+
+
+class Run:
+    """A run of the store, with batches where MLflow would make a request for each value."""
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment: str) -> None:
+        self.client, self.id, self.experiment = client, run_id, experiment
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        found = [Metric(key, float(value), now, step) for key, value in values.items()]
+        self.client.log_batch(self.id, metrics=found)
+
+    def curve(self, key: str, points: list[tuple[int, float]]) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(key, float(value), now, step) for step, value in points])
+
+    def params(self, values: dict[str, Any]) -> None:
+        self.client.log_batch(self.id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.id, str(path), folder)
+
+    def table(self, value: Any, name: str) -> None:
+        self.client.log_dict(self.id, value, name)
+
+    def child(self, name: str, tags: dict[str, str] | None = None) -> Run:
+        marks = {"mlflow.parentRunId": self.id, **_process_tags(), **(tags or {})}
+        run = self.client.create_run(self.experiment, run_name=name, tags=marks)
+        return Run(self.client, run.info.run_id, self.experiment)
+
+    def end(self, status: str = "FINISHED") -> None:
+        self.client.set_terminated(self.id, status)
+
+    def model(self, network: Any, channels: int, name: str) -> None:
+        """Log a network as an MLflow model for images of any height and width."""
+        import mlflow
+        import mlflow.pytorch
+        import numpy as np
+        import torch
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        def spec(count: int, label: str) -> Schema:
+            # -1: any batch, height and width; an inferred signature would pin them to the example's
+            return Schema([TensorSpec(np.dtype("float32"), (-1, count, -1, -1), label)])
+
+        mlflow.set_tracking_uri(store())
+        with _quiet(), mlflow.start_run(run_id=self.id):
+            mlflow.pytorch.log_model(
+                network.cpu(),
+                name=name,
+                signature=ModelSignature(spec(channels, "image"), spec(3, "restored")),
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+                code_paths=["pipeline"],
+                serialization_format="pickle",
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's model logging warns about choices that are made on purpose here."""
+    import logging
+
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _process_tags() -> dict[str, str]:
+    return {"process": f"{socket.gethostname()}:{os.getpid()}", "mlflow.user": os.environ.get("USER", "")}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _client() -> tuple[MlflowClient, str]:
+    """The store's client and the experiment's id; a sentence when the store can't be reached."""
+    uri = store()
+    if uri.startswith("http"):  # say so within seconds, not after MLflow's minutes of retries
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    try:
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            where = None if uri.startswith("http") else f"file://{root() / 'mlartifacts'}"
+            return client, client.create_experiment(EXPERIMENT, artifact_location=where)
+        return client, found.experiment_id
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(
+            f"the MLflow store {uri} can't be reached: {str(error).splitlines()[0]}; "
+            "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file"
+        ) from None
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Creating the tables, or the parent run, twice at once ends in a crash or two parents."""
+    try:
+        (root() / ".scratch").mkdir(exist_ok=True)
+        lock = open(root() / ".scratch" / "tracking.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{root() / '.scratch'} can't be written: {error.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _parent(client: MlflowClient, experiment: str) -> Run:
+    key = session()
+    found = client.search_runs([experiment], f"tags.session = '{key}' and tags.level = 'chain'", max_results=1)
+    if found:
+        return Run(client, found[0].info.run_id, experiment)
+    name = os.environ.get("DVC_EXP_NAME") or time.strftime("chain %Y-%m-%d %H:%M")
+    command = f"dvc exp apply {name} && dvc repro" if os.environ.get("DVC_EXP_NAME") else "dvc repro"
+    tags = {
+        "session": key,
+        "level": "chain",
+        "goal": GOAL,
+        "reproduce": command,
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+        "uncommitted": "yes" if _git("status", "--porcelain", "--untracked-files=no") else "no",
+        "mlflow.note.content": f"One run of the chain: {GOAL}. Its stages are the runs below it.",
+    }
+    run = client.create_run(experiment, run_name=name, tags=tags)
+    return Run(client, run.info.run_id, experiment)
+
+
+def _bury(client: MlflowClient, experiment: str, label: str) -> None:
+    """A killed stage can't close its run: its next execution does."""
+    words = f"tags.stage = '{label}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], words):
+        host, _, pid = run.data.tags.get("process", "").partition(":")
+        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            for child in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"):
+                if child.info.status == "RUNNING":
+                    client.set_terminated(child.info.run_id, "KILLED")
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextmanager
+def stage(name: str, network: str = "", method: str = "", params: dict[str, Any] | None = None) -> Iterator[Run]:
+    """The run of one stage execution; fails before any work when the store can't be reached."""
+    label = " ".join(word for word in (name, network, method) if word)
+    with _one_at_a_time():
+        client, experiment = _client()
+        parent = _parent(client, experiment)
+        _bury(client, experiment, label)
+    marks = {"level": "stage", "stage": label, "network": network, "method": method}
+    run = parent.child(label, {key: value for key, value in marks.items() if value})
+    run.params(params or {})
+    try:
+        yield run
+    except BaseException as error:
+        run.tags({"error": f"{type(error).__name__}: {error}"[:4000]})
+        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        parent.end("FAILED")
+        raise
+    run.end()
+    parent.end()
+
+
+def parent_of(run: Run) -> Run:
+    """The chain's run above a stage's."""
+    above = run.client.get_run(run.id).data.tags["mlflow.parentRunId"]
+    return Run(run.client, above, run.experiment)
+
+
+def iteration(run: Run, done: Any, original_mac: int) -> None:
+    """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
+    figures = {
+        "mac_percent": 100 * done.mac / original_mac,
+        "weights": done.weights,
+        "activations": done.activations,
+        "bw": done.bw,
+        "psnr": done.psnr,
+        "ssim": done.ssim,
+        "psnr_drop": done.psnr_drop,
+        "ssim_drop": done.ssim_drop,
+        "alpha": done.alpha,
+        "accepted": float(done.verdict == "accepted"),
+    }
+    run.metrics(figures, done.number)
+    run.metrics({f"channels.{_key(name)}": count for name, count in done.channels.items()}, done.number)
+    run.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)
+    child = run.child(
+        f"iteration {done.number}",
+        {"level": "iteration", "verdict": done.verdict, "mlflow.note.content": f"{done.verdict}: {done.reason}"},
+    )
+    child.metrics(figures, done.number)
+    child.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)
+    child.params({f"width.{_key(name)}": width for name, width in done.widths.items()})
+    child.table(
+        {"channels": done.channels, "widths": done.widths, "removed": done.removed, "thresholds": done.thresholds},
+        "architecture.json",
+    )
+    child.end()
+
+
+def _key(name: str) -> str:
+    """Group names as MLflow allows them in a key."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)

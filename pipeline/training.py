@@ -1,0 +1,154 @@
+"""One visible training loop, used for baselines, controls, pruning iterations and fine-tuning alike.
+
+Step n of a training is a function of the weights, the optimiser and (seed, n) alone, so a training that was stopped
+goes on from its last saved state and ends with the bits of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Train
+from pipeline.device import Machine
+from pipeline.files import save_tensors
+
+SAVE_SECONDS = 15.0  # a kill loses at most this much training
+WARM_UP = 0.05  # share of a cosine schedule: a fresh Adam's first steps are all of full length
+
+
+class NonFiniteLossError(Exception):
+    """The loss became infinite or NaN; `step` says where."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a training curve: validation PSNR in dB after `step` steps."""
+
+    step: int
+    psnr: float
+    loss: float  # mean absolute error of the step's batch, pixel values in 0..1
+
+
+def learning_rate(recipe: Train, step: int) -> float:
+    """The rate of step 0 … steps-1: a cosine with a short warm-up, or the published stepwise decay."""
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.decay ** sum(step >= milestone for milestone in recipe.milestones)
+    warm = math.ceil(WARM_UP * recipe.steps)
+    ramp = min(1.0, (step + 1) / warm)
+    progress = step / max(1, recipe.steps - 1)
+    return ramp * (recipe.lr_final + (recipe.lr - recipe.lr_final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def fit(
+    network: nn.Module,
+    images,
+    recipe: Train,
+    machine: Machine,
+    *,
+    seed: int,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    tick: Callable[[int, float | None], None] = lambda step, psnr: None,
+    resume: Path | None = None,
+) -> list[Point]:
+    """Train `network` in place by `recipe`; returns the validation curve, one point each `validate_every` steps.
+
+    images: data.patches.Images; its batches are (seed, step)'s. Loss: mean absolute error plus `penalty(network)`.
+    With `recipe.average`, validation sees the averaged weights and the network ends with them.
+    resume: a file that holds the state, written every SAVE_SECONDS and read when it exists; the caller removes it.
+    Raises NonFiniteLossError, leaving the network as it was at that step.
+    """
+    network.to(machine.device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
+    average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
+    start, curve, loss_sum = 0, [], 0.0
+    if resume is not None and resume.exists():
+        state = torch.load(resume, map_location=machine.device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average = state["average"]
+        start, curve = state["step"], [Point(**point) for point in state["curve"]]
+    saved = time.monotonic()
+    for step in range(start, recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        inputs, targets = images.batch(step, seed, recipe.batch, recipe.patch)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
+            outputs = network(inputs)
+        loss = (outputs.float() - targets).abs().mean()
+        loss_sum = loss.item()
+        if penalty is not None:
+            loss = loss + penalty(network)
+        if not math.isfinite(loss.item()):
+            raise NonFiniteLossError(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        optimiser.step()
+        done = step + 1
+        if average:
+            # young averages forget faster, or they would remember the starting point for 1/(1-average) steps
+            weight = 1 - min(recipe.average, done / (done + 9))
+            torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], weight)
+        if validate is not None and (done % recipe.validate_every == 0 or done == recipe.steps):
+            with averaged(network, average):
+                curve.append(Point(done, validate(network), loss_sum))
+            network.train()
+        tick(done, curve[-1].psnr if curve else None)
+        if resume is not None and time.monotonic() - saved > SAVE_SECONDS:
+            save_state(resume, network, optimiser, average, done, curve)
+            saved = time.monotonic()
+    if resume is not None and start < recipe.steps:
+        save_state(resume, network, optimiser, average, recipe.steps, curve)
+    if average:
+        _load(network, average)
+    network.eval()
+    return curve
+
+
+def save_state(path: Path, network: nn.Module, optimiser, average: list[Tensor], step: int, curve: list[Point]) -> None:
+    """Everything that the next step depends on."""
+    save_tensors(
+        path,
+        {
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average,
+            "step": step,
+            "curve": [vars(point) for point in curve],
+        },
+    )
+
+
+@contextmanager
+def averaged(network: nn.Module, average: list[Tensor]) -> Iterator[None]:
+    """The network with the averaged weights in place; its own come back afterwards."""
+    if not average:
+        yield
+        return
+    own = [p.detach().clone() for p in network.parameters()]
+    _load(network, average)
+    try:
+        yield
+    finally:
+        _load(network, own)
+
+
+def _load(network: nn.Module, weights: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, weight in zip(network.parameters(), weights, strict=True):
+            parameter.copy_(weight)

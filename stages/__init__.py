@@ -1,0 +1,6 @@
+"""One thin file for each stage of dvc.yaml: read the parameters, call pipeline, write files, log."""
+
+import os
+
+# before torch is imported: two spinning OpenMP teams that share a core can be twenty times slower than one
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,45 @@
+"""Look at the baseline's architecture: costs by layer, coupled groups, magnitudes."""
+
+from __future__ import annotations
+
+from pipeline import config, tracking
+from pipeline.files import write_json, write_text
+from stages.common import RESULTS, main, make_job
+
+
+def analyze(params: config.Params, network: str) -> None:
+    """Write one baseline's costs by layer and its coupled groups."""
+    with tracking.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
+        from pipeline import checkpoint, coupling, pruning
+
+        job = make_job(params, network)
+        net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
+        spent, found = job.cost(net), coupling.find_groups(net, job.example())
+        reference = pruning.reference_magnitudes(net, found)
+        original = {group.name: group.channels for group in found.groups}
+        groups = []
+        for group, state in zip(found.groups, pruning.states(net, job, found, reference, original), strict=True):
+            ranked = sorted(state.magnitudes)
+            groups.append({
+                "name": group.name, "channels": group.channels, "producers": list(group.producers),
+                "readers": list(group.readers), "mac_per_channel": state.mac, "weights_per_channel": state.weights,
+                "magnitude": {"least": ranked[0], "median": ranked[len(ranked) // 2], "largest": ranked[-1]},
+            })  # fmt: skip
+        folder = RESULTS / "analyze" / network
+        write_json(folder / "groups.json", {"groups": groups, "frozen": list(found.frozen)})
+        rows = [
+            f"{layer.name},{layer.out_channels},{layer.mac},{layer.weights},{layer.activations},{layer.bw},"
+            f"{layer.mac_per_weight:.1f}"
+            for layer in spent.layers
+        ]
+        header = "layer,channels,mac,weights,activations,bw,mac_per_weight"
+        write_text(folder / "layers.csv", "\n".join([header, *rows]) + "\n")
+        totals = {"mac": spent.mac, "weights": spent.weights, "activations": spent.activations, "bw": spent.bw}
+        write_json(folder / "metrics.json", totals)
+        run.metrics(totals)
+        for name in ("groups.json", "layers.csv"):
+            run.artifact(folder / name)
+
+
+if __name__ == "__main__":
+    main(analyze, "network")

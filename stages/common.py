@@ -1,0 +1,93 @@
+"""What every stage file shares: its command line, its parameters, its scratch folder, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.errors import UserError
+from pipeline.files import digest, write_bytes
+
+RESULTS = Path("results")
+SCRATCH = Path(".scratch")
+
+
+def main(stage: Callable[..., None], *arguments: str) -> None:
+    """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on."""
+    parser = argparse.ArgumentParser(prog=f"python -m {stage.__module__}", description=stage.__doc__)
+    for argument in arguments:
+        parser.add_argument(argument, help=f"a {argument} of params.yaml")
+    given = vars(parser.parse_args())
+    name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
+    try:
+        params = config.read()
+        for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
+            if key in given and given[key] not in allowed:
+                raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
+        writable(RESULTS)
+        stage(params, *given.values())
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
+        sys.exit(130)
+
+
+def writable(folder: Path) -> None:
+    """Find out before any training that results can be written."""
+    probe = folder / f".probe-{os.getpid()}"
+    write_bytes(probe, b"probe")
+    probe.unlink()
+
+
+def scratch(stage: str, *key: Any) -> Path:
+    """The folder of an unfinished stage, named by all that its result depends on; files count by their contents."""
+    folder = SCRATCH / f"{stage}-{digest(stage, *key)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def finished(folder: Path) -> None:
+    """The stage's results are written: nothing is left to go on with."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A section of the parameters as dotted keys, for the tracking store."""
+    if hasattr(section, "model_dump"):
+        section = section.model_dump()
+    if not isinstance(section, dict):
+        return {prefix: section}
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def make_job(params: config.Params, network: str):
+    """The pruning.Job of one network: its images, recipes and machine."""
+    from pipeline import pruning
+    from pipeline.data.patches import load_images
+    from pipeline.device import choose
+
+    machine = choose(params.device, params.threads, params.precision)
+    data = RESULTS / "prepare" / network
+    return pruning.Job(
+        name=network,
+        network=params.networks[network],
+        train=load_images(data / "train.npz", machine.device),
+        validation=load_images(data / "validation.npz", machine.device),
+        recipe=params.train[network],
+        retrain=params.prune.networks[network],
+        gate=params.gate,
+        machine=machine,
+        size=params.analyze[network].size,
+        seed=params.seed * 1_000_003,
+    )

@@ -1,0 +1,57 @@
+"""The control `original`: the training that a pruned network gets, with nothing removed."""
+
+from __future__ import annotations
+
+from pipeline import config, tracking
+from pipeline.files import read_json, write_json
+from stages.common import RESULTS, finished, flat, main, make_job, scratch
+
+
+def control(params: config.Params, network: str) -> None:
+    """Train one baseline on by as many iterations as pruning may take, and by the fine-tune."""
+    retrain, last, iterations = params.prune.networks[network], params.finetune[network], params.prune.max_iterations
+    with tracking.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
+        from pipeline import checkpoint, pruning
+        from pipeline.progress import Progress
+
+        wanted = params.networks[network]
+        job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
+        data = RESULTS / "prepare" / network
+        work = scratch(
+            "control", params.seed, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
+            data / "train.npz", data / "validation.npz",
+        )  # fmt: skip
+        progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
+        curve = read_json(work / "curve.json") if (work / "curve.json").exists() else []
+        if curve:
+            net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
+        else:
+            net, _ = checkpoint.load(baseline, wanted.factory)
+        progress.phase_over(max(0, len(curve) - 1) * job.iteration_steps)
+        for number in range(len(curve), iterations + 1):
+            if number:
+                net = pruning.train_iteration(net, job, number, work, progress)
+            measured = job.quality(net.to(job.machine.device))
+            steps = number * job.iteration_steps
+            curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
+            checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {})
+            write_json(work / "curve.json", curve)
+        net = pruning.train_final(net, job, last, work / "finetune.pt", progress)
+        measured = job.quality(net)
+        total = iterations * job.iteration_steps + last.steps
+        final = {"steps": total, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim}
+        gain = measured.mean_psnr - curve[0]["psnr"]
+        progress.say(f"PSNR {measured.mean_psnr:.3f} dB, {gain:+.4f} dB against the baseline (validation)")
+        progress.close()
+
+        folder = RESULTS / "control" / network
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {})
+        write_json(folder / "curve.json", curve)
+        write_json(folder / "metrics.json", final | {"psnr_gain": gain})
+        run.curve("psnr", [(point["steps"], point["psnr"]) for point in [*curve, final]])
+        run.curve("ssim", [(point["steps"], point["ssim"]) for point in [*curve, final]])
+        finished(work)
+
+
+if __name__ == "__main__":
+    main(control, "network")

@@ -1,0 +1,64 @@
+"""Measure every solution on the test images: the only stage that reads them, once, at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from pipeline import config, tracking
+from pipeline.files import write_json, write_text
+from stages.common import RESULTS, main
+
+
+def evaluate(params: config.Params, network: str) -> None:
+    """Compare one network's solutions with its baseline and its control on the test images."""
+    wanted, methods = params.networks[network], params.run.methods
+    with tracking.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
+        from pipeline import checkpoint, cost, figures, quality
+        from pipeline.data.patches import load_images
+        from pipeline.device import choose
+
+        machine = choose(params.device, params.threads, params.precision)
+        images = load_images(RESULTS / "prepare" / network / "test.npz", machine.device)
+        paths = {"baseline": RESULTS / "train" / network, "original": RESULTS / "control" / network}
+        paths |= {method: RESULTS / "finetune" / network / method for method in methods}
+        nets = {name: checkpoint.load(path / "network.pt", wanted.factory)[0] for name, path in paths.items()}
+        nets = {name: net.to(machine.device) for name, net in nets.items()}
+        shave = quality.border(wanted.task, wanted.scale)
+        scores = {name: quality.measure(net, images, shave) for name, net in {"input": None, **nets}.items()}
+
+        size, channels = params.analyze[network].size, images.pair(0)[0].shape[1]
+        costs = {name: cost.measure(net, size, channels) for name, net in nets.items()}
+        summary = {}
+        for name, score in scores.items():
+            row = {"psnr": score.mean_psnr, "ssim": score.mean_ssim}
+            for key in ("mac", "weights", "activations", "bw") if name in costs else ():
+                row[key] = getattr(costs[name], key)
+                row[f"{key}_percent"] = 100 * row[key] / getattr(costs["baseline"], key)
+            for other in ("baseline", "original"):
+                difference = quality.paired(
+                    score.psnr, scores[other].psnr, score.names, params.seed, params.evaluate.bootstrap
+                )
+                row[f"against_{other}"] = asdict(difference)
+            summary[name] = row
+        folder = RESULTS / "evaluate" / network
+        lines = ["image,solution,psnr,ssim,psnr_drop"]
+        for name, score in scores.items():
+            rows = zip(score.names, score.psnr, score.ssim, scores["baseline"].psnr, strict=True)
+            lines += [f"{image},{name},{p:.4f},{s:.5f},{base - p:.4f}" for image, p, s, base in rows]
+        write_text(folder / "images.csv", "\n".join(lines) + "\n")
+        # the picture shown is chosen by rule: where the baseline gains most on its input
+        gain = [after - before for after, before in zip(scores["baseline"].psnr, scores["input"].psnr, strict=True)]
+        figures.save_frames(folder / "pictures", images, gain.index(max(gain)), nets)
+        write_json(folder / "metrics.json", summary)
+        for name, row in summary.items():
+            child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name})
+            child.metrics({key: value for key, value in row.items() if not isinstance(value, dict)})
+            child.metrics({"drop_baseline": -row["against_baseline"]["mean"]})
+            child.metrics({"drop_control": -row["against_original"]["mean"]})
+            child.end()
+        for picture in sorted((folder / "pictures").glob("*.png")):
+            run.artifact(picture, "pictures")
+
+
+if __name__ == "__main__":
+    main(evaluate, "network")

@@ -1,0 +1,53 @@
+"""Fine-tune a pruned network; an iteration whose loan isn't paid back is undone."""
+
+from __future__ import annotations
+
+from pipeline import config, tracking
+from pipeline.files import read_json, write_json
+from stages.common import RESULTS, finished, flat, main, make_job, scratch
+
+
+def finetune(params: config.Params, network: str, method: str) -> None:
+    """Fine-tune one method's last accepted network until the gate lets it pass."""
+    recipe = params.finetune[network]
+    with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
+        from pipeline import checkpoint, pruning
+        from pipeline.progress import Progress
+
+        job, data = make_job(params, network), RESULTS / "prepare" / network
+        candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
+        control = RESULTS / "control" / network
+        reference = read_json(control / "curve.json")[0]
+        if params.gate.reference == "control":
+            reference = read_json(control / "metrics.json")
+        work = scratch(
+            "finetune", params.seed, flat(recipe), flat(params.gate), reference, flat(job.recipe), *candidates,
+            data / "train.npz", data / "validation.npz",
+        )  # fmt: skip
+        progress = Progress(f"finetune {network} {method}", recipe.steps)
+        target = (reference["psnr"], reference["ssim"])
+        done = pruning.finetune(candidates, job, recipe, target, work, progress)
+        net = done.network
+        measured, spent = job.quality(net), job.cost(net)
+        whole = job.cost(checkpoint.load(candidates[0], params.networks[network].factory)[0])
+        progress.close()
+
+        figures = {
+            "mac_kept": spent.mac / whole.mac, "bw_kept": spent.bw / whole.bw, "psnr": measured.mean_psnr,
+            "ssim": measured.mean_ssim, "psnr_drop": target[0] - measured.mean_psnr,
+            "ssim_drop": target[1] - measured.mean_ssim, "steps": done.steps,
+        }  # fmt: skip
+        folder = RESULTS / "finetune" / network / method
+        wanted = params.networks[network]
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, done.kept)
+        write_json(folder / "attempts.json", done.attempts)
+        write_json(folder / "metrics.json", figures)
+        run.metrics(figures, recipe.steps)
+        run.artifact(folder / "network.pt")
+        run.artifact(folder / "attempts.json")
+        run.model(net, job.example().shape[1], f"{network}-{method}")
+        finished(work)
+
+
+if __name__ == "__main__":
+    main(finetune, "network", "method")

@@ -1,0 +1,59 @@
+"""Prune the baseline iteratively by one method's rules."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+
+from pipeline import config, tracking
+from pipeline.files import read_json, write_json, write_text
+from stages.common import RESULTS, finished, flat, main, make_job, scratch
+
+
+def prune(params: config.Params, network: str, method: str) -> None:
+    """Prune one network by one method until a stopping rule holds."""
+    numbers, active = params.rules(method), params.prune.methods[method].rules
+    settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
+    with tracking.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
+        from pipeline import checkpoint, pruning
+        from pipeline.progress import Progress
+
+        job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
+        data, curve = RESULTS / "prepare" / network, read_json(RESULTS / "control" / network / "curve.json")
+        points = curve if params.gate.reference == "control" else curve[:1]
+        target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
+        work = scratch(
+            "prune", params.seed, settings, active, flat(job.recipe), job.size, asdict(target), baseline,
+            data / "train.npz", data / "validation.npz",
+        )  # fmt: skip
+        progress = Progress(f"prune {network} {method}", numbers.max_iterations * job.iteration_steps)
+        net, _ = checkpoint.load(baseline, params.networks[network].factory)
+        total = job.cost(net)
+        log = pruning.prune(
+            net, job, numbers, active, target, work, progress,
+            on_iteration=lambda iteration: tracking.iteration(run, iteration, total.mac),
+        )  # fmt: skip
+        progress.close()
+
+        folder = RESULTS / "prune" / network / method
+        networks = folder / "networks"
+        shutil.rmtree(networks, ignore_errors=True)
+        networks.mkdir(parents=True)
+        for path in sorted(work.glob("accepted-*.pt")):
+            shutil.copyfile(path, networks / path.name)
+        write_json(folder / "log.json", [asdict(iteration) for iteration in log])
+        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
+        rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]
+        write_text(folder / "path.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
+        figures = {
+            "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,
+            "mac_kept": last.mac / total.mac, "psnr_drop": last.psnr_drop,
+        }  # fmt: skip
+        write_json(folder / "metrics.json", figures)
+        run.artifact(folder / "log.json")
+        finished(work)
+
+
+if __name__ == "__main__":
+    main(prune, "network", "method")

@@ -1,0 +1,52 @@
+"""The counterpart of the paper's Table 1, and the pictures."""
+
+from __future__ import annotations
+
+from pipeline import config, tracking
+from pipeline.files import read_json, write_text
+from stages.common import RESULTS, main
+
+
+def report(params: config.Params) -> None:
+    """Write the table and the pictures from the files in results/."""
+    with tracking.stage("report") as run:
+        from pipeline import figures, tables
+
+        folder = RESULTS / "report"
+        rows = [
+            row
+            for network in params.run.networks
+            for row in tables.rows(RESULTS, network, params.run.methods, params.networks[network].task)
+        ]
+        sizes = {network: params.analyze[network].size for network in params.run.networks}
+        write_text(folder / "table.md", tables.markdown(rows, sizes, params.gate))
+        write_text(folder / "table.csv", tables.csv(rows))
+        for network in params.run.networks:
+            figures.side_by_side(
+                RESULTS / "evaluate" / network / "pictures",
+                folder / "pictures" / f"{network}.png",
+                params.run.methods[-1],
+                params.report.crop,
+            )
+            figures.training_curves(RESULTS, network, folder / "pictures" / f"{network}-training.png")
+        for name in ("table.md", "table.csv"):
+            run.artifact(folder / name)
+        for picture in sorted((folder / "pictures").glob("*.png")):
+            run.artifact(picture, "pictures")
+        parent = tracking.parent_of(run)
+        for network in params.run.networks:
+            found = read_json(RESULTS / "evaluate" / network / "metrics.json")
+            best = min(params.run.methods, key=lambda method: found[method]["mac"])
+            parent.tags({f"best.{network}": f"{best}: {found[best]['mac_percent']:.1f}% of the MACs"})
+            parent.metrics(
+                {
+                    f"{network}_mac_percent": found[best]["mac_percent"],
+                    f"{network}_drop_baseline": -found[best]["against_baseline"]["mean"],
+                    f"{network}_drop_control": -found[best]["against_original"]["mean"],
+                }
+            )
+    print(f"report: {folder / 'table.md'}, pictures in {folder / 'pictures'}")
+
+
+if __name__ == "__main__":
+    main(report)

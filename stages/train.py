@@ -1,0 +1,53 @@
+"""Train the baseline: the network that would be shipped without pruning."""
+
+from __future__ import annotations
+
+from pipeline import config, quality, tracking
+from pipeline.errors import UserError
+from pipeline.files import write_json, write_text
+from stages.common import RESULTS, finished, flat, main, make_job, scratch
+
+
+def train(params: config.Params, network: str) -> None:
+    """Train one network's baseline and measure it on the validation images."""
+    recipe, wanted = params.train[network], params.networks[network]
+    with tracking.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
+        import torch
+
+        from pipeline import checkpoint, networks
+        from pipeline.progress import Progress
+        from pipeline.training import NonFiniteLossError, fit
+
+        job = make_job(params, network)
+        torch.manual_seed(params.seed)
+        net = networks.build(wanted.factory, wanted.args)
+        data = RESULTS / "prepare" / network
+        work = scratch("train", params.seed, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz")
+        progress = Progress(f"train {network}", recipe.steps)
+        try:
+            curve = fit(
+                net, job.train, recipe, job.machine, seed=job.seed, validate=job.validate,
+                tick=progress.tick, resume=work / "state.pt",
+            )  # fmt: skip
+        except NonFiniteLossError as error:
+            raise UserError(f"train.{network}: {error}; a lower train.{network}.lr or a clip > 0 is needed") from None
+        measured, start = job.quality(net), quality.measure(None, job.validation, job.shave)
+        progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
+        progress.close()
+
+        folder = RESULTS / "train" / network
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {})
+        write_text(
+            folder / "curve.csv",
+            "step,psnr,loss\n" + "".join(f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve),
+        )
+        figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
+        write_json(folder / "metrics.json", figures)
+        run.curve("psnr", [(point.step, point.psnr) for point in curve])
+        run.curve("loss", [(point.step, point.loss) for point in curve])
+        run.metrics(figures, recipe.steps)
+        finished(work)
+
+
+if __name__ == "__main__":
+    main(train, "network")
