@@ -122,7 +122,9 @@ def judge(
     """
     psnr_limit, ssim_limit = gate.max_psnr_drop + loan[0], gate.max_ssim_drop + loan[1]
     psnr_drop, ssim_drop = target[0] - measured[0], target[1] - measured[1]
-    text = f"PSNR {-psnr_drop:+.4f} dB and SSIM {-ssim_drop:+.5f} against the {gate.reference}"
+    text = (
+        f"PSNR {measured[0] - target[0]:+.4f} dB and SSIM {measured[1] - target[1]:+.5f} against the {gate.reference}"
+    )
     faults = []
     if not psnr_drop <= psnr_limit:  # also false for NaN
         faults.append(f"PSNR may drop by {psnr_limit:g} dB")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv as csv_format
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +64,13 @@ def csv(table: list[dict[str, Any]]) -> str:
     columns = ["network", "solution", *_COSTS, *(f"{key}_percent" for key in _COSTS), "psnr", "ssim"]
     columns += ["validation_drop", "steps"]
     differences = [(o, key) for o in ("baseline", "original") for key in ("mean", "low", "high", "worst", "worst_name")]
-    lines = [",".join([*columns, *(f"against_{other}_{key}" for other, key in differences)])]
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")  # quotes file names with commas
+    writer.writerow([*columns, *(f"against_{other}_{key}" for other, key in differences)])
     for row in table:
-        cells = [str(row.get(key, "")) for key in columns]
-        lines.append(",".join([*cells, *(str(row[f"against_{other}"][key]) for other, key in differences)]))
-    return "\n".join(lines) + "\n"
+        cells = [row.get(key, "") for key in columns]
+        writer.writerow([*cells, *(row[f"against_{other}"][key] for other, key in differences)])
+    return text.getvalue()
 
 
 _COSTS = ("mac", "weights", "activations", "bw")

@@ -35,6 +35,7 @@ def prepare(params: config.Params, network: str) -> None:
         counts = {split: len(names) for split, names in splits.items()}
         write_json(folder / "counts.json", counts)
         run.metrics(counts)
+        tracking.parent_of(run).tags({"data": f"{params.prepare.photos}: {counts}"})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""Small real pictures, a tiny network and a job to prune it by, for the tests of training and pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torch import nn
+
+from pipeline import config, networks
+from pipeline.data.degradations import prepare_super_resolution
+from pipeline.data.patches import Images, load_images
+from pipeline.device import Machine, choose
+from pipeline.pruning import Job
+
+TINY = {"scale": 2, "blocks": 2, "channels": 8}
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    """The CPU, one thread, fp32: what golden traces and equal bits are stated for."""
+    return choose("cpu", 1, "fp32")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """56×48 crops of the photographs inside scikit-image: three to train with, two to validate with."""
+    folder = tmp_path_factory.mktemp("pictures")
+
+    def crop(name: str, picture: np.ndarray, top: int, left: int) -> Path:
+        path = folder / f"{name}.png"
+        Image.fromarray(picture[top : top + 56, left : left + 48]).save(path)
+        return path
+
+    astronaut, coffee, cat = data.astronaut(), data.coffee(), data.chelsea()
+    return {
+        "train": [crop("face", astronaut, 80, 190), crop("cup", coffee, 150, 260), crop("eye", cat, 90, 120)],
+        "validation": [crop("flag", astronaut, 200, 20), crop("fur", cat, 180, 240)],
+    }
+
+
+@pytest.fixture(scope="session")
+def splits(pictures: dict[str, list[Path]]) -> dict[str, Images]:
+    return {name: load_images(prepare_super_resolution(paths, 2, 24), "cpu") for name, paths in pictures.items()}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """EDSR with 2 blocks of 8 channels and fresh weights, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return networks.build("edsr", TINY)
+
+
+@pytest.fixture
+def recipe() -> config.Train:
+    return config.Train(steps=10, batch=4, patch=8, lr=1e-3, lr_final=1e-5, clip=1.0, average=0.9, validate_every=5)
+
+
+@pytest.fixture
+def job(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> Job:
+    """Iterations of 2 + 3 steps, and a gate that lets everything pass that is a number."""
+    return Job(
+        name="tiny",
+        network=config.Network(factory="edsr", args=TINY, task="super_resolution", scale=2),
+        train=splits["train"],
+        validation=splits["validation"],
+        recipe=recipe,
+        retrain=config.Retrain(
+            train_steps=2,
+            retrain_steps=3,
+            train_lr=1e-4,
+            retrain_lr=5e-4,
+            retrain_lr_final=1e-5,
+            psnr_loan=0.0,
+            ssim_loan=0.0,
+        ),
+        gate=config.Gate(reference="baseline", max_psnr_drop=100.0, max_ssim_drop=2.0),
+        machine=machine,
+        size=(16, 16),
+        seed=7,
+    )
+
+
+@pytest.fixture
+def numbers() -> config.Rules:
+    """Round numbers for the rules; tests change what they are about with model_copy."""
+    return config.Rules(
+        threshold_scale=1.0,
+        threshold_growth=0.1,
+        max_share=0.5,
+        max_iterations=3,
+        patience=3,
+        target_mac=0.0,
+        sparsity=1e-5,
+        imbalance=1e-3,
+        depth_channels=2,
+        depth_share=0.25,
+        efficiency_power=1.0,
+        efficiency_range=(0.5, 2.0),
+        balance_strength=2.0,
+        balance_range=(0.5, 2.0),
+    )

@@ -1,0 +1,293 @@
+"""The chain as a user runs it: real `dvc repro`, real MLflow store, a tiny preset on a few of the photographs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "REPRO_"))},
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.com",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.com",
+}
+SPLITS = {
+    "train": ["es_badlands0.jpg", "es_canyon1.jpg", "es_snow1.jpg", "es_beach0.jpg"],
+    "validation": ["es_mountain1.jpg", "es_mountain2.jpg"],
+    "test": ["es_city0.jpg", "es_city1.jpg"],
+}
+
+
+def tiny(path: Path, **changes: Any) -> dict[str, Any]:
+    """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
+    params = yaml.safe_load(path.read_text())
+    params["precision"] = "fp32"
+    params["networks"]["edsr"]["args"] |= {"blocks": 2, "channels": 8}
+    params["networks"]["sid"]["args"] = {"base": 4}
+    for network in ("edsr", "sid"):
+        params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
+        params["prune"]["networks"][network] |= {"train_steps": 1, "retrain_steps": 2, "psnr_loan": 50, "ssim_loan": 1}
+        params["finetune"][network]["steps"] = 2
+        params["analyze"][network]["size"] = [32, 32]
+    params["prune"] |= {"max_iterations": 2, "patience": 1}
+    params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
+    params["evaluate"]["bootstrap"] = 200
+    for key, value in changes.items():
+        section = params
+        *above, last = key.split("__")
+        for name in above:
+            section = section[name]
+        section[last] = value
+    return params
+
+
+def checkout(folder: Path, params: dict[str, Any]) -> Path:
+    """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
+    for name in ("pipeline", "stages", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    photos = folder / "data" / "photos"
+    photos.mkdir(parents=True)
+    for names in SPLITS.values():
+        for name in names:
+            shutil.copy(ROOT / "data" / "photos" / name, photos / name)
+    (photos / "splits.json").write_text(json.dumps(SPLITS))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *words], cwd=folder, env=ENVIRONMENT, check=True)
+    return folder
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=380, check=False
+    )
+
+
+def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", f"stages.{name}", *arguments, **environment)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "results").rglob("*.*"))}
+
+
+@pytest.fixture(scope="module")
+def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One `dvc repro` of both networks with methods A and D."""
+    folder = checkout(tmp_path_factory.mktemp("chain"), tiny(ROOT / "params.yaml", run__methods=["A", "D"]))
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
+    table = (repro / "results/report/table.csv").read_text().splitlines()
+    rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
+    assert [(row["network"], row["solution"]) for row in rows] == [
+        (network, solution)
+        for network, given in (("edsr", "bicubic"), ("sid", "amplified input"))
+        for solution in (given, "baseline", "original", "A", "D")
+    ]
+    for row in rows:
+        assert 5 < float(row["psnr"]) < 60
+        if row["solution"] in ("A", "D"):
+            assert 0 < float(row["mac_percent"]) < 100
+            assert float(row["against_baseline_low"]) <= float(row["against_baseline_mean"])
+        if row["solution"] == "original":
+            assert float(row["mac_percent"]) == 100
+    markdown = (repro / "results/report/table.md").read_text()
+    assert markdown.count("\n| edsr") == markdown.count("\n| sid") == 5
+    for network in ("edsr", "sid"):
+        assert (repro / f"results/report/pictures/{network}.png").stat().st_size > 10_000
+        assert (repro / f"results/report/pictures/{network}-training.png").stat().st_size > 5_000
+
+
+def test_a_second_repro_does_nothing(repro: Path) -> None:
+    before = results(repro)
+    done = run(repro, "dvc", "repro")
+    assert done.returncode == 0
+    assert "Running stage" not in done.stdout
+    assert results(repro) == before
+
+
+def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
+    params = yaml.safe_load((repro / "params.yaml").read_text())
+    params["prune"]["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
+    (repro / "params.yaml").write_text(yaml.safe_dump(params))
+    stages = {line.split(":")[0] for line in run(repro, "dvc", "status").stdout.splitlines() if line[:1].isalpha()}
+    run(repro, "git", "checkout", "-q", "params.yaml")
+    assert {name for name in stages if name.startswith(("prune", "train", "control", "analyze", "prepare"))} == {
+        "prune@edsr-D",
+        "prune@sid-D",
+    }
+
+
+def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(repro: Path) -> None:
+    client = MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
+    experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    by_level: dict[str, list] = {}
+    for one in runs:
+        by_level.setdefault(one.data.tags["level"], []).append(one)
+    assert len(by_level["chain"]) == 1
+    chain = by_level["chain"][0]
+    assert chain.info.status == "FINISHED"
+    assert chain.data.tags.keys() >= {"goal", "reproduce", "best.edsr", "best.sid", "data", "mlflow.source.git.commit"}
+    names = {one.info.run_name for one in by_level["stage"]}
+    assert names >= {"prepare sid", "train edsr", "control sid", "prune edsr D", "finetune sid A", "report"}
+    assert all(one.data.tags["mlflow.parentRunId"] == chain.info.run_id for one in by_level["stage"])
+
+    prune = next(one for one in by_level["stage"] if one.info.run_name == "prune edsr D")
+    log = json.loads((repro / "results/prune/edsr/D/log.json").read_text())
+    path = client.get_metric_history(prune.info.run_id, "mac_percent")
+    assert [point.step for point in path] == [0, 1, 2][: len(log)]
+    children = [one for one in by_level["iteration"] if one.data.tags["mlflow.parentRunId"] == prune.info.run_id]
+    assert len(children) == len(log)
+    first = next(one for one in children if one.info.run_name == "iteration 1")
+    assert first.data.params["width.body.0.conv1"] == str(log[1]["widths"]["body.0.conv1"])
+    assert first.data.metrics["psnr"] == pytest.approx(log[1]["psnr"])
+    assert first.data.tags["verdict"] == log[1]["verdict"]
+
+
+def test_the_logged_model_restores_another_image_size(repro: Path) -> None:
+    script = """
+import sys, numpy as np, mlflow
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+client = mlflow.MlflowClient()
+experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
+run = client.search_runs([experiment], "tags.stage = 'finetune edsr D'")[0]
+model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/edsr-D")
+for size in ((1, 3, 20, 31), (2, 3, 17, 12)):
+    print(*model.predict(np.full(size, 0.5, np.float32)).shape)
+"""
+    done = run(repro, sys.executable, "-c", script)
+    assert done.stdout.split("\n")[:2] == ["1 3 40 62", "2 3 34 24"], done.stderr
+
+
+def test_the_pruned_checkpoint_loads_without_the_pruner_and_fits_its_log(repro: Path) -> None:
+    script = """
+import sys, torch
+from pathlib import Path
+from pipeline import checkpoint
+network, meta = checkpoint.load(Path("results/finetune/edsr/D/network.pt"))
+print(*network(torch.zeros(1, 3, 9, 14)).shape, *("pipeline.coupling" in sys.modules, "mlflow" in sys.modules))
+"""
+    assert run(repro, sys.executable, "-c", script).stdout.split() == ["1", "3", "18", "28", "False", "False"]
+
+
+@pytest.mark.parametrize("moment", [1.0, 3.0])
+def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_path: Path, moment: float) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(repro, folder, symlinks=True)
+    wanted = {key: value for key, value in results(repro).items() if "/prune/edsr/D/" in key}
+    shutil.rmtree(folder / "results/prune/edsr/D")
+    words = [sys.executable, "-m", "stages.prune", "edsr", "D"]
+    child = subprocess.Popen(words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while child.poll() is None and not list(folder.glob(".scratch/prune-*/log.json")):
+        time.sleep(0.02)
+        assert time.monotonic() - began < 60
+    time.sleep(moment * 0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    done = stage(folder, "prune", "edsr", "D")
+    assert done.returncode == 0, done.stderr
+    assert {key: value for key, value in results(folder).items() if "/prune/edsr/D/" in key} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "spoil", "sentence"),
+    [
+        ("train", ["edsr"], lambda p: p["train"]["edsr"].update(stesp=3), "train.edsr.stesp is an unknown key"),
+        ("train", ["edsr"], lambda p: p.pop("seed"), "seed is missing"),
+        ("train", ["edsr"], lambda p: p["train"]["edsr"].update(lr="fast"), "train.edsr.lr is 'fast'"),
+        ("train", ["vdsr"], lambda p: None, "network 'vdsr' isn't in params.yaml"),
+        ("prune", ["edsr", "Z"], lambda p: None, "method 'Z' isn't in params.yaml"),
+        ("prepare", ["edsr"], lambda p: p["prepare"].update(photos="empty"), "empty"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_writes_nothing(
+    repro: Path, tmp_path: Path, name: str, arguments: list[str], spoil: Any, sentence: str
+) -> None:
+    params = yaml.safe_load((repro / "params.yaml").read_text())
+    spoil(params)
+    for folder in ("pipeline", "stages", "data"):
+        (tmp_path / folder).symlink_to(repro / folder)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    done = stage(tmp_path, name, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+
+def test_a_network_of_other_weights_is_refused_by_name(repro: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(repro, folder, symlinks=True)
+    target = folder / "results/train/edsr/network.pt"
+    target.unlink()
+    shutil.copy(repro / "results/train/sid/network.pt", target)
+    done = stage(folder, "prune", "edsr", "D")
+    assert done.returncode == 2
+    assert "'sid'" in done.stderr
+    assert "'edsr'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_exploding_baseline_stops_with_the_step_named(repro: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exploding"
+    shutil.copytree(repro, folder, symlinks=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["train"]["edsr"] |= {"lr": 1e30, "clip": 0.0, "steps": 9}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    done = stage(folder, "train", "edsr")
+    assert done.returncode == 2
+    assert "not finite at step" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_store_is_said_before_any_work(repro: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unreachable"
+    shutil.copytree(repro, folder, symlinks=True)
+    before = results(folder)
+    for uri in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/no/such/folder/store.db"):
+        began = time.monotonic()
+        done = stage(folder, "train", "edsr", MLFLOW_TRACKING_URI=uri)
+        assert done.returncode == 2, done.stderr
+        assert "can't be reached" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert time.monotonic() - began < 40
+    assert results(folder) == before
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
+def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
+    """Two steps on small images; run.networks is left whole, the methods are cut to D."""
+    folder = checkout(tmp_path, tiny(ROOT / "presets" / preset, run__methods=["D"]))
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = np.genfromtxt(folder / "results/report/table.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
+    assert list(rows["network"]).count("edsr") == list(rows["network"]).count("sid") == 4
+    assert torch.load(folder / "results/finetune/sid/D/network.pt", weights_only=True)

@@ -1,0 +1,166 @@
+"""params.yaml: every fault is one sentence with the key, what was wrong and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+MISSING = object()
+
+
+def changed(folder: Path, key: str, value: Any) -> Path:
+    """The shipped parameters with one key (a/b/c) set to a value or taken away."""
+    values = copy.deepcopy(GOOD)
+    *parents, last = key.split("/")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    if value is MISSING:
+        del section[last]
+    else:
+        section[last] = value
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        config.read(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=lambda p: p.name
+)
+def test_every_shipped_preset_is_valid(path: Path) -> None:
+    params = config.read(path)
+    assert set(params.run.networks) <= set(params.networks)
+    for method in params.prune.methods:
+        assert params.rules(method).max_share <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("gate/loan", 1, "gate.loan is an unknown key; allowed here: reference, max_psnr_drop, max_ssim_drop"),
+        ("evaluate/boot", 1, "evaluate.boot is an unknown key; allowed here: bootstrap"),
+        ("finetune/sid/step", 1, "finetune.sid.step is an unknown key; allowed here: steps, lr, lr_final"),
+        ("prune/networks/sid/lr", 1.0, "prune.networks.sid.lr is an unknown key; allowed here: train_steps, "
+                                       "retrain_steps, train_lr, retrain_lr, retrain_lr_final, psnr_loan, "
+                                       "ssim_loan"),
+        ("prune/methods/A/rule", [], "prune.methods.A.rule is an unknown key; allowed here: rules, overrides"),
+        ("gate/reference", MISSING, "gate.reference is missing"),
+        ("report", MISSING, "report is missing"),
+        ("seed", "yes", "seed is 'yes' but should be a valid integer"),
+        ("seed", True, "seed is True but should be a valid integer"),
+        ("seed", -1, "seed is -1 but should be greater than or equal to 0"),
+        ("train/edsr/lr", "fast", "train.edsr.lr is 'fast' but should be a valid number"),
+        ("train/edsr/lr", 0.0, "train.edsr.lr is 0.0 but should be greater than 0"),
+        ("train/edsr/steps", 10.0, "train.edsr.steps is 10.0 but should be a valid integer"),
+        ("train/edsr/patch", 7, "train.edsr.patch is 7 but should be greater than or equal to 8"),
+        ("train/edsr/schedule", "linear", "train.edsr.schedule is 'linear' but should be 'cosine' or 'step'"),
+        ("train/edsr", 3, "train.edsr is 3 but should be a section of keys"),
+        ("train", None, "train is None but should be a section of keys"),
+        ("prune/target_mac", 1.5, "prune.target_mac is 1.5 but should be less than or equal to 1"),
+        ("prune/max_share", 0, "prune.max_share is 0 but should be greater than 0"),
+        ("prune/balance_range", [2.0, 3.0],
+         "prune: balance_range must hold 1 between its two numbers, lowest first"),
+        ("analyze/edsr/size", [10, 10, 10], "analyze.edsr.size is [10, 10, 10] but should have at most 2 items"),
+        ("device", "tpu", "device is 'tpu' but should be 'auto', 'cpu' or 'cuda'"),
+        ("run/methods", "A", "run.methods is 'A' but should be a list"),
+        ("run/methods", [], "run.methods is [] but should have at least 1 item"),
+        ("run/methods", ["A", "Z"],
+         "run.methods names 'Z', which prune.methods doesn't have; it has 'A', 'B', 'C', 'D'"),
+        ("run/networks", ["vdsr"], "run.networks names 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
+        ("train/sid", MISSING, "run.networks names 'sid', which train doesn't have; it has 'edsr'"),
+        ("prune/methods/D/rules", ["adaptive", "magic"],
+         "prune.methods.D.rules.1 is 'magic' but should be 'adaptive', 'depth', 'efficiency' or 'balance'"),
+        ("prune/methods/B/rules", ["depth"],
+         "prune.methods.B: rules must contain 'adaptive': without it the threshold never moves"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_said_with_its_key_and_what_is_allowed(tmp_path: Path, key: str, value: Any, sentence: str) -> None:
+    path = changed(tmp_path, key, value)
+    assert complaint(path) == f"{path}: {sentence}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "key",
+    ["gate/max_psnr_drop", "gate/max_ssim_drop", "prune/networks/sid/psnr_loan", "train/sid/lr", "prune/target_mac"],
+)
+def test_numbers_must_be_finite(tmp_path: Path, key: str, value: float) -> None:
+    text = complaint(changed(tmp_path, key, value))
+    assert f"{key.replace('/', '.')} is {value} but should be" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"maximum": 1}, "maximum is an unknown key; allowed here: threshold_scale, threshold_growth, max_share,"),
+        ({"max_share": 2.0}, "max_share is 2.0 but should be less than or equal to 1"),
+        ({"sparsity": "none"}, "sparsity is 'none' but should be a valid number"),
+    ],
+)
+def test_a_faulty_override_is_found_before_its_method_runs(tmp_path: Path, overrides: dict, sentence: str) -> None:
+    text = complaint(changed(tmp_path, "prune/methods/C/overrides", overrides))
+    assert text.startswith(f"prune.methods.C.overrides: {sentence}")
+
+
+def test_an_override_changes_its_own_method_alone(tmp_path: Path) -> None:
+    params = config.read(changed(tmp_path, "prune/methods/C/overrides", {"max_share": 0.5, "balance_range": [1, 3]}))
+    assert params.rules("C").max_share == 0.5
+    assert params.rules("C").balance_range == (1, 3)
+    assert params.rules("D").max_share == GOOD["prune"]["max_share"]
+
+
+def test_all_faults_are_counted(tmp_path: Path) -> None:
+    assert complaint(changed(tmp_path, "report", {"crops": 96})).endswith("(1 more fault after this one)")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("3E-5", 3e-5), ("-1e-3", -1e-3), ("+2e-1", 0.2)])
+def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, text: str, value: float) -> None:
+    source = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(source.replace("max_psnr_drop: 0.0", f"max_psnr_drop: {text}"), encoding="utf-8")
+    assert isinstance(yaml.safe_load(text), str)
+    assert config.read(path).gate.max_psnr_drop == value
+
+
+def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
+    assert config.read(changed(tmp_path, "prepare/photos", "2e-photos")).photos == Path("2e-photos")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"seed: [1\ndevice: cpu\n", "isn't YAML at line 2: "),
+        (b"run:\n\tmethods: [A]\n", "isn't YAML at line 2: found character '\\t'"),
+        (b"seed: \x00\n", "isn't YAML: unacceptable character"),
+        (b"seed: \xff\n", "isn't YAML: 'utf-8' codec can't decode"),
+        (b"seed: 2024-13-45\n", "isn't YAML: month must be in 1..12"),
+        (b"", "must hold the sections seed, device, threads, precision, run,"),
+        (b"- 1\n", "must hold the sections seed, device, threads, precision, run,"),
+    ],
+)
+def test_a_file_that_is_no_parameter_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert complaint(path).startswith(f"{path} {said}")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'} can't be read: No such file or directory"
+    assert complaint(tmp_path) == f"{tmp_path} can't be read: Is a directory"

@@ -1,0 +1,123 @@
+"""The report's table and pictures, from made-up results."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import config, figures, tables
+from pipeline.data.patches import Images
+from pipeline.files import write_json, write_text
+
+GATE = config.Gate(reference="baseline", max_psnr_drop=0.0, max_ssim_drop=0.0)
+
+
+def difference(mean: float, worst_name: str = "a.png") -> dict[str, Any]:
+    return {"mean": mean, "low": mean - 0.25, "high": mean + 0.5, "worst": mean - 1, "worst_name": worst_name}
+
+
+def solution(psnr: float, mean: float, **more: Any) -> dict[str, Any]:
+    figures_ = {"psnr": psnr, "ssim": 0.9, "against_baseline": difference(mean), "against_original": difference(mean)}
+    return figures_ | more
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """One network, one method: costs halved, 0.125 dB better than the baseline on test images."""
+    costs = {"mac": 1000, "weights": 100, "activations": 50, "bw": 150}
+    whole = costs | {f"{key}_percent": 100.0 for key in costs}
+    half = {key: value // 2 for key, value in costs.items()} | {f"{key}_percent": 50.0 for key in costs}
+    found = {
+        "input": solution(28.0, -2.0),
+        "baseline": solution(30.0, 0.0, **whole),
+        "original": solution(30.25, 0.25, **whole),
+        "D": solution(30.125, 0.125, **half),
+    }
+    found["D"]["against_baseline"] = difference(0.125, 'a "b", c.png')
+    write_json(tmp_path / "evaluate/edsr/metrics.json", found)
+    write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0})
+    write_json(tmp_path / "control/edsr/metrics.json", {"psnr": 31.5, "ssim": 0.9, "steps": 70})
+    write_json(tmp_path / "finetune/edsr/D/metrics.json", {"psnr_drop": -0.0625, "steps": 40})
+    return tmp_path
+
+
+def test_the_table_has_the_input_the_baseline_the_control_and_each_method(results: Path) -> None:
+    table = tables.rows(results, "edsr", ["D"], "super_resolution")
+    assert [row["solution"] for row in table] == ["bicubic", "baseline", "original", "D"]
+    assert [row.get("validation_drop") for row in table] == [None, None, -0.5, -0.0625]  # negative: better
+    assert [row.get("steps") for row in table] == [None, None, 70, 40]
+    assert tables.rows(results, "edsr", [], "low_light")[0]["solution"] == "amplified input"
+
+
+def test_the_table_for_people_gives_drops_with_their_intervals(results: Path) -> None:
+    table = tables.rows(results, "edsr", ["D"], "super_resolution")
+    text = tables.markdown(table, {"edsr": (1020, 1021)}, GATE)
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines[:6]}) == 1
+    assert lines[5] == (
+        "| edsr | D | 50.0 | 50.0 | 50.0 | 50.0 | 30.125 | 0.9000 | -0.0625 "
+        "| -0.125 [-0.625, +0.125] | -0.125 [-0.625, +0.125] | 40 |"
+    )
+    assert lines[2].startswith("| edsr | bicubic |  |  |  |  | 28.000 |")  # bicubic has no costs
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines[3:5]]
+    assert cells[0][10] == cells[1][11] == ""  # neither is compared with itself
+    assert cells[1][10].startswith("-0.250 [")
+    assert "edsr at 1020×1021 input pixels" in text
+    assert "*synthetic low light*" in text
+
+
+def test_the_table_for_machines_reads_back_whatever_the_names(results: Path) -> None:
+    table = tables.rows(results, "edsr", ["D"], "super_resolution")
+    read = list(csv.DictReader(io.StringIO(tables.csv(table))))
+    assert [row["solution"] for row in read] == ["bicubic", "baseline", "original", "D"]
+    assert read[0]["mac"] == ""
+    last = read[3]
+    assert (last["mac"], last["weights"], last["bw_percent"], last["steps"]) == ("500", "50", "50.0", "40")
+    assert float(last["against_baseline_mean"]) == 0.125
+    assert float(last["against_baseline_low"]) == -0.125
+    assert last["against_baseline_worst_name"] == 'a "b", c.png'
+    assert last["against_original_worst_name"] == "a.png"
+
+
+def test_the_busiest_window_is_the_one_with_the_largest_variance() -> None:
+    luminance = np.zeros((64, 48))
+    luminance[24:40, 16:32] = np.indices((16, 16)).sum(axis=0) % 2 * 255
+    assert figures._busiest(luminance, 16) == (24, 16)
+    assert figures._busiest(np.zeros((16, 16)), 16) == (0, 0)
+
+
+def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Images], tmp_path: Path) -> None:
+    class Half(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((1, 3, 2 * x.shape[2], 2 * x.shape[3]), 0.5)
+
+    images = splits["validation"]
+    figures.save_frames(tmp_path, images, 1, {"baseline": Half(), "D": Half()})
+    target = np.asarray(Image.open(tmp_path / "target.png"))
+    assert np.array_equal(target.reshape(-1, 3), images.high[images.first[1] * 4 :].numpy())
+    assert (np.asarray(Image.open(tmp_path / "D.png")) == 128).all()
+
+    for name in ("one.png", "two.png"):
+        figures.side_by_side(tmp_path, tmp_path / name, "D", crop=24)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    shown = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))[-72:]  # 3 screen pixels for each of 24
+    top, left = figures._busiest(target.mean(axis=2), 24)
+    assert shown.shape == (72, 4 * 78 - 6, 3)
+    assert np.array_equal(shown[::3, :72:3], target[top : top + 24, left : left + 24])
+    assert (shown[:, -72:] == 128).all()
+
+
+def test_the_training_curve_needs_only_the_files_of_train_and_control(results: Path, tmp_path: Path) -> None:
+    write_text(results / "train/edsr/curve.csv", "step,psnr,loss\n10,29.0,0.1\n20,31.0,0.05\n")
+    write_json(results / "control/edsr/curve.json", [{"steps": 0, "psnr": 31.0}, {"steps": 35, "psnr": 31.2}])
+    for name in ("one.png", "two.png"):
+        figures.training_curves(results, "edsr", tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert Image.open(tmp_path / "one.png").size == (700, 350)
