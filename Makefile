@@ -40,7 +40,7 @@ repro: setup
 	@python -m stages.check --results
 
 test: setup lint
-	python -m pytest
+	python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	ruff check .

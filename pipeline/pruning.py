@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import checkpoint, config, cost, coupling, quality, rules
 from pipeline.device import Machine
 from pipeline.files import read_json, write_json
+from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.progress import Progress
 from pipeline.training import NonFiniteLossError, fit
 
@@ -133,78 +134,6 @@ def judge(
     return not faults, text + (f": {' and '.join(faults)}" if faults else "")
 
 
-def magnitudes(network: nn.Module, group: coupling.Group, reference: dict[str, float]) -> Tensor:
-    """[C_g] the largest relative magnitude of each channel over the layers that produce it; differentiable."""
-    parts = []
-    for slot in group.slots:
-        if slot.role == "output":
-            rows = _rows(network, slot, group.channels)
-            parts.append(rows.abs().mean(dim=1) / reference[slot.tensor])
-    return torch.stack(parts).amax(dim=0)
-
-
-def _rows(network: nn.Module, slot: coupling.Slot, channels: int) -> Tensor:
-    """[C_g, everything else] the weights that a slot's layer makes each channel of a group with."""
-    weight = network.get_parameter(slot.tensor).movedim(slot.dim, 0)
-    index = [i for row in slot.index for i in row]
-    if index != list(range(weight.shape[0])):
-        weight = weight[torch.tensor(index, device=weight.device)]
-    return weight.reshape(channels, -1)
-
-
-def reference_magnitudes(network: nn.Module, groups: coupling.Coupling) -> dict[str, float]:
-    """ref_l of every producing layer: the mean |weight| in the baseline."""
-    names = {slot.tensor for group in groups.groups for slot in group.slots if slot.role == "output"}
-    return {name: network.get_parameter(name).detach().abs().mean().item() for name in sorted(names)}
-
-
-def states(
-    network: nn.Module, job: Job, groups: coupling.Coupling, reference: dict[str, float], original: dict[str, int]
-) -> list[rules.GroupState]:
-    """What the rules look at, measured on a network."""
-    measured = job.cost(network)
-    result = []
-    for group in groups.groups:
-        mac, weights = cost.channel_saving(measured, group)
-        values = tuple(magnitudes(network, group, reference).detach().cpu().tolist())
-        result.append(rules.GroupState(group.name, values, original[group.name], mac, weights))
-    return result
-
-
-def regulariser(
-    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], numbers: config.Rules, active
-) -> Callable[[nn.Module], Tensor] | None:
-    """`sparsity`: group lasso over coupled channels, each group weighted by its share of the MACs under `efficiency`.
-    `imbalance`: variance over groups of their mean relative magnitude, under `balance`.
-    """
-    imbalance = numbers.imbalance if "balance" in active else 0.0
-    if not groups.groups or not (numbers.sparsity or imbalance):
-        return None
-
-    def penalty(network: nn.Module) -> Tensor:
-        total = torch.zeros((), device=next(network.parameters()).device)
-        if numbers.sparsity:
-            for group in groups.groups:
-                produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
-                norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
-                total = total + numbers.sparsity * shares[group.name] * norms.sum()
-        if imbalance:
-            means = torch.stack([magnitudes(network, group, reference).mean() for group in groups.groups])
-            total = total + imbalance * means.var(correction=0)
-        return total
-
-    return penalty
-
-
-def lasso_shares(found: list[rules.GroupState], active) -> dict[str, float]:
-    """Weights of the groups in the group lasso, 1 on average: under `efficiency`, by what the group's channels cost."""
-    if "efficiency" not in active:
-        return {group.name: 1.0 for group in found}
-    costs = {group.name: group.mac * len(group.magnitudes) for group in found}
-    mean = sum(costs.values()) / len(costs)
-    return {name: value / mean for name, value in costs.items()}
-
-
 def train_iteration(
     network: nn.Module,
     job: Job,
@@ -281,7 +210,7 @@ def prune(
             break
         number = len(log)
         trial = copy.deepcopy(current.network)
-        found = states(trial, job, current.groups, reference, original)
+        found = group_states(trial, job.cost(trial), current.groups, reference, original)
         if rules.next_plan(found, state, active, numbers, (total.mac, total.weights)) is None:
             stop = "no group can give any more"
             break
@@ -289,7 +218,7 @@ def prune(
         made: dict[str, Any] = {"trial": current}
 
         def remove(network: nn.Module, made=made, current=current, state=state) -> nn.Module:
-            found = states(network, job, current.groups, reference, original)
+            found = group_states(network, job.cost(network), current.groups, reference, original)
             made["plan"] = rules.next_plan(found, state, active, numbers, (total.mac, total.weights))
             if made["plan"] is None:  # there was one before training: the last step left weights that aren't numbers
                 raise NonFiniteLossError(job.retrain.train_steps)
@@ -314,7 +243,7 @@ def prune(
             gave = ", ".join(f"{name} {len(gone)}" for name, gone in plan.removed.items())
             verdict = "accepted" if accepted else "rejected"
             log.append(Iteration(**{**vars(record), "verdict": verdict, "reason": f"{reason}; gave: {gave}"}))
-            now = states(smaller, job, candidate.groups, reference, original)
+            now = group_states(smaller, job.cost(smaller), candidate.groups, reference, original)
             if accepted:
                 current, state = candidate, rules.after_accepted(state, plan, now, active, numbers)
             else:

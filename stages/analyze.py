@@ -10,15 +10,17 @@ from stages.common import RESULTS, main, make_job
 def analyze(params: config.Params, network: str) -> None:
     """Write one baseline's costs by layer and its coupled groups."""
     with tracking.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
-        from pipeline import checkpoint, coupling, pruning
+        from pipeline import checkpoint, coupling, magnitudes
 
         job = make_job(params, network)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
         spent, found = job.cost(net), coupling.find_groups(net, job.example())
-        reference = pruning.reference_magnitudes(net, found)
+        reference = magnitudes.reference_magnitudes(net, found)
         original = {group.name: group.channels for group in found.groups}
         groups = []
-        for group, state in zip(found.groups, pruning.states(net, job, found, reference, original), strict=True):
+        for group, state in zip(
+            found.groups, magnitudes.group_states(net, spent, found, reference, original), strict=True
+        ):
             ranked = sorted(state.magnitudes)
             groups.append({
                 "name": group.name, "channels": group.channels, "producers": list(group.producers),

@@ -47,9 +47,10 @@ def writable(folder: Path) -> None:
     probe.unlink()
 
 
-def scratch(stage: str, *key: Any) -> Path:
+def scratch(stage: str, params: config.Params, *key: Any) -> Path:
     """The folder of an unfinished stage, named by all that its result depends on; files count by their contents."""
-    folder = SCRATCH / f"{stage}-{digest(stage, *key)}"
+    machine = (params.seed, params.device, params.threads, params.precision)
+    folder = SCRATCH / f"{stage}-{digest(stage, machine, *key)}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

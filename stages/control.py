@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config, tracking
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from stages.common import RESULTS, finished, flat, main, make_job, scratch
 
@@ -13,12 +14,13 @@ def control(params: config.Params, network: str) -> None:
     with tracking.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
         from pipeline import checkpoint, pruning
         from pipeline.progress import Progress
+        from pipeline.training import NonFiniteLossError
 
         wanted = params.networks[network]
         job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
         data = RESULTS / "prepare" / network
         work = scratch(
-            "control", params.seed, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
+            "control", params, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
             data / "train.npz", data / "validation.npz",
         )  # fmt: skip
         progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
@@ -28,15 +30,19 @@ def control(params: config.Params, network: str) -> None:
         else:
             net, _ = checkpoint.load(baseline, wanted.factory)
         progress.phase_over(max(0, len(curve) - 1) * job.iteration_steps)
-        for number in range(len(curve), iterations + 1):
-            if number:
-                net = pruning.train_iteration(net, job, number, work, progress)
-            measured = job.quality(net.to(job.machine.device))
-            steps = number * job.iteration_steps
-            curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
-            checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {})
-            write_json(work / "curve.json", curve)
-        net = pruning.train_final(net, job, last, work / "finetune.pt", progress)
+        try:
+            for number in range(len(curve), iterations + 1):
+                if number:
+                    net = pruning.train_iteration(net, job, number, work, progress)
+                measured = job.quality(net.to(job.machine.device))
+                steps = number * job.iteration_steps
+                curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
+                checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {})
+                write_json(work / "curve.json", curve)
+            net = pruning.train_final(net, job, last, work / "finetune.pt", progress)
+        except NonFiniteLossError as error:
+            keys = f"prune.networks.{network} and finetune.{network}"
+            raise UserError(f"control {network}: {error}; lower rates in {keys}, or a clip > 0, are needed") from None
         measured = job.quality(net)
         total = iterations * job.iteration_steps + last.steps
         final = {"steps": total, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim}

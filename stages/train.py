@@ -22,7 +22,7 @@ def train(params: config.Params, network: str) -> None:
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
         data = RESULTS / "prepare" / network
-        work = scratch("train", params.seed, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz")
+        work = scratch("train", params, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz")
         progress = Progress(f"train {network}", recipe.steps)
         try:
             curve = fit(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, config, coupling, networks, pruning, rules, training
+from pipeline import checkpoint, config, coupling, magnitudes, networks, pruning, rules, training
 from pipeline.progress import Progress
 from pipeline.pruning import Current, Iteration, Job, Target, judge
 from pipeline.quality import Quality
@@ -176,22 +176,22 @@ class Shuffled(nn.Module):
 
 def grouped(network: nn.Module) -> tuple[coupling.Coupling, dict[str, float], dict[str, coupling.Group]]:
     found = coupling.find_groups(network, torch.zeros(1, 3, 8, 8))
-    return found, pruning.reference_magnitudes(network, found), {group.name: group for group in found.groups}
+    return found, magnitudes.reference_magnitudes(network, found), {group.name: group for group in found.groups}
 
 
 def test_a_coupled_channel_has_the_largest_magnitude_of_its_makers() -> None:
     network = Residual()
     _, reference, groups = grouped(network)
     assert reference == {"first.weight": 2.0, "inner.weight": 2.0, "second.weight": 3.0}
-    trunk = pruning.magnitudes(network, groups["first+1"], reference)
+    trunk = magnitudes.relative_magnitudes(network, groups["first+1"], reference)
     assert trunk.tolist() == pytest.approx([3 / 2, 5 / 3])  # from the first layer, and from the second
-    assert pruning.magnitudes(network, groups["inner"], reference).tolist() == pytest.approx([7 / 4, 1 / 4])
+    assert magnitudes.relative_magnitudes(network, groups["inner"], reference).tolist() == pytest.approx([7 / 4, 1 / 4])
 
 
 def test_all_the_rows_behind_a_shuffled_channel_count() -> None:
     network = Shuffled()
     _, reference, groups = grouped(network)
-    assert pruning.magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
+    assert magnitudes.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
 
 
 def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Rules) -> None:
@@ -204,11 +204,11 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     variance = ((means[0] - means[1]) / 2) ** 2
     both = numbers.model_copy(update={"sparsity": 0.1, "imbalance": 10.0})
     for active, expected in ((A, 0.1 * lasso), (C, 0.1 * lasso), (D, 0.1 * lasso + 10 * variance)):
-        penalty = pruning.regulariser(found, reference, shares, both, active)
+        penalty = magnitudes.regulariser(found, reference, shares, both, active)
         assert penalty(network).item() == pytest.approx(expected, rel=1e-6)
     alone = both.model_copy(update={"sparsity": 0.0})
-    assert pruning.regulariser(found, reference, shares, alone, D)(network).item() == pytest.approx(10 * variance)
-    assert pruning.regulariser(found, reference, shares, alone, A) is None
+    assert magnitudes.regulariser(found, reference, shares, alone, D)(network).item() == pytest.approx(10 * variance)
+    assert magnitudes.regulariser(found, reference, shares, alone, A) is None
 
 
 def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Rules) -> None:
@@ -219,7 +219,7 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
     def follow(sparsity: float, imbalance: float) -> nn.Module:
         trained = copy.deepcopy(network)
         strengths = numbers.model_copy(update={"sparsity": sparsity, "imbalance": imbalance})
-        pruning.regulariser(found, reference, shares, strengths, D)(trained).backward()
+        magnitudes.regulariser(found, reference, shares, strengths, D)(trained).backward()
         with torch.no_grad():
             for parameter in trained.parameters():
                 if parameter.grad is not None:
@@ -227,12 +227,14 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
         return trained
 
     def gap(measured: nn.Module) -> float:
-        trunk, inner = (pruning.magnitudes(measured, groups[name], reference).mean() for name in ("first+1", "inner"))
+        trunk, inner = (
+            magnitudes.relative_magnitudes(measured, groups[name], reference).mean() for name in ("first+1", "inner")
+        )
         return (trunk - inner).item()
 
     for name, group in groups.items():
-        before = pruning.magnitudes(network, group, reference)
-        after = pruning.magnitudes(follow(1.0, 0.0), group, reference)
+        before = magnitudes.relative_magnitudes(network, group, reference)
+        after = magnitudes.relative_magnitudes(follow(1.0, 0.0), group, reference)
         assert (after < before).all(), name
     assert 0 < gap(follow(0.0, 1.0)) < gap(network)
 
@@ -240,8 +242,8 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
 def test_the_lasso_weighs_groups_by_their_macs_under_efficiency_alone() -> None:
     cheap = rules.GroupState("cheap", (1.0, 1.0), 2, mac=10.0, weights=1.0)
     costly = rules.GroupState("costly", (1.0, 1.0), 4, mac=30.0, weights=1.0)
-    assert pruning.lasso_shares([cheap, costly], B) == {"cheap": 1.0, "costly": 1.0}
-    assert pruning.lasso_shares([cheap, costly], C) == {"cheap": 0.5, "costly": 1.5}  # 20 and 60 of a mean of 40
+    assert magnitudes.lasso_shares([cheap, costly], B) == {"cheap": 1.0, "costly": 1.0}
+    assert magnitudes.lasso_shares([cheap, costly], C) == {"cheap": 0.5, "costly": 1.5}  # 20 and 60 of a mean of 40
 
 
 # --- cutting ------------------------------------------------------------------------------------------------------
@@ -614,9 +616,9 @@ def test_the_method_works_on_sids_concatenations(splits: dict, job: Job, numbers
     sid = networks.build("sid", {"base": 4})
     low = replace(job, network=config.Network(factory="sid", args={"base": 4}, task="low_light"), size=(32, 32))
     groups = coupling.find_groups(sid, low.example())
-    reference = pruning.reference_magnitudes(sid, groups)
+    reference = magnitudes.reference_magnitudes(sid, groups)
     original = {group.name: group.channels for group in groups.groups}
-    found = pruning.states(sid, low, groups, reference, original)
+    found = magnitudes.group_states(sid, low.cost(sid), groups, reference, original)
     total = low.cost(sid)
     made = rules.next_plan(found, rules.State(1.0, 0.1), D, numbers, (total.mac, total.weights))
     smaller, current = pruning.cut(sid, Current(sid, groups, {}), made.removed)

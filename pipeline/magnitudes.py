@@ -1,0 +1,85 @@
+"""What the rules look at: the relative magnitudes of coupled channels, and the regularisers that shape them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import config, cost, coupling, rules
+
+
+def relative_magnitudes(network: nn.Module, group: coupling.Group, reference: dict[str, float]) -> Tensor:
+    """[C_g] the largest relative magnitude of each channel over the layers that produce it; differentiable."""
+    parts = []
+    for slot in group.slots:
+        if slot.role == "output":
+            rows = _rows(network, slot, group.channels)
+            parts.append(rows.abs().mean(dim=1) / reference[slot.tensor])
+    return torch.stack(parts).amax(dim=0)
+
+
+def _rows(network: nn.Module, slot: coupling.Slot, channels: int) -> Tensor:
+    """[C_g, everything else] the weights that a slot's layer makes each channel of a group with."""
+    weight = network.get_parameter(slot.tensor).movedim(slot.dim, 0)
+    index = [i for row in slot.index for i in row]
+    if index != list(range(weight.shape[0])):
+        weight = weight[torch.tensor(index, device=weight.device)]
+    return weight.reshape(channels, -1)
+
+
+def reference_magnitudes(network: nn.Module, groups: coupling.Coupling) -> dict[str, float]:
+    """ref_l of every producing layer: the mean |weight| in the baseline, above zero so that u is a number."""
+    names = {slot.tensor for group in groups.groups for slot in group.slots if slot.role == "output"}
+    return {name: max(network.get_parameter(name).detach().abs().mean().item(), 1e-12) for name in sorted(names)}
+
+
+def group_states(
+    network: nn.Module,
+    spent: cost.Cost,
+    groups: coupling.Coupling,
+    reference: dict[str, float],
+    original: dict[str, int],
+) -> list[rules.GroupState]:
+    """What the rules look at, measured on a network that costs `spent`; `original`: channels in the baseline."""
+    result = []
+    for group in groups.groups:
+        mac, weights = cost.channel_saving(spent, group)
+        values = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
+        result.append(rules.GroupState(group.name, values, original[group.name], mac, weights))
+    return result
+
+
+def regulariser(
+    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], numbers: config.Rules, active
+) -> Callable[[nn.Module], Tensor] | None:
+    """`sparsity`: group lasso over coupled channels, each group weighted by its share of the MACs under `efficiency`.
+    `imbalance`: variance over groups of their mean relative magnitude, under `balance`.
+    """
+    imbalance = numbers.imbalance if "balance" in active else 0.0
+    if not groups.groups or not (numbers.sparsity or imbalance):
+        return None
+
+    def penalty(network: nn.Module) -> Tensor:
+        total = torch.zeros((), device=next(network.parameters()).device)
+        if numbers.sparsity:
+            for group in groups.groups:
+                produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
+                norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
+                total = total + numbers.sparsity * shares[group.name] * norms.sum()
+        if imbalance:
+            means = torch.stack([relative_magnitudes(network, group, reference).mean() for group in groups.groups])
+            total = total + imbalance * means.var(correction=0)
+        return total
+
+    return penalty
+
+
+def lasso_shares(found: list[rules.GroupState], active) -> dict[str, float]:
+    """Weights of the groups in the group lasso, 1 on average: under `efficiency`, by what the group's channels cost."""
+    if "efficiency" not in active:
+        return {group.name: 1.0 for group in found}
+    costs = {group.name: group.mac * len(group.magnitudes) for group in found}
+    mean = sum(costs.values()) / len(costs) or 1.0  # linear layers alone have no MACs here
+    return {name: value / mean for name, value in costs.items()}
