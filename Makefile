@@ -28,14 +28,15 @@ setup: .venv/ready
 	@touch $@
 
 # The two networks' chains are independent: DVC runs them side by side, then once more over everything.
+# Each runs in a process group of its own (set -m), so that Ctrl-C reaches the training and not DVC alone.
 # A chain that fails leaves its reason on the screen; the last command runs it again and ends as it ends.
 repro: setup
 	@python -m stages.check
 	@export REPRO_SESSION="make repro $$(date '+%F %T')" PROGRESS=lines; \
-	trap 'kill $$(jobs -p) 2>/dev/null; wait; exit 130' INT TERM; \
+	set -m; trap 'for job in $$(jobs -p); do kill -INT -- -$$job 2>/dev/null; done; wait; exit 130' INT TERM; \
 	for network in $$(python -m stages.check --networks); do \
 		dvc --wait-for-lock repro -q "evaluate@$$network" & \
-	done; wait; \
+	done; wait; set +m; \
 	dvc --wait-for-lock repro
 	@python -m stages.check --results
 

@@ -5,6 +5,7 @@ The models below are the reference for every key: its type, its unit and its bou
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
@@ -42,6 +46,12 @@ class Network(Section):
     args: dict[str, Any] = {}
     task: Literal["super_resolution", "low_light"]
     scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
+
+    @model_validator(mode="after")
+    def _fits(self) -> Network:
+        if self.task == "low_light" and self.scale != 2:
+            raise ValueError(f"scale is {self.scale}, but low_light goes from packed Bayer to twice its sides: 2")
+        return self
 
 
 class Prepare(Section):
@@ -164,7 +174,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["auto", "cpu", "cuda"]
-    threads: Count  # of one process; bits are equal only at equal thread counts
+    threads: Annotated[int, Field(ge=1, le=1024)]  # of one process; bits are equal only at equal thread counts
     precision: Literal["auto", "fp32", "bf16"]  # of the multiplications while training; quality is always fp32
     run: Run
     networks: dict[str, Network]
@@ -179,6 +189,21 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Params:
+        for key, names in (("run.networks", self.run.networks), ("run.methods", self.run.methods)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} names {max(names, key=names.count)!r} twice")
+        for key, names in (("networks", self.networks), ("prune.methods", self.prune.methods)):
+            for name in names:  # they become folders, DVC stages and names of runs
+                if not NAME.fullmatch(name) or name in RESERVED:
+                    raise ValueError(
+                        f"{key} has the name {name!r}; letters, digits, - and _ make one, "
+                        f"and {_listed(RESERVED)} are taken"
+                    )
+        for name, method in self.prune.methods.items():
+            if "max_iterations" in method.overrides:  # the control trains for the common number
+                raise ValueError(
+                    f"prune.methods.{name}.overrides can't hold max_iterations: it is common to all methods"
+                )
         for network in self.run.networks:
             for key, section in (
                 ("networks", self.networks),

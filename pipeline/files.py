@@ -64,7 +64,11 @@ def digest(*parts: Any) -> str:
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            total.update(hashlib.sha256(part.read_bytes()).digest())
+            try:
+                total.update(hashlib.sha256(part.read_bytes()).digest())
+            except OSError as error:
+                reason = f"{error.strerror}; the stage that writes it must run first"
+                raise UserError(f"{part} can't be read: {reason}") from None
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]

@@ -42,6 +42,13 @@ class Progress:
         """The current phase is complete or was cut short; the next one counts from here."""
         self.base += steps
 
+    def extend(self, steps: int) -> None:
+        """There is more to do than was expected."""
+        self.total += steps
+        if self.bar is not None:
+            self.bar.total = self.total
+            self.bar.refresh()
+
     def say(self, text: str) -> None:
         """A line that stays."""
         line = f"{self.stage}: {text}"

@@ -7,62 +7,21 @@ accept, or go back to the last accepted network. Read `prune` from top to bottom
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, config, cost, coupling, quality, rules
-from pipeline.device import Machine
+from pipeline import checkpoint, config, coupling, rules
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.job import Job
 from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.progress import Progress
 from pipeline.training import NonFiniteLossError, fit
-
-EXAMPLE_SIDE = 16  # input pixels of the image that the network is traced with; any size gives the same groups
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a pruning run works on and by; the same for every method of a network."""
-
-    name: str  # of the network in params.yaml
-    network: config.Network
-    train: Any  # data.patches.Images
-    validation: Any
-    recipe: config.Train
-    retrain: config.Retrain
-    gate: config.Gate
-    machine: Machine
-    size: tuple[int, int]  # input height and width at which costs are counted
-    seed: int
-
-    @property
-    def shave(self) -> int:
-        return quality.border(self.network.task, self.network.scale)
-
-    @property
-    def iteration_steps(self) -> int:
-        return self.retrain.train_steps + self.retrain.retrain_steps
-
-    @property
-    def loan(self) -> tuple[float, float]:
-        return self.retrain.psnr_loan, self.retrain.ssim_loan
-
-    def cost(self, network: nn.Module) -> cost.Cost:
-        return cost.measure(network, self.size, self.example().shape[1])
-
-    def example(self) -> Tensor:
-        return torch.zeros(1, 4 if self.network.task == "low_light" else 3, EXAMPLE_SIDE, EXAMPLE_SIDE)
-
-    def quality(self, network: nn.Module) -> quality.Quality:
-        return quality.measure(network, self.validation, self.shave)
-
-    def validate(self, network: nn.Module) -> float:
-        return quality.measure(network, self.validation, self.shave, with_ssim=False).mean_psnr
 
 
 @dataclass(frozen=True)
@@ -325,6 +284,7 @@ def finetune(
             attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
             return Finetuned(untrained, meta["kept"], attempts, steps)
+        progress.extend(recipe.steps)
     raise ValueError("no network to fine-tune")
 
 
@@ -372,16 +332,23 @@ def _keep(scratch: Path, current: Current, job: Job, state: rules.State, log: li
 def _restore(
     scratch: Path, baseline: nn.Module, groups: coupling.Coupling, job: Job
 ) -> tuple[Current, rules.State | None, list[Iteration]]:
-    """Where an earlier process got to, or the beginning."""
+    """Where an earlier process got to, or the beginning; of a damaged folder too, after a line that says so."""
+    start = Current(copy.deepcopy(baseline), groups, {}), None, []
     if not (scratch / "log.json").exists():
-        return Current(copy.deepcopy(baseline), groups, {}), None, []
-    saved = read_json(scratch / "log.json")
-    log = [Iteration(**iteration) for iteration in saved["log"]]
-    sets = {"frozen": frozenset(saved["state"]["frozen"]), "suspects": tuple(saved["state"]["suspects"])}
-    last = max(iteration.number for iteration in log if iteration.verdict == "accepted")
-    network, meta = checkpoint.load(scratch / f"accepted-{last:03d}.pt", job.network.factory)
-    cuts = tuple({name: tuple(gone) for name, gone in removed.items()} for removed in saved["cuts"])
-    for removed in cuts:  # renumbered rather than traced again, so that every group keeps its name
-        groups = coupling.narrow(groups, removed)
-    current = Current(network.to(job.machine.device), groups, meta["kept"], cuts)
-    return current, rules.State(**{**saved["state"], **sets}), log
+        return start
+    try:
+        saved = read_json(scratch / "log.json")
+        log = [Iteration(**iteration) for iteration in saved["log"]]
+        sets = {"frozen": frozenset(saved["state"]["frozen"]), "suspects": tuple(saved["state"]["suspects"])}
+        last = max(iteration.number for iteration in log if iteration.verdict == "accepted")
+        network, meta = checkpoint.load(scratch / f"accepted-{last:03d}.pt", job.network.factory)
+        cuts = tuple({name: tuple(gone) for name, gone in removed.items()} for removed in saved["cuts"])
+        for removed in cuts:  # renumbered rather than traced again, so that every group keeps its name
+            groups = coupling.narrow(groups, removed)
+        current = Current(network.to(job.machine.device), groups, meta["kept"], cuts)
+        return current, rules.State(**{**saved["state"], **sets}), log
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        print(f"{scratch} is damaged ({error}): the pruning starts anew", file=sys.stderr)
+        for path in scratch.iterdir():
+            path.unlink()
+        return start

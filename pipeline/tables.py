@@ -10,11 +10,13 @@ from typing import Any
 
 from pipeline import config
 from pipeline.files import read_json
+from pipeline.quality import Quality
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input"}
 NOTES = """\
 `baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
-removed. Validation drop: against the {reference}, the gate's reference; the gate allows {drop:g} dB. Test drops are
+removed. Validation drop: against the {reference}, the gate's reference
+(of `original`: against the baseline); the gate allows {drop:g} dB. Test drops are
 paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM: clamped, rounded to 8 bit, RGB,
 super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's `structural_similarity(channel_axis=-1,
 data_range=1.0)`. SID's images are *synthetic low light* made of photographs, not the SID data set."""
@@ -57,6 +59,17 @@ def markdown(table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gat
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
     notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop)
     return "\n".join(lines) + f"\n\nCosts: {at}. {notes}\n"
+
+
+def images(scores: dict[str, Quality]) -> str:
+    """Every image's figures under every solution, and its PSNR drop against the baseline in dB."""
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")  # quotes file names with commas
+    writer.writerow(["image", "solution", "psnr", "ssim", "psnr_drop"])
+    for solution, score in scores.items():
+        for image, psnr, ssim, base in zip(score.names, score.psnr, score.ssim, scores["baseline"].psnr, strict=True):
+            writer.writerow([image, solution, f"{psnr:.4f}", f"{ssim:.5f}", f"{base - psnr:.4f}"])
+    return text.getvalue()
 
 
 def csv(table: list[dict[str, Any]]) -> str:

@@ -198,6 +198,9 @@ def _bury(client: MlflowClient, experiment: str, label: str) -> None:
                 if child.info.status == "RUNNING":
                     client.set_terminated(child.info.run_id, "KILLED")
             client.set_terminated(run.info.run_id, "KILLED")
+            above = run.data.tags.get("mlflow.parentRunId")
+            if above and client.get_run(above).info.status == "RUNNING":
+                client.set_terminated(above, "KILLED")
 
 
 @contextmanager
@@ -219,7 +222,9 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
         parent.end("FAILED")
         raise
     run.end()
-    parent.end()
+    # one network's failure is the chain's, whatever the other network's stages do; the report needs them all
+    if name == "report" or client.get_run(parent.id).info.status != "FAILED":
+        parent.end()
 
 
 def parent_of(run: Run) -> Run:

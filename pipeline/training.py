@@ -7,6 +7,7 @@ goes on from its last saved state and ends with the bits of an undisturbed one.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,8 +75,8 @@ def fit(
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
     average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
     start, curve, loss_sum = 0, [], 0.0
-    if resume is not None and resume.exists():
-        state = torch.load(resume, map_location=machine.device, weights_only=True)
+    state = read_state(resume, machine)
+    if state is not None:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
@@ -84,6 +85,7 @@ def fit(
     for step in range(start, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
+        torch.manual_seed(seed + step)  # for dropout and the like, so that these too don't depend on a stop
         inputs, targets = images.batch(step, seed, recipe.batch, recipe.patch)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
@@ -118,6 +120,20 @@ def fit(
         _load(network, average)
     network.eval()
     return curve
+
+
+def read_state(path: Path | None, machine: Machine) -> dict | None:
+    """What `save_state` wrote; None, and a line that says so, for a file that isn't whole."""
+    if path is None or not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=machine.device, weights_only=True)
+        if state.keys() == {"network", "optimiser", "average", "step", "curve"}:
+            return state
+    except Exception as error:  # torch names no common class for what a damaged file raises
+        print(f"{path}: {type(error).__name__}", file=sys.stderr)
+    print(f"{path} is damaged: this training starts anew", file=sys.stderr)
+    return None
 
 
 def save_state(path: Path, network: nn.Module, optimiser, average: list[Tensor], step: int, curve: list[Point]) -> None:

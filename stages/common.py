@@ -35,6 +35,13 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{name}: error: {place}{error.strerror or error}; free space and writable folders are needed",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
         sys.exit(130)
@@ -73,14 +80,14 @@ def flat(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def make_job(params: config.Params, network: str):
-    """The pruning.Job of one network: its images, recipes and machine."""
-    from pipeline import pruning
+    """The job.Job of one network: its images, recipes and machine."""
     from pipeline.data.patches import load_images
     from pipeline.device import choose
+    from pipeline.job import Job
 
     machine = choose(params.device, params.threads, params.precision)
     data = RESULTS / "prepare" / network
-    return pruning.Job(
+    return Job(
         name=network,
         network=params.networks[network],
         train=load_images(data / "train.npz", machine.device),

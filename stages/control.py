@@ -20,15 +20,19 @@ def control(params: config.Params, network: str) -> None:
         job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
         data = RESULTS / "prepare" / network
         work = scratch(
-            "control", params, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
+            "control", params, network, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
             data / "train.npz", data / "validation.npz",
         )  # fmt: skip
         progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
-        curve = read_json(work / "curve.json") if (work / "curve.json").exists() else []
-        if curve:
-            net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
-        else:
-            net, _ = checkpoint.load(baseline, wanted.factory)
+        net, _ = checkpoint.load(baseline, wanted.factory)
+        curve = []
+        if (work / "curve.json").exists():
+            try:
+                curve = read_json(work / "curve.json")
+                net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
+            except UserError as error:
+                curve = []
+                progress.say(f"{error}: the control starts anew")
         progress.phase_over(max(0, len(curve) - 1) * job.iteration_steps)
         try:
             for number in range(len(curve), iterations + 1):

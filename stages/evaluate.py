@@ -13,7 +13,7 @@ def evaluate(params: config.Params, network: str) -> None:
     """Compare one network's solutions with its baseline and its control on the test images."""
     wanted, methods = params.networks[network], params.run.methods
     with tracking.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
-        from pipeline import checkpoint, cost, figures, quality
+        from pipeline import checkpoint, cost, figures, quality, tables
         from pipeline.data.patches import load_images
         from pipeline.device import choose
 
@@ -41,11 +41,7 @@ def evaluate(params: config.Params, network: str) -> None:
                 row[f"against_{other}"] = asdict(difference)
             summary[name] = row
         folder = RESULTS / "evaluate" / network
-        lines = ["image,solution,psnr,ssim,psnr_drop"]
-        for name, score in scores.items():
-            rows = zip(score.names, score.psnr, score.ssim, scores["baseline"].psnr, strict=True)
-            lines += [f"{image},{name},{p:.4f},{s:.5f},{base - p:.4f}" for image, p, s, base in rows]
-        write_text(folder / "images.csv", "\n".join(lines) + "\n")
+        write_text(folder / "images.csv", tables.images(scores))
         # the picture shown is chosen by rule: where the baseline gains most on its input
         gain = [after - before for after, before in zip(scores["baseline"].psnr, scores["input"].psnr, strict=True)]
         figures.save_frames(folder / "pictures", images, gain.index(max(gain)), nets)

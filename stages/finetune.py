@@ -21,8 +21,8 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         if params.gate.reference == "control":
             reference = read_json(control / "metrics.json")
         work = scratch(
-            "finetune", params, flat(recipe), flat(params.gate), reference, flat(job.recipe), *candidates,
-            data / "train.npz", data / "validation.npz",
+            "finetune", params, network, method, flat(recipe), flat(params.gate), reference, flat(job.recipe),
+            *candidates, data / "train.npz", data / "validation.npz",
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         target = (reference["psnr"], reference["ssim"])

@@ -23,7 +23,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
         points = curve if params.gate.reference == "control" else curve[:1]
         target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
         work = scratch(
-            "prune", params, settings, active, flat(job.recipe), job.size, asdict(target), baseline,
+            "prune", params, network, method, settings, active, flat(job.recipe), job.size, asdict(target), baseline,
             data / "train.npz", data / "validation.npz",
         )  # fmt: skip
         progress = Progress(f"prune {network} {method}", numbers.max_iterations * job.iteration_steps)

@@ -21,8 +21,11 @@ def train(params: config.Params, network: str) -> None:
         job = make_job(params, network)
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
+        job.check(net)
         data = RESULTS / "prepare" / network
-        work = scratch("train", params, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz")
+        work = scratch(
+            "train", params, network, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz"
+        )
         progress = Progress(f"train {network}", recipe.steps)
         try:
             curve = fit(

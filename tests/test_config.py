@@ -164,3 +164,25 @@ def test_a_file_that_is_no_parameter_file_is_named(tmp_path: Path, content: byte
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'} can't be read: No such file or directory"
     assert complaint(tmp_path) == f"{tmp_path} can't be read: Is a directory"
+
+
+METHOD = GOOD["prune"]["methods"]["A"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("prune/methods/original", METHOD, "prune.methods has the name 'original'; letters, digits, - and _"),
+        ("prune/methods/input", METHOD, "prune.methods has the name 'input'"),
+        ("prune/methods/A's", METHOD, """prune.methods has the name "A's\""""),
+        ("networks/a.b", GOOD["networks"]["edsr"], "networks has the name 'a.b'"),
+        ("run/methods", ["A", "D", "A"], "run.methods names 'A' twice"),
+        ("run/networks", ["sid", "sid"], "run.networks names 'sid' twice"),
+        ("prune/methods/D/overrides", {"max_iterations": 9}, "prune.methods.D.overrides can't hold max_iterations"),
+        ("networks/sid/scale", 3, "scale is 3, but low_light goes from packed Bayer to twice its sides: 2"),
+    ],
+)
+def test_names_and_overrides_that_would_break_the_comparison_are_refused(
+    tmp_path: Path, key: str, value: Any, sentence: str
+) -> None:
+    assert sentence in complaint(changed(tmp_path, key, value))

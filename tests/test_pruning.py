@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import checkpoint, config, coupling, magnitudes, networks, pruning, rules, training
+from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.pruning import Current, Iteration, Job, Target, judge
 from pipeline.quality import Quality
@@ -626,3 +627,42 @@ def test_the_method_works_on_sids_concatenations(splits: dict, job: Job, numbers
     assert 0 < total.mac - low.cost(smaller).mac <= saved  # neighbours' savings overlap
     assert all(group.channels == original[group.name] - len(made.removed.get(group.name, ()))
                for group in current.groups.groups)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["{}", "{", "[]", "no network"])
+def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
+    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    short = numbers.model_copy(update={"max_iterations": 1})
+    run(copy.deepcopy(network), job, short, D, tmp_path / "plain")
+    run(copy.deepcopy(network), job, short, D, tmp_path / "hit")
+    if damage == "no network":
+        (tmp_path / "hit" / "accepted-001.pt").unlink()
+    else:
+        (tmp_path / "hit" / "log.json").write_text(damage)
+    run(copy.deepcopy(network), job, short, D, tmp_path / "hit")
+    assert "starts anew" in capsys.readouterr().err
+    assert contents(tmp_path / "hit") == contents(tmp_path / "plain")
+
+
+class Pair(nn.Module):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return image, image
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (nn.Conv2d(3, 3, 1), r"needs an output \(1, 3, 32, 32\) in torch.float32, but it gives \(1, 3, 16, 16\)"),
+        (Pair(), "it gives no tensor"),
+        (nn.Conv2d(4, 3, 1), "it fails: .*channels"),
+        (networks.build("edsr", {"blocks": 1, "channels": 4}).double(), "torch.float64"),
+    ],
+)
+def test_a_network_that_does_not_fit_its_task_is_refused_by_name(job: Job, given: nn.Module, found: str) -> None:
+    with pytest.raises(UserError, match=f"networks.tiny: .*{found}"):
+        job.check(given)
+
+
+def test_a_network_that_fits_its_task_passes(job: Job, network: nn.Module) -> None:
+    job.check(network)

@@ -207,3 +207,51 @@ def test_the_pruner_knows_neither_mlflow_nor_dvc_nor_optuna() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+class Forgetful(nn.Module):
+    """A network that draws random numbers in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Dropout2d(0.5), nn.PixelShuffle(2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(image)
+
+
+def test_dropout_goes_on_to_the_same_bits(
+    splits: dict[str, Images], recipe: config.Train, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    torch.manual_seed(0)
+    network = Forgetful()
+
+    def stop(done: int, psnr: float | None) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    whole, parts, again = (copy.deepcopy(network) for _ in range(3))
+    training.fit(whole, splits["train"], recipe, machine, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(parts, splits["train"], recipe, machine, seed=1, tick=stop, resume=tmp_path / "state.pt")
+    torch.manual_seed(99)
+    training.fit(again, splits["train"], recipe, machine, seed=1, resume=tmp_path / "state.pt")
+    assert same_bits(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", "other"])
+def test_a_damaged_state_is_said_and_the_training_starts_anew(
+    network: nn.Module, splits: dict[str, Images], recipe: config.Train, machine: Machine, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], content: bytes | str,
+) -> None:  # fmt: skip
+    path = tmp_path / "state.pt"
+    if content == "other":
+        torch.save({"step": 3}, path)
+    else:
+        path.write_bytes(content)
+    undisturbed = copy.deepcopy(network)
+    training.fit(undisturbed, splits["train"], recipe, machine, seed=1)
+    training.fit(network, splits["train"], recipe, machine, seed=1, resume=path)
+    assert same_bits(weights(network), weights(undisturbed))
+    assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err

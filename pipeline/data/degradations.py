@@ -17,7 +17,7 @@ pictures may differ in size. N pictures, input sides h×w, target sides scale·h
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from torch import Tensor
 from pipeline.data.photographs import load_image
 from pipeline.data.raw import expose, mosaic_packed, sample_noise
 from pipeline.errors import UserError
+from pipeline.files import write_bytes
 
 Prepared = dict[str, np.ndarray]
 
@@ -200,14 +201,9 @@ def _common(task: str, paths: list[Path], high: list[np.ndarray], scale: int) ->
 
 def save_split(path: Path, prepared: Prepared) -> None:
     """Write a prepared split as one .npz: equal content gives equal bytes; a half-written file never has the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:  # a file and not a name: numpy would add .npz to the name
-            np.savez(file, allow_pickle=False, **{key: prepared[key] for key in sorted(prepared)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{key: prepared[key] for key in sorted(prepared)})
+    write_bytes(path, buffer.getvalue())
 
 
 def load_split(path: Path) -> Prepared:

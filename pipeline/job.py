@@ -1,0 +1,75 @@
+"""What a pruning run works on and by: the same for every method of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import config, cost, quality
+from pipeline.device import Machine
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a pruning run works on and by; the same for every method of a network."""
+
+    name: str  # of the network in params.yaml
+    network: config.Network
+    train: Any  # data.patches.Images
+    validation: Any
+    recipe: config.Train
+    retrain: config.Retrain
+    gate: config.Gate
+    machine: Machine
+    size: tuple[int, int]  # input height and width at which costs are counted
+    seed: int
+
+    @property
+    def shave(self) -> int:
+        return quality.border(self.network.task, self.network.scale)
+
+    @property
+    def iteration_steps(self) -> int:
+        return self.retrain.train_steps + self.retrain.retrain_steps
+
+    @property
+    def loan(self) -> tuple[float, float]:
+        return self.retrain.psnr_loan, self.retrain.ssim_loan
+
+    def cost(self, network: nn.Module) -> cost.Cost:
+        return cost.measure(network, self.size, self.example().shape[1])
+
+    def example(self) -> Tensor:
+        """The image that the network is traced with: any size gives the same groups, if the network can take it."""
+        side = max(16, min(64, self.recipe.patch))
+        return torch.zeros(1, 4 if self.network.task == "low_light" else 3, side, side)
+
+    def check(self, network: nn.Module) -> None:
+        """UserError unless the network makes of an input what its task asks for."""
+        example, scale = self.example(), self.network.scale
+        wanted = (1, 3, scale * example.shape[2], scale * example.shape[3])
+        try:
+            with torch.no_grad():
+                output = network.eval()(example)
+        except (RuntimeError, TypeError, ValueError) as error:
+            found = f"it fails: {str(error).splitlines()[0]}"
+        else:
+            if isinstance(output, Tensor) and output.shape == wanted and output.dtype == torch.float32:
+                return
+            found = (
+                f"it gives {tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else "it gives no tensor"
+            )
+        raise UserError(
+            f"networks.{self.name}: of an input {tuple(example.shape)} the task {self.network.task} with scale {scale} "
+            f"needs an output {wanted} in torch.float32, but {found}"
+        )
+
+    def quality(self, network: nn.Module) -> quality.Quality:
+        return quality.measure(network, self.validation, self.shave)
+
+    def validate(self, network: nn.Module) -> float:
+        return quality.measure(network, self.validation, self.shave, with_ssim=False).mean_psnr
