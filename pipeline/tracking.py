@@ -6,6 +6,7 @@ The only module that knows MLflow. The store is `mlflow.db` beside dvc.yaml, or 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -24,6 +25,10 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
+
+# where a store is made, MLflow and Alembic tell of every table
+for chatty in ("mlflow", "alembic"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 EXPERIMENT = "architecture-aware pruning"
 GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
@@ -115,8 +120,6 @@ class Run:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """MLflow's model logging warns about choices that are made on purpose here."""
-    import logging
-
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

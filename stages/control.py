@@ -19,8 +19,9 @@ def control(params: config.Params, network: str) -> None:
         wanted = params.networks[network]
         job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
         data = RESULTS / "prepare" / network
+        training = {key: value for key, value in flat(retrain).items() if not key.endswith("_loan")}
         work = scratch(
-            "control", params, network, flat(retrain), flat(last), iterations, flat(job.recipe), baseline,
+            "control", params, network, training, flat(last), iterations, flat(job.recipe), baseline,
             data / "train.npz", data / "validation.npz",
         )  # fmt: skip
         progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
