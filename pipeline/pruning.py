@@ -259,38 +259,51 @@ def finetune(
     scratch: Path,
     progress: Progress,
 ) -> Finetuned:
-    """Train the last accepted network on; while the gate refuses it, undo an iteration and train the one before.
+    """Train the last accepted network on; while the gate refuses it, undo iterations and train an earlier one.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is what is left when nothing else holds.
-    Here the loan is due: the gate allows no more than the stated drops.
+    Here the loan is due: the gate allows no more than the stated drops. What a fine-tune paid back says how far to go
+    back: to the last network that owes no more than that, or half-way to the baseline where each owes more.
     """
     attempts: list[str] = []
-    for lineage, path in reversed(list(enumerate(networks))):
+    lineage = len(networks) - 1
+    while True:
+        path = networks[lineage]
         network, meta = checkpoint.load(path, job.network.factory)
         number, steps = int(path.stem.removeprefix("accepted-")), lineage * job.iteration_steps
-        untrained = copy.deepcopy(network.to(job.machine.device))
+        before = _measure(network.to(job.machine.device), job)
+        untrained = copy.deepcopy(network)
         try:
             train_final(network, job, recipe, scratch / f"finetune-{number:03d}.pt", progress)
         except NonFiniteLossError as error:
-            good, reason = False, f"{error}"
+            after, good, reason = before, False, f"{error}"
         else:
-            good, reason = _holds(network, job, target)
+            after = _measure(network, job)
+            good, reason = judge(after, target, job.gate)
         attempts.append(f"iteration {number}: {reason}")
         progress.say(f"iteration {number} {'holds' if good else 'is undone'}: {reason}")
         if good:
             return Finetuned(network, meta["kept"], attempts, steps + recipe.steps)
-        good, reason = _holds(untrained, job, target)
+        good, reason = judge(before, target, job.gate)
         if good or not lineage:
             attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
             return Finetuned(untrained, meta["kept"], attempts, steps)
+        paid = (max(0.0, after[0] - before[0]), max(0.0, after[1] - before[1]))
+        able = [k for k in range(1, lineage) if _owes_at_most(paid, networks[k], job, target)]
+        lineage = able[-1] if able else lineage // 2
         progress.extend(recipe.steps)
-    raise ValueError("no network to fine-tune")
 
 
-def _holds(network: nn.Module, job: Job, target: tuple[float, float]) -> tuple[bool, str]:
+def _measure(network: nn.Module, job: Job) -> tuple[float, float]:
     measured = job.quality(network)
-    return judge((measured.mean_psnr, measured.mean_ssim), target, job.gate)
+    return measured.mean_psnr, measured.mean_ssim
+
+
+def _owes_at_most(paid: tuple[float, float], path: Path, job: Job, target: tuple[float, float]) -> bool:
+    """Whether an accepted network would hold if its fine-tune paid back as much (dB, SSIM) as another one's did."""
+    network, _ = checkpoint.load(path, job.network.factory)
+    return judge(_measure(network.to(job.machine.device), job), target, job.gate, paid)[0]
 
 
 def _record(number, verdict, reason, current: Current, job: Job, target: Target, plan: rules.Plan | None = None):

@@ -587,6 +587,37 @@ def test_an_iteration_whose_loan_isnt_paid_back_is_undone(
     assert kept[0] == ([1, 2, 3, 4, 5, 6, 7] if left[0] == 7 else list(range(8)))
 
 
+@pytest.mark.parametrize(
+    ("debts", "tried"),
+    [
+        ((0.0, 0.05, 0.08, 0.3, 0.5), [4, 2]),  # 0.1 dB is paid back: 2 is the last one that owes no more
+        ((0.0, 0.05, 0.3, 0.05, 0.5), [4, 3]),
+        ((0.0, 0.15, 0.2, 0.3, 0.5), [4, 2, 1, 0]),  # each owes more: half-way back
+        ((0.0, 0.05, 0.08, 0.3, 0.1), [4]),
+    ],
+)
+def test_the_undo_goes_back_to_what_a_fine_tune_can_pay(
+    network: nn.Module, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debts: tuple, tried: list[int]
+) -> None:
+    paths = []
+    for number in range(5):
+        with torch.no_grad():
+            network.tail.bias[0] = number  # what tells the candidates apart, also after four steps of training
+        paths.append(tmp_path / f"accepted-{number:03d}.pt")
+        checkpoint.save(paths[-1], network, "edsr", job.network.args, {})
+
+    def quality(_: Job, measured: nn.Module) -> Quality:
+        mark = measured.tail.bias[0].item()
+        paid = 0.1 if mark != round(mark) else 0.0
+        return Quality(("x",), (30.0 - debts[round(mark)] + paid + 1e-9,), (0.9,))
+
+    monkeypatch.setattr(Job, "quality", quality)
+    strict = replace(job, gate=job.gate.model_copy(update={"max_psnr_drop": 0.0}))
+    done = pruning.finetune(paths, strict, config.Finetune(steps=4, lr=1e-3), (30.0, 0.9), tmp_path, Killed())
+    assert [int(sentence.split(":")[0].removeprefix("iteration ")) for sentence in done.attempts] == tried
+    assert round(done.network.tail.bias[0].item()) == tried[-1]
+
+
 def test_a_fine_tune_whose_loss_is_no_number_is_undone(network: nn.Module, job: Job, tmp_path: Path) -> None:
     paths = candidates(network, tmp_path)
     broken = replace(job, train=Poisoned(job.train, job.seed + 100_003))
