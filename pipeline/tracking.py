@@ -101,16 +101,16 @@ class Run:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        def spec(count: int, label: str) -> Schema:
+        def spec(count: int) -> Schema:
             # -1: any batch, height and width; an inferred signature would pin them to the example's
-            return Schema([TensorSpec(np.dtype("float32"), (-1, count, -1, -1), label)])
+            return Schema([TensorSpec(np.dtype("float32"), (-1, count, -1, -1))])
 
         mlflow.set_tracking_uri(store())
         with _quiet(), mlflow.start_run(run_id=self.id):
             mlflow.pytorch.log_model(
                 network.cpu(),
                 name=name,
-                signature=ModelSignature(spec(channels, "image"), spec(3, "restored")),
+                signature=ModelSignature(spec(channels), spec(3)),
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
                 code_paths=["pipeline"],
                 serialization_format="pickle",
