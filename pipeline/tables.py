@@ -15,11 +15,11 @@ from pipeline.quality import Quality
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input"}
 NOTES = """\
 `baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
-removed. Validation drop: against the {reference}, the gate's reference
-(of `original`: against the baseline); the gate allows {drop:g} dB. Test drops are
-paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM: clamped, rounded to 8 bit, RGB,
-super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's `structural_similarity(channel_axis=-1,
-data_range=1.0)`. SID's images are *synthetic low light* made of photographs, not the SID data set."""
+removed. Validation drop: against the {reference}, the gate's reference (of `original`: against the baseline); the gate
+allows {drop:g} dB. Test drops are paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM:
+clamped, rounded to 8 bit, RGB, super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's
+`structural_similarity(channel_axis=-1, data_range=1.0)`. SID's images are *synthetic low light* made of photographs,
+not the SID data set."""
 
 
 def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def markdown(table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gat
         lines.append("| " + " | ".join([*cells, *drops, str(row.get("steps", ""))]) + " |")
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
     notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop)
-    return "\n".join(lines) + f"\n\nCosts: {at}. {notes}\n"
+    return "\n".join(lines) + f"\n\nCosts: {at}.\n\n{notes}\n"
 
 
 def images(scores: dict[str, Quality]) -> str:
