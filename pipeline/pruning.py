@@ -262,8 +262,9 @@ def finetune(
     """Train the last accepted network on; while the gate refuses it, undo iterations and train an earlier one.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is what is left when nothing else holds.
-    Here the loan is due: the gate allows no more than the stated drops. What a fine-tune paid back says how far to go
-    back: to the last network that owes no more than that, or half-way to the baseline where each owes more.
+    Here the loan is due: the gate allows no more than the stated drops. A fine-tune that failed says how far to go back:
+    to the last network that owes no more than the mean of what this one owed before and what it paid (the next one may
+    pay somewhat more), or half-way to the baseline where each owes more.
     """
     attempts: list[str] = []
     lineage = len(networks) - 1
@@ -289,8 +290,9 @@ def finetune(
             attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
             return Finetuned(untrained, meta["kept"], attempts, steps)
-        paid = (max(0.0, after[0] - before[0]), max(0.0, after[1] - before[1]))
-        able = [k for k in range(1, lineage) if _owes_at_most(paid, networks[k], job, target)]
+        allowed = (target[0] - job.gate.max_psnr_drop, target[1] - job.gate.max_ssim_drop)
+        limit = [max(0.0, (aim + last) / 2 - first) for aim, first, last in zip(allowed, before, after, strict=True)]
+        able = [k for k in range(1, lineage) if _owes_at_most((limit[0], limit[1]), networks[k], job, target)]
         lineage = able[-1] if able else lineage // 2
         progress.extend(recipe.steps)
 
@@ -300,10 +302,10 @@ def _measure(network: nn.Module, job: Job) -> tuple[float, float]:
     return measured.mean_psnr, measured.mean_ssim
 
 
-def _owes_at_most(paid: tuple[float, float], path: Path, job: Job, target: tuple[float, float]) -> bool:
-    """Whether an accepted network would hold if its fine-tune paid back as much (dB, SSIM) as another one's did."""
+def _owes_at_most(loan: tuple[float, float], path: Path, job: Job, target: tuple[float, float]) -> bool:
+    """Whether an accepted network as it stands lacks no more than `loan` (dB, SSIM) of what the gate asks for."""
     network, _ = checkpoint.load(path, job.network.factory)
-    return judge(_measure(network.to(job.machine.device), job), target, job.gate, paid)[0]
+    return judge(_measure(network.to(job.machine.device), job), target, job.gate, loan)[0]
 
 
 def _record(number, verdict, reason, current: Current, job: Job, target: Target, plan: rules.Plan | None = None):

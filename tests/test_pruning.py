@@ -590,9 +590,11 @@ def test_an_iteration_whose_loan_isnt_paid_back_is_undone(
 @pytest.mark.parametrize(
     ("debts", "tried"),
     [
-        ((0.0, 0.05, 0.08, 0.3, 0.5), [4, 2]),  # 0.1 dB is paid back: 2 is the last one that owes no more
-        ((0.0, 0.05, 0.3, 0.05, 0.5), [4, 3]),
-        ((0.0, 0.15, 0.2, 0.3, 0.5), [4, 2, 1, 0]),  # each owes more: half-way back
+        # 0.1 dB is paid back each time: a debt of 0.5 says that (0.5 + 0.1) / 2 = 0.3 might be paid
+        ((0.0, 0.05, 0.08, 0.31, 0.5), [4, 2]),
+        ((0.0, 0.05, 0.31, 0.05, 0.5), [4, 3]),
+        ((0.0, 0.05, 0.18, 0.29, 0.5), [4, 3, 2, 1]),
+        ((0.0, 0.35, 0.32, 0.31, 0.5), [4, 2, 1, 0]),  # each owes more: half-way back
         ((0.0, 0.05, 0.08, 0.3, 0.1), [4]),
     ],
 )
