@@ -8,9 +8,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro test lint ui
+.PHONY: help setup repro search test lint ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report"
+	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
 	@echo "make test    the tests"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
 	@echo "make setup   .venv with the pinned requirements"
@@ -39,6 +40,9 @@ repro: setup
 	done; wait; set +m; \
 	dvc --wait-for-lock repro
 	@python -m stages.check --results
+
+search: setup
+	@python -m stages.search $(ARGS)
 
 test: setup lint
 	python -m pytest -n 2 --dist loadgroup

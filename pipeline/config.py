@@ -169,6 +169,52 @@ class Report(Section):
     crop: Annotated[int, Field(ge=16)]  # side of the picture's crops, in output pixels
 
 
+class Range(Section):
+    """Where a study looks for one number of `prune`."""
+
+    low: Finite
+    high: Finite
+    log: bool = False  # whether ratios count, and not differences
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low:g}, but it must be less than high, {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}, but a range with log: true begins above 0")
+        return self
+
+
+class Search(Section):
+    """An Optuna study: which numbers of `prune` keep fewest MACs at no drop."""
+
+    network: str
+    method: str
+    trials: Count
+    ssim: bool  # whether SSIM must hold as well, as the chain's gate asks
+    space: Annotated[dict[str, Range], Field(min_length=1)]  # keys of `prune`
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Search:
+        for key, wanted in self.space.items():
+            if key not in SEARCHABLE:
+                raise ValueError(f"space has {key!r}, which can't be searched; {_listed(SEARCHABLE)} can")
+            if whole_number(key) and not (wanted.low.is_integer() and wanted.high.is_integer()):
+                raise ValueError(f"space.{key} goes from {wanted.low:g} to {wanted.high:g}, but it is a whole number")
+        return self
+
+
+# numbers of `prune` that leave the control as it is, which trains for max_iterations
+SEARCHABLE = tuple(
+    key for key in Rules.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range")
+)
+
+
+def whole_number(key: str) -> bool:
+    """Whether a number of `prune` is a count."""
+    return key in ("patience", "depth_channels")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -186,6 +232,7 @@ class Params(Section):
     finetune: dict[str, Finetune]
     evaluate: Evaluate
     report: Report
+    search: Search
 
     @model_validator(mode="after")
     def _complete(self) -> Params:
@@ -222,6 +269,12 @@ class Params(Section):
                     f"run.methods names {method!r}, which prune.methods doesn't have; "
                     f"it has {_listed(self.prune.methods)}"
                 )
+        for key, name, allowed in (
+            ("network", self.search.network, self.networks),
+            ("method", self.search.method, self.prune.methods),
+        ):
+            if name not in allowed:
+                raise ValueError(f"search.{key} is {name!r}; allowed here: {_listed(allowed)}")
         return self
 
     @property
@@ -232,6 +285,11 @@ class Params(Section):
         """The numbers for one method: those of `prune`, with the method's overrides."""
         common = {key: getattr(self.prune, key) for key in Rules.model_fields}
         return _checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
+
+
+def checked_rules(numbers: Rules, values: dict[str, float]) -> Rules:
+    """The numbers with some of them changed; UserError when one isn't allowed."""
+    return _checked(Rules, numbers.model_dump() | values, "prune")
 
 
 def _listed(names: Any) -> str:
@@ -299,6 +357,10 @@ def read(path: Path = Path("params.yaml")) -> Params:
     params = _checked(Params, _floats(values), str(path))
     for method in params.prune.methods:
         params.rules(method)
+    for key, wanted in params.search.space.items():
+        for end in (wanted.low, wanted.high):
+            changed = {key: int(end) if whole_number(key) else end}
+            _checked(Rules, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
     return params
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import config, cost, quality
-from pipeline.device import Machine
+from pipeline.data.patches import load_images
+from pipeline.device import Machine, choose
 from pipeline.errors import UserError
 
 
@@ -73,3 +75,21 @@ class Job:
 
     def validate(self, network: nn.Module) -> float:
         return quality.measure(network, self.validation, self.shave, with_ssim=False).mean_psnr
+
+
+def load_job(params: config.Params, network: str, results: Path) -> Job:
+    """The job of one network: its recipes, the machine, and the images that `prepare` left in `results`."""
+    machine = choose(params.device, params.threads, params.precision)
+    data = results / "prepare" / network
+    return Job(
+        name=network,
+        network=params.networks[network],
+        train=load_images(data / "train.npz", machine.device),
+        validation=load_images(data / "validation.npz", machine.device),
+        recipe=params.train[network],
+        retrain=params.prune.networks[network],
+        gate=params.gate,
+        machine=machine,
+        size=params.analyze[network].size,
+        seed=params.seed * 1_000_003,
+    )

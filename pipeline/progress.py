@@ -60,3 +60,59 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Silent(Progress):
+    """For training inside a study, which shows its own progress."""
+
+    def __init__(self) -> None:
+        super().__init__("", 0)
+        if self.bar is not None:
+            self.bar.close()
+
+    def tick(self, done: int, psnr: float | None = None) -> None:
+        pass
+
+    def extend(self, steps: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Trials:
+    """The trials of a study: how many are done, the best one, time left."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.began = name, total, time.monotonic()
+        self.first: int | None = None
+        self.before = -1
+        self.bar = tqdm(total=total, desc=name, unit="trial", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def done(self, count: int, words: str) -> None:
+        if self.first is None:
+            self.first = count
+            if self.bar is not None:
+                self.bar.initial = count
+        if self.bar is not None:
+            self.bar.set_postfix_str(words, refresh=False)
+            self.bar.n = count
+            self.bar.refresh()
+        elif count != self.before:
+            left = ""
+            if count > self.first:
+                each = (time.monotonic() - self.began) / (count - self.first)
+                left = f", about {each * (self.total - count) / 60:.1f} min left"
+            self.say(f"trial {count}/{self.total}, {words}{left}")
+        self.before = count
+
+    def say(self, text: str) -> None:
+        line = f"{self.name}: {text}"
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -262,9 +262,9 @@ def finetune(
     """Train the last accepted network on; while the gate refuses it, undo iterations and train an earlier one.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is what is left when nothing else holds.
-    Here the loan is due: the gate allows no more than the stated drops. A fine-tune that failed says how far to go back:
-    to the last network that owes no more than the mean of what this one owed before and what it paid (the next one may
-    pay somewhat more), or half-way to the baseline where each owes more.
+    Here the loan is due: the gate allows no more than the stated drops. A fine-tune that failed says how far to go
+    back: to the last network that owes no more than the mean of what this one owed before and what it paid (the next
+    one may pay somewhat more), or half-way to the baseline where each owes more.
     """
     attempts: list[str] = []
     lineage = len(networks) - 1

@@ -101,16 +101,25 @@ def plan(
             b = state.balance.get(group.name, 1.0)
         thresholds[group.name] = alpha * e * b
         if pressed(group, state):
-            cap = max(1, int(numbers.max_share * len(group.magnitudes) + EPSILON))
+            cap = group_cap(len(group.magnitudes), numbers)
             gone = select(group.magnitudes, thresholds[group.name], floor(group, rules, numbers), cap)
             if gone:
                 removed[group.name] = gone
     return Plan(alpha, thresholds, removed)
 
 
+def group_cap(channels: int, numbers) -> int:
+    """The most that one iteration may remove of a group with so many channels: a share, and at least one."""
+    return max(1, int(numbers.max_share * channels + EPSILON))
+
+
+def group_floor(original: int, rules: Sequence[str], numbers) -> int:
+    """Channels that a group of `original` must keep: rule `depth`, or one, so that the network still runs."""
+    return keep_depth(original, numbers.depth_channels, numbers.depth_share) if "depth" in rules else 1
+
+
 def floor(group: GroupState, rules: Sequence[str], numbers) -> int:
-    """Channels that a group must keep: rule `depth`, or one, so that the network still runs."""
-    return keep_depth(group.original, numbers.depth_channels, numbers.depth_share) if "depth" in rules else 1
+    return group_floor(group.original, rules, numbers)
 
 
 def pressed(group: GroupState, state: State) -> bool:

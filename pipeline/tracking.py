@@ -236,9 +236,33 @@ def parent_of(run: Run) -> Run:
     return Run(run.client, above, run.experiment)
 
 
-def iteration(run: Run, done: Any, original_mac: int) -> None:
-    """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
-    figures = {
+def study(name: str, tags: dict[str, str]) -> Run:
+    """The run of an Optuna study, found or made: its workers and its later continuations share it."""
+    with _one_at_a_time():
+        client, experiment = _client()
+        found = client.search_runs([experiment], f"tags.session = '{name}' and tags.level = 'study'", max_results=1)
+        if found:
+            run = Run(client, found[0].info.run_id, experiment)
+            _bury_trials(run)
+            client.update_run(run.id, status="RUNNING")
+            return run
+        marks = {"session": name, "level": "study", "goal": GOAL, "mlflow.source.git.commit": _git("rev-parse", "HEAD")}
+        made = client.create_run(experiment, run_name=name, tags=marks | tags)
+        return Run(client, made.info.run_id, experiment)
+
+
+def _bury_trials(run: Run) -> None:
+    """A killed worker can't close its trial's run: whoever goes on with the study does."""
+    words = f"tags.mlflow.parentRunId = '{run.id}' and attributes.status = 'RUNNING'"
+    for child in run.client.search_runs([run.experiment], words):
+        host, _, pid = child.data.tags.get("process", "").partition(":")
+        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            run.client.set_terminated(child.info.run_id, "KILLED")
+
+
+def iteration_figures(done: Any, original_mac: int) -> dict[str, float]:
+    """What is charted of an iteration."""
+    return {
         "mac_percent": 100 * done.mac / original_mac,
         "weights": done.weights,
         "activations": done.activations,
@@ -250,6 +274,11 @@ def iteration(run: Run, done: Any, original_mac: int) -> None:
         "alpha": done.alpha,
         "accepted": float(done.verdict == "accepted"),
     }
+
+
+def iteration(run: Run, done: Any, original_mac: int) -> None:
+    """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
+    figures = iteration_figures(done, original_mac)
     run.metrics(figures, done.number)
     run.metrics({f"channels.{_key(name)}": count for name, count in done.channels.items()}, done.number)
     run.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)

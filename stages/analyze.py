@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pipeline import config, tracking
 from pipeline.files import write_json, write_text
-from stages.common import RESULTS, main, make_job
+from stages.common import RESULTS, main
 
 
 def analyze(params: config.Params, network: str) -> None:
     """Write one baseline's costs by layer and its coupled groups."""
     with tracking.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
         from pipeline import checkpoint, coupling, magnitudes
+        from pipeline.job import load_job
 
-        job = make_job(params, network)
+        job = load_job(params, network, RESULTS)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
         spent, found = job.cost(net), coupling.find_groups(net, job.example())
         reference = magnitudes.reference_magnitudes(net, found)

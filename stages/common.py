@@ -6,7 +6,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,27 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
     given = vars(parser.parse_args())
     name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
-    try:
+    with guarded(name):
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
             if key in given and given[key] not in allowed:
                 raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
         writable(RESULTS)
         stage(params, *given.values())
+
+
+@contextmanager
+def guarded(name: str) -> Iterator[None]:
+    """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
+    try:
+        yield
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"{name}: error: {place}{error.strerror or error}; free space and writable folders are needed",
-            file=sys.stderr,
-        )
+        reason = f"{error.strerror or error}; free space and writable folders are needed"
+        print(f"{name}: error: {place}{reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
@@ -77,25 +83,3 @@ def flat(section: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in section.items():
         found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found
-
-
-def make_job(params: config.Params, network: str):
-    """The job.Job of one network: its images, recipes and machine."""
-    from pipeline.data.patches import load_images
-    from pipeline.device import choose
-    from pipeline.job import Job
-
-    machine = choose(params.device, params.threads, params.precision)
-    data = RESULTS / "prepare" / network
-    return Job(
-        name=network,
-        network=params.networks[network],
-        train=load_images(data / "train.npz", machine.device),
-        validation=load_images(data / "validation.npz", machine.device),
-        recipe=params.train[network],
-        retrain=params.prune.networks[network],
-        gate=params.gate,
-        machine=machine,
-        size=params.analyze[network].size,
-        seed=params.seed * 1_000_003,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline import config, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from stages.common import RESULTS, finished, flat, main, make_job, scratch
+from stages.common import RESULTS, finished, flat, main, scratch
 
 
 def control(params: config.Params, network: str) -> None:
@@ -13,11 +13,12 @@ def control(params: config.Params, network: str) -> None:
     retrain, last, iterations = params.prune.networks[network], params.finetune[network], params.prune.max_iterations
     with tracking.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
         from pipeline import checkpoint, pruning
+        from pipeline.job import load_job
         from pipeline.progress import Progress
         from pipeline.training import NonFiniteLossError
 
         wanted = params.networks[network]
-        job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
+        job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
         data = RESULTS / "prepare" / network
         training = {key: value for key, value in flat(retrain).items() if not key.endswith("_loan")}
         work = scratch(

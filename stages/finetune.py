@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json
-from stages.common import RESULTS, finished, flat, main, make_job, scratch
+from stages.common import RESULTS, finished, flat, main, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
@@ -12,9 +12,10 @@ def finetune(params: config.Params, network: str, method: str) -> None:
     recipe = params.finetune[network]
     with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
         from pipeline import checkpoint, pruning
+        from pipeline.job import load_job
         from pipeline.progress import Progress
 
-        job, data = make_job(params, network), RESULTS / "prepare" / network
+        job, data = load_job(params, network, RESULTS), RESULTS / "prepare" / network
         candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
         control = RESULTS / "control" / network
         reference = read_json(control / "curve.json")[0]

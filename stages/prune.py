@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json, write_text
-from stages.common import RESULTS, finished, flat, main, make_job, scratch
+from stages.common import RESULTS, finished, flat, main, scratch
 
 
 def prune(params: config.Params, network: str, method: str) -> None:
@@ -16,9 +16,10 @@ def prune(params: config.Params, network: str, method: str) -> None:
     settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
     with tracking.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
         from pipeline import checkpoint, pruning
+        from pipeline.job import load_job
         from pipeline.progress import Progress
 
-        job, baseline = make_job(params, network), RESULTS / "train" / network / "network.pt"
+        job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
         data, curve = RESULTS / "prepare" / network, read_json(RESULTS / "control" / network / "curve.json")
         points = curve if params.gate.reference == "control" else curve[:1]
         target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline import config, quality, tracking
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
-from stages.common import RESULTS, finished, flat, main, make_job, scratch
+from stages.common import RESULTS, finished, flat, main, scratch
 
 
 def train(params: config.Params, network: str) -> None:
@@ -15,10 +15,11 @@ def train(params: config.Params, network: str) -> None:
         import torch
 
         from pipeline import checkpoint, networks
+        from pipeline.job import load_job
         from pipeline.progress import Progress
         from pipeline.training import NonFiniteLossError, fit
 
-        job = make_job(params, network)
+        job = load_job(params, network, RESULTS)
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
         job.check(net)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,69 @@ for size in ((1, 3, 20, 31), (2, 3, 17, 12)):
 """
     done = run(repro, sys.executable, "-c", script)
     assert done.stdout.split("\n")[:2] == ["1 3 40 62", "2 3 34 24"], done.stderr
+
+
+@CHAIN
+def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(repro: Path) -> None:
+    words = ("--network", "edsr", "--method", "D", "--storage", f"sqlite:///{repro / 'study.db'}")
+    before = results(repro)
+    first = stage(repro, "search", *words, "--trials", "2", "--workers", "2")
+    assert first.returncode == 0, first.stderr
+    assert "trial 2/2" in first.stderr
+    done = stage(repro, "search", *words, "--trials", "3", "--apply")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"dvc exp run (-S prune\.\w+=\S+ ?){3}\n", done.stdout), done.stdout
+    assert results(repro).keys() - before.keys() == {
+        f"results/search/edsr-D/{name}" for name in ("trials.json", "importances.json", "history.png", "contour.png",
+                                                     "tradeoff.png", "importances.png")
+    }  # fmt: skip
+    assert {name: results(repro)[name] for name in before} == before
+    trials = json.loads((repro / "results/search/edsr-D/trials.json").read_text())
+    assert len(trials) == 3
+    applied = yaml.safe_load((repro / "params.yaml").read_text())["prune"]
+    best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_kept"])
+    assert {key: applied[key] for key in best["params"]} == best["params"]
+    again = stage(repro, "search", *words, "--trials", "3")
+    assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+    run(repro, "git", "checkout", "-q", "params.yaml")
+
+    client = MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
+    experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
+    (study,) = client.search_runs([experiment], "tags.level = 'study'")
+    assert study.info.status == "FINISHED"
+    assert study.data.metrics["mac_kept"] == best["mac_kept"]
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{study.info.run_id}'")
+    assert {child.info.run_name for child in children} == {"trial 0", "trial 1", "trial 2"}
+    won = next(child for child in children if child.info.run_name == f"trial {best['trial']}")
+    assert won.data.metrics["mac_kept"] == best["mac_kept"]
+    assert won.data.metrics.keys() >= {"psnr_drop_baseline", "psnr_drop_control", "feasible", "mac_percent"}
+    assert float(won.data.params["threshold_scale"]) == best["params"]["threshold_scale"]
+    assert len(client.get_metric_history(won.info.run_id, "mac_percent")) > 1
+    shutil.rmtree(repro / "results/search")
+
+
+@CHAIN
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--network", "vdsr"), "network 'vdsr' isn't in params.yaml, which has edsr, sid"),
+        (("--method", "E"), "method 'E' isn't in params.yaml, which has A, B, C, D"),
+        (("--trials", "0"), "--trials is 0; at least 1 is allowed"),
+        (("--storage", "nonsense"), "the storage .*nonsense.* can't be used"),
+    ],
+)
+def test_a_study_that_cant_be_run_is_refused_in_one_sentence(repro: Path, words: tuple[str, ...], said: str) -> None:
+    done = stage(repro, "search", *words)
+    assert done.returncode == 2
+    assert re.fullmatch(f"search: error: {said}.*\n", done.stderr), done.stderr
+
+
+def test_a_study_before_the_chain_says_what_is_missing(tmp_path: Path) -> None:
+    folder = checkout(tmp_path, tiny(ROOT / "params.yaml"))
+    done = stage(folder, "search")
+    assert done.returncode == 2
+    assert "results/train/edsr/metrics.json can't be read" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @CHAIN

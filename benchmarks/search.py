@@ -1,0 +1,156 @@
+"""Whether the study's sampler beats chance: best feasible MACs by trial, against random search, over several seeds.
+
+    python benchmarks/search.py
+
+The problem is real and cheap: an EDSR with 2 blocks of 8 channels, trained here for a minute on the photographs, pruned
+by method D in trials of a few seconds. Both samplers begin with the default parameters and get as many trials. The
+second table shows what storage and sampling cost a trial, and what several workers gain where trials only sleep.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import optuna
+import torch
+
+from pipeline import checkpoint, config, networks, pruning, search
+from pipeline.data import photographs
+from pipeline.data.degradations import prepare_super_resolution
+from pipeline.data.patches import load_images
+from pipeline.device import choose
+from pipeline.job import Job
+from pipeline.training import fit
+
+ROOT = Path(__file__).parents[1]
+SEEDS, TRIALS = 5, 16
+SLEEPING, SECONDS = 12, 1.0
+
+
+def problem(folder: Path) -> search.Problem:
+    """A trained baseline and how it is pruned; validation on eight pictures."""
+    params = config.read(ROOT / "params.yaml")
+    machine = choose("cpu", 1, "auto")
+    photos = ROOT / "data" / "photos"
+    paths = {path.name: path for path in photographs.list_images(photos)}
+    splits = photographs.read_splits(photos / "splits.json", sorted(paths))
+    chosen = {"train": splits["train"], "validation": splits["validation"][:8]}
+    images = {
+        name: load_images(prepare_super_resolution([paths[x] for x in names], 2, 48), machine.device)
+        for name, names in chosen.items()
+    }
+    args = {"scale": 2, "blocks": 2, "channels": 8}
+    recipe = params.train["edsr"].model_copy(update={"steps": 2000, "validate_every": 2000})
+    job = Job(
+        name="edsr",
+        network=config.Network(factory="edsr", args=args, task="super_resolution", scale=2),
+        train=images["train"],
+        validation=images["validation"],
+        recipe=recipe,
+        retrain=params.prune.networks["edsr"].model_copy(update={"train_steps": 10, "retrain_steps": 50}),
+        gate=params.gate,
+        machine=machine,
+        size=(1020, 1020),
+        seed=1_000_003,
+    )
+    torch.manual_seed(1)
+    network = networks.build("edsr", args)
+    fit(network, job.train, recipe, machine, seed=job.seed)
+    checkpoint.save(folder / "network.pt", network, "edsr", args, {})
+    start = job.quality(network)
+    return search.Problem(
+        job=job,
+        numbers=params.rules("D").model_copy(update={"max_iterations": 3}),
+        active=params.prune.methods["D"].rules,
+        recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
+        baseline=folder / "network.pt",
+        target=pruning.Target((start.mean_psnr,), (start.mean_ssim,)),
+        final=(start.mean_psnr, start.mean_ssim),
+        rivals={"baseline": start.mean_psnr},
+        ssim=True,
+    )
+
+
+def best_by_trial(given: search.Problem, folder: Path, seed: int, sampler: str) -> tuple[list[float], float, float]:
+    """Best feasible MACs (%) after each trial; seconds of the trials themselves, and of all that is around them."""
+    space = search.distributions(config.read(ROOT / "params.yaml").search.space)
+    study = search.open_study(f"sqlite:///{folder / 'search.db'}", f"{sampler}-{seed}", {})
+    defaults = {key: getattr(given.numbers, key) for key in space}
+    inside = 0.0
+
+    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        nonlocal inside
+        began = time.monotonic()
+        try:
+            return search.measure(given, values, folder / f"{sampler}-{seed}-{number}", report)
+        finally:
+            inside += time.monotonic() - began
+
+    make = search.gaussian_process if sampler == "default" else lambda s: optuna.samplers.RandomSampler(seed=s)
+    began = time.monotonic()
+    search.work(study, run, search.Proposals(space, seed, defaults, make), TRIALS, given.constraints)
+    around = time.monotonic() - began - inside
+    best, path = 100.0, []
+    for trial in search.slots(study, TRIALS).values():
+        if trial.state == optuna.trial.TrialState.COMPLETE and search.feasible(trial):
+            best = min(best, 100 * trial.value)
+        path.append(best)
+    return path, inside, around
+
+
+def sleeping(folder: Path, workers: int) -> float:
+    """Seconds that so many workers need for a study of sleeping trials, their start not counted."""
+    words = [sys.executable, str(ROOT / "tests" / "search_worker.py"), f"sqlite:///{folder / f'{workers}.db'}", "study"]
+    log = folder / f"{workers}.log"
+    words += [str(SLEEPING), str(SECONDS), "20", str(log)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    search.open_study(f"sqlite:///{folder / f'{workers}.db'}", "study", {"baseline": "one"})
+    running = [subprocess.Popen(words, env=environment) for _ in range(workers)]
+    while not log.exists():
+        time.sleep(0.05)
+    began = time.monotonic()
+    for process in running:
+        process.wait()
+    return time.monotonic() - began
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        given = problem(folder)
+        found: dict[str, list[list[float]]] = {"default": [], "random": []}
+        inside = around = 0.0
+        for seed in range(1, SEEDS + 1):
+            for sampler, paths in found.items():
+                path, spent, rest = best_by_trial(given, folder, seed, sampler)
+                paths.append(path)
+                if sampler == "default":
+                    inside, around = inside + spent, around + rest
+                print(f"seed {seed} {sampler}: {path[-1]:.1f}% of the MACs", file=sys.stderr)
+        print(f"best feasible MACs (%) by trial: median of {SEEDS} seeds [lowest, highest]")
+        print("| trials | " + " | ".join(found) + " |\n| ---: | ---: | ---: |")
+        for count in (1, 4, 8, 12, TRIALS):
+            cells = []
+            for paths in found.values():
+                values = [path[count - 1] for path in paths]
+                cells.append(f"{statistics.median(values):.1f} [{min(values):.1f}, {max(values):.1f}]")
+            print(f"| {count} | " + " | ".join(cells) + " |")
+        trials = SEEDS * TRIALS
+        print(f"a trial takes {inside / trials:.1f} s here, sampling and storage {around / trials:.2f} s beside it")
+        alone = sleeping(folder, 1)
+        print(
+            f"{SLEEPING} trials that sleep for {SECONDS:g} s: 4 workers take {sleeping(folder, 4) / alone:.2f} of one's"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,491 @@
+"""Optuna studies: which numbers of `prune` keep fewest MACs at no drop. The only module that knows Optuna.
+
+A study lives in its storage alone: every worker, on this machine or another, asks it what to try next, and any of them
+may be killed at any moment. A trial that was killed, or failed, is taken up again once, in a new trial of the same
+*slot*; a study of n trials has n slots, each counted once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline import checkpoint, config, pruning, rules
+from pipeline.errors import UserError
+from pipeline.job import Job
+from pipeline.progress import Silent
+from pipeline.training import NonFiniteLossError
+
+HEARTBEAT = 20  # seconds; a trial whose worker has been silent for GRACE of them is taken up by another
+GRACE = 3
+RETRIES = 1
+STARTUP = 6  # trials at random, the default parameters' included, before the sampler has something to learn from
+DIGITS = 4  # significant ones of a proposed number: what a person reads, and what `dvc exp run -S` is given
+
+Space = dict[str, BaseDistribution]
+Values = dict[str, float]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished trial found."""
+
+    mac_kept: float  # share of the original's MACs: what is minimised
+    constraints: dict[
+        str, float
+    ]  # psnr_drop in dB, and ssim_drop if asked, beyond what the gate allows; 0 or less holds
+    notes: dict[str, Any] = field(default_factory=dict)  # user attributes: drops against baseline and control, steps
+
+    @property
+    def feasible(self) -> bool:
+        return all(value <= 0 for value in self.constraints.values())
+
+
+class CannotWinError(Exception):
+    """A trial has removed so little that no more iterations could make it the winner."""
+
+    def __init__(self, mac_kept: float, notes: dict[str, Any] | None = None) -> None:
+        super().__init__(f"it keeps {100 * mac_kept:.1f}% of the MACs and can't get below the best feasible trial")
+        self.mac_kept, self.notes = mac_kept, notes or {}
+
+
+def distributions(space: dict[str, config.Range]) -> Space:
+    """Optuna's form of the search space in params.yaml."""
+    found: Space = {}
+    for key, wanted in space.items():
+        if config.whole_number(key):
+            found[key] = IntDistribution(int(wanted.low), int(wanted.high), log=wanted.log)
+        else:
+            found[key] = FloatDistribution(wanted.low, wanted.high, log=wanted.log)
+    return found
+
+
+def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int = HEARTBEAT) -> optuna.Study:
+    """The study of this name, made where there is none. UserError when its storage can't be reached, or when what it
+    was begun with (`identity`) isn't what is given now."""
+    reason = "it can't be made"
+    for attempt in range(5):  # two workers that make the tables at the same moment: one of them fails, once
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                opened = optuna.storages.RDBStorage(
+                    storage,
+                    heartbeat_interval=heartbeat,
+                    grace_period=GRACE * heartbeat,
+                    heartbeat_stale_trial_callback=_again,
+                )
+            study = optuna.create_study(storage=opened, study_name=name, direction="minimize", load_if_exists=True)
+            break
+        except (SQLAlchemyError, ImportError, optuna.exceptions.OptunaError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            transient = isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError)
+            if attempt == 4 or not transient:
+                raise UserError(
+                    f"the storage {_without_password(storage)} can't be used: {reason}; sqlite:///FILE or "
+                    "postgresql+psycopg://USER@HOST/DATABASE of a running server are allowed"
+                ) from None
+            time.sleep(0.3 * (attempt + 1))
+    for key, value in identity.items():
+        begun = study.user_attrs.get(key)
+        if begun is None:
+            study.set_user_attr(key, value)
+        elif begun != value:
+            raise UserError(
+                f"study {name!r} was begun with another {key} ({begun}) than this machine's ({value}): copy that one's "
+                "results here, or name another study with --study"
+            )
+    return study
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return repr(url)
+
+
+# --- slots --------------------------------------------------------------------------------------------------------
+
+
+def slot(trial: FrozenTrial) -> int:
+    """The number of the first trial of these parameters; a retry has its own number and the slot of the first."""
+    return trial.system_attrs.get("failed_trial", trial.number)
+
+
+def slots(study: optuna.Study, total: int) -> dict[int, FrozenTrial]:
+    """The newest trial of each slot that counts, in the order they began: never more than `total`."""
+    newest: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        before = newest.get(slot(trial))
+        # a retry that was made twice, by two workers at once, must not hide the one that has finished
+        if before is None or not before.state.is_finished() or before.state == TrialState.FAIL:
+            newest[slot(trial)] = trial
+    return {key: newest[key] for key in sorted(newest)[:total]}
+
+
+def over(trial: FrozenTrial) -> bool:
+    """Whether a slot needs no more work: finished, or failed once too often."""
+    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return True
+    return trial.state == TrialState.FAIL and len(trial.system_attrs.get("retry_history", [])) >= RETRIES
+
+
+def winner(study: optuna.Study) -> FrozenTrial | None:
+    """The feasible trial that keeps fewest MACs."""
+    found = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(t)]
+    return min(found, key=lambda trial: (trial.value, trial.number), default=None)
+
+
+def nearest(study: optuna.Study) -> FrozenTrial | None:
+    """Where none is feasible: the trial that misses by least."""
+    found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return min(found, key=lambda trial: (max(trial.constraints.values()), trial.number), default=None)
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """A trial without constraints never finished being measured, whatever Optuna thinks of it."""
+    return bool(trial.constraints) and all(value <= 0 for value in trial.constraints.values())
+
+
+def _again(study: optuna.Study, trial: FrozenTrial, counts: bool = True) -> None:
+    """Put a trial back into the queue. Its constraints stay behind: a retry would inherit them."""
+    history = [*trial.system_attrs.get("retry_history", [])]
+    if counts and len(history) >= RETRIES:
+        return
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            system_attrs={
+                "failed_trial": slot(trial),
+                "retry_history": [*history, trial.number] if counts else history,
+            },
+        )
+    )
+
+
+# --- proposals ----------------------------------------------------------------------------------------------------
+
+
+class Proposals(optuna.samplers.BaseSampler):
+    """The next trial's parameters, from the study and the trial's number alone: a resumed study goes on the same.
+
+    Trial 0 gets the default parameters. Optuna's Gaussian-process sampler sees a study made anew from what is known,
+    in which a trial that was given up for keeping too many MACs counts with those MACs: it ignores pruned trials, and
+    would propose the same point again.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        defaults: Values,
+        make: Callable[[int], optuna.samplers.BaseSampler] | None = None,
+    ) -> None:
+        self.space, self.seed, self.defaults, self.make = space, seed, defaults, make or gaussian_process
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Space:
+        return self.space
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> Values:
+        if trial.number == 0:
+            return dict(self.defaults)
+        known = optuna.create_study(sampler=self.make(self.seed * 10_007 + trial.number))
+        for past in study.get_trials(deepcopy=False):
+            if past.number != trial.number and past.params.keys() == self.space.keys():
+                copied = _as_known(past)
+                if copied is not None:
+                    known.add_trial(copied)
+        return {key: rounded(value, self.space[key]) for key, value in known.ask(self.space).params.items()}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
+        raise NotImplementedError(f"{param_name} isn't in the search space")
+
+
+def gaussian_process(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True, n_startup_trials=STARTUP)
+
+
+def rounded(value: float, allowed: BaseDistribution) -> float:
+    """A proposed number in few digits, still inside its range."""
+    if isinstance(allowed, IntDistribution):
+        return int(value)
+    return min(allowed.high, max(allowed.low, float(f"{value:.{DIGITS}g}")))
+
+
+def _as_known(trial: FrozenTrial) -> FrozenTrial | None:
+    common = {"params": trial.params, "distributions": trial.distributions}
+    if trial.state == TrialState.COMPLETE and trial.constraints:
+        return create_trial(**common, value=trial.value, constraints=trial.constraints)
+    if trial.state == TrialState.PRUNED and "mac_kept" in trial.user_attrs:
+        names = trial.user_attrs["constraints"]  # it removes less than the best: that it holds is likely, and no matter
+        return create_trial(**common, value=trial.user_attrs["mac_kept"], constraints=dict.fromkeys(names, 0.0))
+    if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+        return create_trial(**common, state=TrialState.RUNNING)
+    return None
+
+
+# --- the worker ---------------------------------------------------------------------------------------------------
+
+Report = Callable[[int, float, float], None]  # iteration, MACs kept now, and the least that can be kept in the end
+
+
+def work(
+    study: optuna.Study,
+    run: Callable[[int, Values, Report], Outcome],
+    proposals: Proposals,
+    total: int,
+    constraints: Sequence[str],
+    poll: float = 2.0,
+) -> None:
+    """Run trials until the study has `total`; several workers may do so at once.
+
+    run: does one trial, of this number and with these parameters. It calls the report after each iteration, which
+    raises CannotWinError when the trial needn't go on. Whatever else it raises fails the trial, with the reason as a
+    user attribute, except for a UserError, which ends the work.
+    """
+    study.sampler = proposals
+    while True:
+        _take_up_stale(study)
+        known = slots(study, total)
+        for trial in known.values():  # its worker was killed after the trial failed and before it was put back
+            if trial.state == TrialState.FAIL and not over(trial):
+                _again(study, trial)
+        if len(known) == total and all(over(trial) for trial in known.values()):
+            return
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting or len(known) < total:
+            _one(study, run, total, constraints)
+        else:  # other workers are at the last trials, and may die
+            time.sleep(poll)
+
+
+def _take_up_stale(study: optuna.Study) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+
+
+def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> None:
+    """Ask for one trial, run it, tell its end; what failed goes back into the queue."""
+    begun: list[int] = []
+    fatal: list[UserError] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        begun.append(trial.number)
+        values = _suggested(trial, study.sampler.space)
+        if slot(_frozen(study, trial.number)) not in slots(study, total):
+            raise optuna.TrialPruned  # workers that began the last trial at the same moment: one too many
+        started = time.monotonic()
+        try:
+            outcome = _known(study, trial.number, values) or run(trial.number, values, _reporter(study, trial))
+        except CannotWinError as error:
+            _note(trial, error.notes | {"reason": str(error), "constraints": list(constraints)})
+            _note(trial, {"mac_kept": error.mac_kept})
+            raise optuna.TrialPruned from None
+        except BaseException as error:
+            _note(trial, {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+            if isinstance(error, UserError):
+                fatal.append(error)
+            raise
+        seconds = time.monotonic() - started
+        # the dashboard shows no constraints: the drops are among the notes
+        _note(trial, outcome.notes | {"mac_kept": outcome.mac_kept, "feasible": outcome.feasible, "seconds": seconds})
+        for key in constraints:  # last: a trial whose worker is killed from here on is the only one that has them
+            trial.set_constraint(key, outcome.constraints[key])
+        return outcome.mac_kept
+
+    try:
+        study.optimize(objective, n_trials=1, catch=(Exception,))
+    except KeyboardInterrupt:
+        if begun:
+            _again(study, _frozen(study, begun[0]), counts=False)
+        raise
+    ended = _frozen(study, begun[0])
+    if fatal:
+        _again(study, ended, counts=False)
+        raise fatal[0]
+    if ended.state == TrialState.FAIL:
+        _again(study, ended)
+
+
+def _suggested(trial: optuna.Trial, space: Space) -> Values:
+    found: Values = {}
+    for key, allowed in space.items():
+        ask = trial.suggest_int if isinstance(allowed, IntDistribution) else trial.suggest_float
+        found[key] = ask(key, allowed.low, allowed.high, log=allowed.log)
+    return found
+
+
+def _frozen(study: optuna.Study, number: int) -> FrozenTrial:
+    return next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+
+
+def _note(trial: optuna.Trial, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        trial.set_user_attr(key, value)
+
+
+def _known(study: optuna.Study, number: int, values: Values) -> Outcome | None:
+    """What an earlier trial with the same parameters found: they aren't run twice."""
+    for past in study.get_trials(deepcopy=False):
+        if past.number == number or past.params != values:
+            continue
+        notes = {key: value for key, value in past.user_attrs.items() if key not in ("seconds", "constraints")}
+        if past.state == TrialState.COMPLETE and past.constraints:
+            return Outcome(past.value, dict(past.constraints), notes | {"same_as": past.number})
+        if past.state == TrialState.PRUNED and "mac_kept" in past.user_attrs:
+            raise CannotWinError(past.user_attrs["mac_kept"], {"same_as": past.number})
+    return None
+
+
+def _reporter(study: optuna.Study, trial: optuna.Trial) -> Report:
+    told: set[int] = set()
+
+    def report(iteration: int, mac_kept: float, at_least: float) -> None:
+        if iteration not in told:
+            told.add(iteration)
+            trial.report(mac_kept, iteration)
+        best = winner(study)
+        if best is not None and at_least >= best.value:
+            raise CannotWinError(mac_kept)
+
+    return report
+
+
+# --- one trial ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the trials of a study share: the chain's baseline and control, which are never trained again."""
+
+    job: Job
+    numbers: config.Rules
+    active: tuple[str, ...]
+    recipe: config.Finetune
+    baseline: Path
+    target: pruning.Target  # of the iterations
+    final: tuple[float, float]  # of the fine-tuned network: PSNR in dB, SSIM
+    rivals: dict[str, float]  # PSNR in dB of the baseline and of the control's end
+    ssim: bool  # whether SSIM must hold as well
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        return ("psnr_drop", "ssim_drop") if self.ssim else ("psnr_drop",)
+
+
+def measure(
+    problem: Problem,
+    values: Values,
+    work: Path,
+    report: Report,
+    on_iteration: Callable[[pruning.Iteration, int], None] = lambda iteration, total: None,
+) -> Outcome:
+    """One trial: prune by these numbers, fine-tune the last accepted network once, measure it.
+
+    An undo after the fine-tune, which the chain has, would make every trial feasible and most of them the same; here
+    the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
+    Unfinished work lies in `work`, and is gone on with.
+    """
+    job = problem.job
+    numbers = config.checked_rules(problem.numbers, values)
+    network, _ = checkpoint.load(problem.baseline, job.network.factory)
+    total, accepted, steps = job.cost(network).mac, [], 0
+    whole = numbers.max_iterations * job.iteration_steps + problem.recipe.steps
+
+    def follow(iteration: pruning.Iteration) -> None:
+        nonlocal steps
+        steps = iteration.number * job.iteration_steps
+        if iteration.verdict == "accepted":
+            accepted.append(iteration)
+        on_iteration(iteration, total)
+        kept = accepted[-1].mac / total
+        left = numbers.max_iterations - iteration.number
+        tell(iteration.number, kept, kept * least_share(accepted[0], accepted[-1], numbers, problem.active, left))
+
+    def tell(number: int, kept: float, at_least: float) -> None:
+        try:
+            report(number, kept, at_least)
+        except CannotWinError as error:
+            raise CannotWinError(error.mac_kept, {"steps": steps, "saved_share": 1 - steps / whole}) from None
+
+    log = pruning.prune(network, job, numbers, problem.active, problem.target, work, Silent(), follow)
+    last = accepted[-1]
+    tell(len(log) - 1, last.mac / total, last.mac / total)  # the fine-tune removes nothing
+
+    pruned, _ = checkpoint.load(work / f"accepted-{last.number:03d}.pt", job.network.factory)
+    with contextlib.suppress(NonFiniteLossError):  # then it is judged as it was left
+        pruning.train_final(pruned, job, problem.recipe, work / "finetune.pt", Silent())
+    measured = job.quality(pruned)
+    found = (measured.mean_psnr, measured.mean_ssim)
+    allowed = {"psnr_drop": job.gate.max_psnr_drop, "ssim_drop": job.gate.max_ssim_drop}
+    drops = {"psnr_drop": problem.final[0] - found[0], "ssim_drop": problem.final[1] - found[1]}
+    against = {f"psnr_drop_{name}": psnr - found[0] for name, psnr in problem.rivals.items()}
+    notes = against | drops | {"steps": steps + problem.recipe.steps, "saved_share": 0.0}
+    beyond = {key: drops[key] - allowed[key] for key in problem.constraints}
+    return Outcome(last.mac / total, {key: _number(value) for key, value in beyond.items()}, notes)
+
+
+def _number(value: float) -> float:
+    """NaN isn't a constraint: quality that is no number is as far from holding as can be said."""
+    return value if math.isfinite(value) else 1e3
+
+
+def least_share(
+    first: pruning.Iteration, now: pruning.Iteration, numbers: config.Rules, active: Sequence[str], left: int
+) -> float:
+    """The smallest share of a network's present MACs that `left` more iterations can leave.
+
+    A layer's MACs go with its inputs times its outputs, each of which shrinks no faster than the group that may give
+    most: the cap of an iteration, down to the group's floor.
+    """
+    shares = [1.0]
+    for name, count in now.channels.items():
+        floor = rules.group_floor(first.channels[name], active, numbers)
+        channels = count
+        for _ in range(left):
+            channels = max(min(channels, floor), channels - rules.group_cap(channels, numbers))
+        shares.append(channels / count)
+    return min(shares) ** 2
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Of each parameter for the MACs kept; nothing where the trials are too few or all alike."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except (RuntimeError, ValueError):
+        return {}
+
+
+def table(study: optuna.Study, total: int) -> list[dict[str, Any]]:
+    """One row for each slot, in the order they began: what the pictures are drawn from."""
+    rows = []
+    for trial in slots(study, total).values():
+        notes = {key: value for key, value in trial.user_attrs.items() if key != "constraints"}
+        state = trial.state.name.lower()
+        rows.append({"trial": trial.number, "state": state, "params": dict(trial.params), **notes})
+    return rows

@@ -1,0 +1,267 @@
+"""Search the numbers of `prune` for the fewest MACs that lose no PSNR: an Optuna study against the chain's baseline."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.errors import UserError
+from pipeline.files import digest, read_json, write_bytes, write_json
+from stages.common import RESULTS, SCRATCH, flat, guarded, writable
+
+WORKER_DEATHS = 3  # after so many, each worker's last words are worth reading
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.search", description=__doc__)
+    parser.add_argument("--network", help="of params.yaml; without it, search.network")
+    parser.add_argument("--method", help="of prune.methods; without it, search.method")
+    parser.add_argument("--trials", type=int, help="in total, those of earlier calls included")
+    parser.add_argument("--storage", help="sqlite:///FILE (search.db without it) or postgresql+psycopg://…")
+    parser.add_argument("--study", help="its name; without it, made of the network, the method and the parameters")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--apply", action="store_true", help="write the winner into params.yaml")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    with guarded("search"):
+        (work if given.worker else search)(Study(config.read(), given))
+
+
+class Study:
+    """What the command line and params.yaml ask for."""
+
+    def __init__(self, params: config.Params, given: argparse.Namespace) -> None:
+        from pipeline.tracking import root
+
+        self.params, self.given = params, given
+        self.network, self.method = given.network or params.search.network, given.method or params.search.method
+        for key, value, allowed in (
+            ("network", self.network, params.networks),
+            ("method", self.method, params.prune.methods),
+        ):
+            if value not in allowed:
+                raise UserError(f"{key} {value!r} isn't in params.yaml, which has {', '.join(allowed)}")
+        self.trials = params.search.trials if given.trials is None else given.trials
+        for key, value in (("--trials", self.trials), ("--workers", given.workers)):
+            if value < 1:
+                raise UserError(f"{key} is {value}; at least 1 is allowed")
+        overridden = set(params.search.space) & set(params.prune.methods[self.method].overrides)
+        if overridden:
+            where = f"prune.methods.{self.method}.overrides"
+            raise UserError(f"search.space has {', '.join(sorted(overridden))}, which {where} sets: take it from one")
+        self.numbers = params.rules(self.method)
+        fixed = {key: value for key, value in flat(self.numbers).items() if key not in params.search.space}
+        settings = (params.networks, params.train, params.prune.networks, params.finetune)
+        asked = (
+            fixed,
+            params.seed,
+            params.prune.methods[self.method].rules,
+            flat(params.gate),
+            flat(params.search.space),
+        )
+        asked += (params.search.ssim, *(flat(section[self.network]) for section in settings))
+        self.name = given.study or f"{self.network}-{self.method}-{digest(*asked)[:8]}"
+        self.storage = given.storage or f"sqlite:///{root() / 'search.db'}"
+        self.folder = RESULTS / "search" / f"{self.network}-{self.method}"
+
+    def open(self) -> Any:
+        from pipeline import search
+
+        baseline = digest(RESULTS / "train" / self.network / "network.pt")
+        return search.open_study(self.storage, self.name, {"baseline": baseline})
+
+    def problem(self) -> Any:
+        """The chain's baseline, control and images."""
+        from pipeline import pruning, search
+        from pipeline.job import load_job
+
+        params, results = self.params, RESULTS / "control" / self.network
+        curve, end = read_json(results / "curve.json"), read_json(results / "metrics.json")
+        against_control = params.gate.reference == "control"
+        points, final = (curve, end) if against_control else (curve[:1], curve[0])
+        return search.Problem(
+            job=load_job(params, self.network, RESULTS),
+            numbers=self.numbers,
+            active=params.prune.methods[self.method].rules,
+            recipe=params.finetune[self.network],
+            baseline=RESULTS / "train" / self.network / "network.pt",
+            target=pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),
+            final=(final["psnr"], final["ssim"]),
+            rivals={"baseline": curve[0]["psnr"], "control": end["psnr"]},
+            ssim=params.search.ssim,
+        )
+
+
+def work(study: Study) -> None:
+    """One worker: trials until the study has its total."""
+    from pipeline import search, tracking
+
+    opened, problem = study.open(), study.problem()
+    space = search.distributions(study.params.search.space)
+    defaults = {key: getattr(study.numbers, key) for key in space}
+    above = tracking.study(study.name, {})
+    parent = os.getppid()
+
+    def run(number: int, values: dict[str, float], report: Any) -> Any:
+        tags = {"level": "trial", "network": study.network, "method": study.method}
+        child = above.child(f"trial {number}", tags)
+        child.params(values)
+        folder = SCRATCH / f"search-{digest(study.name, opened.user_attrs['baseline'], values)}"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def follow(iteration: Any, total: int) -> None:
+            if os.getppid() != parent:  # the command that began this worker was killed
+                raise KeyboardInterrupt
+            child.metrics(tracking.iteration_figures(iteration, total), iteration.number)
+
+        try:
+            outcome = search.measure(problem, values, folder, report, follow)
+        except BaseException as error:
+            child.tags({"reason": f"{error or type(error).__name__}"[:4000]})
+            if isinstance(error, search.CannotWinError):
+                child.metrics({"mac_kept": error.mac_kept} | error.notes)
+                shutil.rmtree(folder, ignore_errors=True)
+            child.end("FINISHED" if isinstance(error, search.CannotWinError) else "FAILED")
+            raise
+        child.metrics({"mac_kept": outcome.mac_kept, "feasible": float(outcome.feasible)} | outcome.notes)
+        child.tags({"feasible": "yes" if outcome.feasible else "no"})
+        child.end()
+        shutil.rmtree(folder, ignore_errors=True)
+        return outcome
+
+    proposals = search.Proposals(space, study.params.seed, defaults)
+    search.work(opened, run, proposals, study.trials, problem.constraints)
+
+
+def search(study: Study) -> None:
+    """Start the workers, show how far they are, tell the winner."""
+    from pipeline import search as optuna_search
+    from pipeline import tracking
+
+    writable(RESULTS)
+    for key in ("train", "control"):
+        read_json(RESULTS / key / study.network / "metrics.json")
+    opened = study.open()  # before the workers: tables made by two at once are made by none
+    note = f"Optuna study: {tracking.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
+    command = f"python -m stages.search --network {study.network} --method {study.method} --trials {study.trials}"
+    above = tracking.study(study.name, {"mlflow.note.content": note, "reproduce": command})
+    try:
+        watch(study, opened)
+    except BaseException as error:
+        above.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    rows = optuna_search.table(opened, study.trials)
+    write_json(study.folder / "trials.json", rows)
+    write_json(study.folder / "importances.json", optuna_search.importances(opened))
+    from pipeline import figures
+
+    for path in (study.folder / "trials.json", *figures.study_pictures(study.folder)):
+        above.artifact(path)
+    finished = [row for row in rows if row["state"] in ("complete", "pruned")]
+    saved = sum(row.get("saved_share", 0.0) for row in finished) / max(1, len(finished))
+    best = optuna_search.winner(opened)
+    above.metrics({"trials": len(finished), "saved_share": saved} | ({"mac_kept": best.value} if best else {}))
+    above.end()
+    tell(study, optuna_search, opened, best, rows, saved)
+
+
+def tell(study: Study, optuna_search: Any, opened: Any, best: Any, rows: list[dict[str, Any]], saved: float) -> None:
+    """The winner, and what to do with it."""
+    print(f"search: {study.name}: {len(rows)} trials, {100 * saved:.0f}% of their steps saved; {study.folder}/")
+    failed = [row for row in rows if row["state"] == "fail"]
+    for row in failed:
+        print(f"search: trial {row['trial']} failed twice: {row.get('reason', 'its worker was killed')}")
+    if best is None:
+        close = optuna_search.nearest(opened)
+        if close is None:
+            raise UserError("no trial was finished; their reasons stand above")
+        raise UserError(
+            f"no trial holds; the nearest, {close.number}, keeps {100 * close.value:.1f}% of the MACs and misses by "
+            f"{max(close.constraints.values()):.4f} ({_words(close.params)})"
+        )
+    drops = ", ".join(
+        f"{best.user_attrs[f'psnr_drop_{name}']:+.4f} dB against the {name}" for name in ("baseline", "control")
+    )
+    print(f"search: trial {best.number} wins: {100 * best.value:.1f}% of the MACs, drop {drops} (validation)")
+    print(f"search: {_words(best.params)}")
+    settings = " ".join(f"-S prune.{key}={value!r}" for key, value in best.params.items())
+    print(f"search: the chain with it: dvc exp run {settings}")
+    if study.given.apply:
+        apply(Path("params.yaml"), best.params)
+        print("search: params.yaml has it now: dvc repro")
+
+
+def _words(values: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in values.items())
+
+
+def apply(path: Path, values: dict[str, float]) -> None:
+    """Set numbers of `prune` in a parameter file; its comments and its layout stay."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        content["prune"][key] = value
+    written = io.StringIO()
+    yaml.dump(content, written)
+    write_bytes(path, written.getvalue().encode())
+
+
+def watch(study: Study, opened: Any) -> None:
+    """Run the workers until the study has its trials; one that dies is replaced, as long as that isn't the rule."""
+    from pipeline.progress import Trials
+
+    words = [sys.executable, "-m", "stages.search", "--worker", "--network", study.network, "--method", study.method]
+    words += ["--trials", str(study.trials), "--storage", study.storage, "--study", study.name]
+    shown = Trials(f"search {study.network} {study.method}", study.trials)
+    workers = [subprocess.Popen(words) for _ in range(study.given.workers)]
+    deaths = 0
+    try:
+        while workers:
+            time.sleep(1)
+            show(study, opened, shown)
+            for worker in [worker for worker in workers if worker.poll() is not None]:
+                workers.remove(worker)
+                if worker.returncode == 2:
+                    raise UserError("a worker ended with the sentence above; the same command goes on")
+                if worker.returncode:
+                    deaths += 1
+                    if deaths > WORKER_DEATHS:
+                        raise UserError(f"{deaths} workers died, the last with status {worker.returncode}")
+                    shown.say(f"a worker died (status {worker.returncode}); another goes on with its trial")
+                    workers.append(subprocess.Popen(words))
+        show(study, opened, shown)
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        for worker in workers:
+            worker.wait()
+        shown.close()
+
+
+def show(study: Study, opened: Any, shown: Any) -> None:
+    """Trials done, and the best of them."""
+    from pipeline import search as optuna_search
+
+    done = sum(optuna_search.over(trial) for trial in optuna_search.slots(opened, study.trials).values())
+    best = optuna_search.winner(opened)
+    words = "none holds yet"
+    if best is not None:
+        words = f"best {100 * best.value:.1f}% of the MACs, drop {best.user_attrs['psnr_drop']:+.4f} dB"
+    shown.done(done, words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""A worker of a study whose trials sleep: what the tests and benchmarks start several of, and kill."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from optuna.distributions import FloatDistribution
+
+from pipeline import search
+
+
+def outcome(values: dict[str, float]) -> search.Outcome:
+    """Fewest MACs at x = 0.3, of which only x >= 0.5 holds."""
+    return search.Outcome(abs(values["x"] - 0.3), {"psnr_drop": 0.5 - values["x"]}, {"psnr_drop": 0.5 - values["x"]})
+
+
+def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str) -> None:
+    def run(number: int, values: dict[str, float], report: search.Report) -> search.Outcome:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"begun {number}\n")
+        time.sleep(seconds)
+        return outcome(values)
+
+    study = search.open_study(storage, name, {"baseline": "one"}, heartbeat)
+    proposals = search.Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9})
+    search.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

@@ -1,0 +1,373 @@
+"""Studies: what they propose, what they count, and that killing a worker loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+from search_worker import outcome
+
+from pipeline import checkpoint, config, figures, pruning, search
+from pipeline.errors import UserError
+from pipeline.job import Job
+from stages.search import apply
+
+ROOT = Path(__file__).parents[1]
+SPACE = {"x": FloatDistribution(0, 1)}
+DROP = ("psnr_drop",)
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+def new(tmp_path: Path, name: str = "study", seed: int = 1) -> tuple[optuna.Study, search.Proposals]:
+    study = search.open_study(f"sqlite:///{tmp_path / 'search.db'}", name, {"baseline": "one"})
+    return study, search.Proposals(SPACE, seed, {"x": 0.9})
+
+
+def plain(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    return outcome(values)
+
+
+def points(study: optuna.Study) -> list[float]:
+    return [trial.params["x"] for trial in study.get_trials()]
+
+
+def test_the_default_parameters_come_first_and_the_winner_is_feasible(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    search.work(study, plain, proposals, 12, DROP)
+    assert points(study)[0] == 0.9
+    best = search.winner(study)
+    assert best.params["x"] >= 0.5
+    assert best.value == min(t.value for t in study.get_trials() if t.params["x"] >= 0.5)
+    assert best.value < 0.3  # the sampler has found the edge at 0.5, where the value is 0.2, better than chance would
+
+
+def test_a_study_that_was_stopped_goes_on_with_the_same_trials(tmp_path: Path) -> None:
+    whole, proposals = new(tmp_path, "whole")
+    search.work(whole, plain, proposals, 9, DROP)
+    for total in (4, 7, 9, 9):
+        parts, proposals = new(tmp_path, "parts")
+        search.work(parts, plain, proposals, total, DROP)
+        assert len(parts.get_trials()) == total
+    assert points(parts) == points(whole)
+    assert len(set(points(whole))) == 9
+
+
+def test_a_trial_that_cant_win_is_pruned_and_the_sampler_still_learns_from_it(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+
+    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        report(1, outcome(values).mac_kept + 0.1, outcome(values).mac_kept)
+        return outcome(values)
+
+    search.work(study, run, proposals, 14, DROP)
+    pruned = study.get_trials(states=(TrialState.PRUNED,))
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert pruned
+    for trial in pruned:
+        before = [t.value for t in complete if t.number < trial.number and search.feasible(t)]
+        assert outcome(trial.params).mac_kept >= min(before)
+        assert trial.user_attrs["mac_kept"] == trial.intermediate_values[1]
+    assert len(set(points(study))) == 14  # Optuna's sampler ignores pruned trials and would ask for the same again
+
+
+def test_a_failing_trial_is_tried_once_more_and_its_reason_kept(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    seen: list[float] = []
+
+    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        seen.append(values["x"])
+        if values["x"] == 0.9 or (len(seen) > 2 and seen.count(seen[2]) == 1 and values["x"] == seen[2]):
+            raise MemoryError("no room")
+        return outcome(values)
+
+    search.work(study, run, proposals, 5, DROP)
+    assert seen[:2] == [0.9, 0.9]  # twice, and no third time
+    assert seen[2] == seen[3]
+    ends = search.slots(study, 5)
+    assert [trial.state for trial in ends.values()] == [TrialState.FAIL, *4 * [TrialState.COMPLETE]]
+    assert next(iter(ends.values())).user_attrs["reason"] == "MemoryError: no room"
+
+
+def test_a_user_error_ends_the_study_and_counts_no_trial(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+
+    def full(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        raise UserError("the disk is full")
+
+    for _ in range(3):
+        with pytest.raises(UserError, match="the disk is full"):
+            search.work(study, full, proposals, 2, DROP)
+    search.work(study, plain, proposals, 2, DROP)
+    assert [trial.state for trial in search.slots(study, 2).values()] == [TrialState.COMPLETE] * 2
+    assert len(search.slots(study, 9)) == 2
+
+
+def test_a_stopped_trial_is_taken_up_first(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+
+    def stopped(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            search.work(study, stopped, proposals, 2, DROP)
+    search.work(study, plain, proposals, 2, DROP)
+    ends = list(search.slots(study, 2).values())
+    assert ends[0].params["x"] == 0.9
+    assert all(trial.state == TrialState.COMPLETE for trial in ends)
+
+
+def test_equal_parameters_are_not_run_twice(tmp_path: Path) -> None:
+    study, _ = new(tmp_path)
+    ran: list[float] = []
+
+    class Stubborn(search.Proposals):
+        def sample_relative(self, *given):
+            return {"x": 0.7}
+
+    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        ran.append(values["x"])
+        return outcome(values)
+
+    search.work(study, run, Stubborn(SPACE, 1, {}), 3, DROP)
+    assert ran == [0.7]
+    assert [trial.value for trial in study.get_trials()] == [outcome({"x": 0.7}).mac_kept] * 3
+    assert study.get_trials()[2].user_attrs["same_as"] in (0, 1)
+
+
+def test_without_a_feasible_trial_there_is_no_winner_but_a_nearest(tmp_path: Path) -> None:
+    study, _ = new(tmp_path)
+    search.work(study, plain, search.Proposals({"x": FloatDistribution(0, 0.4)}, 1, {"x": 0.1}), 4, DROP)
+    assert search.winner(study) is None
+    assert search.nearest(study).params["x"] == max(points(study))
+
+
+def test_a_study_of_another_baseline_is_refused(tmp_path: Path) -> None:
+    new(tmp_path)
+    with pytest.raises(UserError, match="begun with another baseline"):
+        search.open_study(f"sqlite:///{tmp_path / 'search.db'}", "study", {"baseline": "two"})
+
+
+@pytest.mark.parametrize(
+    "storage", ["nonsense", "sqlite:////nowhere/at/all.db", "postgresql+psycopg://u:secret@127.0.0.1:1/none"]
+)
+def test_a_storage_that_cant_be_reached_is_said_without_its_password(storage: str) -> None:
+    with pytest.raises(UserError, match=r"the storage .* can't be used") as caught:
+        search.open_study(storage, "study", {})
+    assert "secret" not in str(caught.value)
+
+
+def test_what_the_remaining_iterations_can_leave_at_least() -> None:
+    numbers = config.read(ROOT / "params.yaml").rules("D").model_copy(
+        update={"max_share": 0.25, "depth_channels": 2, "depth_share": 0.5}
+    )  # fmt: skip
+
+    def at(**channels: int) -> pruning.Iteration:
+        return pruning.Iteration(0, "accepted", "", 0, channels=channels)
+
+    # 16 -> 12 -> 9: 9/16; 4 -> 3 -> 2 (at least one goes): 1/2; a layer keeps the product of two such shares
+    assert search.least_share(at(a=16), at(a=16), numbers, ("adaptive",), 2) == (9 / 16) ** 2
+    assert search.least_share(at(a=16, b=4), at(a=16, b=4), numbers, ("adaptive",), 2) == 0.25
+    # the floor: half of the 16 stay
+    assert search.least_share(at(a=16), at(a=9), numbers, ("adaptive", "depth"), 5) == (8 / 9) ** 2
+    assert search.least_share(at(a=16), at(a=12), numbers, ("adaptive",), 0) == 1.0
+
+
+@pytest.fixture
+def problem(job: Job, numbers: config.Rules, network, tmp_path: Path) -> search.Problem:
+    checkpoint.save(tmp_path / "network.pt", network, "edsr", job.network.args, {})
+    start = job.quality(network)
+    reference = (start.mean_psnr, start.mean_ssim)
+    return search.Problem(
+        job=job,
+        numbers=numbers,
+        active=("adaptive", "depth", "efficiency", "balance"),
+        recipe=config.Finetune(steps=4, lr=1e-3),
+        baseline=tmp_path / "network.pt",
+        target=pruning.Target(reference[:1], reference[1:]),
+        final=reference,
+        rivals={"baseline": reference[0], "control": reference[0] + 0.1},
+        ssim=True,
+    )
+
+
+def test_a_trial_measures_the_network_that_the_chain_would_make(problem: search.Problem, tmp_path: Path) -> None:
+    values, told = {"threshold_scale": 0.9}, []
+    found = search.measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
+    network, _ = checkpoint.load(problem.baseline)
+    (tmp_path / "chain").mkdir()
+    log = pruning.prune(
+        network, problem.job, config.checked_rules(problem.numbers, values), problem.active, problem.target,
+        tmp_path / "chain", search.Silent(),
+    )  # fmt: skip
+    last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
+    pruned, _ = checkpoint.load(tmp_path / "chain" / f"accepted-{last.number:03d}.pt")
+    pruning.train_final(pruned, problem.job, problem.recipe, tmp_path / "chain" / "final.pt", search.Silent())
+    assert found.mac_kept == last.mac / log[0].mac
+    assert found.notes["psnr_drop"] == problem.final[0] - problem.job.quality(pruned).mean_psnr
+    assert found.notes["psnr_drop_control"] == pytest.approx(found.notes["psnr_drop"] + 0.1)
+    assert found.constraints["psnr_drop"] == found.notes["psnr_drop"] - problem.job.gate.max_psnr_drop
+    assert [number for number, _, _ in told] == [*range(len(log)), len(log) - 1]
+    assert all(at_least <= kept for _, kept, at_least in told)
+    assert told[-1][1] == told[-1][2] == found.mac_kept
+    assert all(at_least <= found.mac_kept for _, _, at_least in told)  # the bound never rules out what came
+
+
+def test_a_trial_that_is_given_up_says_what_it_saved(problem: search.Problem, tmp_path: Path) -> None:
+    def refuse(iteration: int, kept: float, at_least: float) -> None:
+        if iteration == 1:
+            raise search.CannotWinError(kept)
+
+    with pytest.raises(search.CannotWinError) as caught:
+        search.measure(problem, {}, tmp_path / "trial", refuse)
+    whole = problem.numbers.max_iterations * problem.job.iteration_steps + problem.recipe.steps
+    assert caught.value.notes == {
+        "steps": problem.job.iteration_steps,
+        "saved_share": 1 - problem.job.iteration_steps / whole,
+    }
+
+
+def test_a_killed_trial_goes_on_from_its_last_iteration(problem: search.Problem, tmp_path: Path) -> None:
+    def stop(iteration: int, kept: float, at_least: float) -> None:
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    whole = search.measure(problem, {}, tmp_path / "whole", lambda *report: None)
+    with pytest.raises(KeyboardInterrupt):
+        search.measure(problem, {}, tmp_path / "part", stop)
+    assert (tmp_path / "part" / "log.json").exists()
+    assert search.measure(problem, {}, tmp_path / "part", lambda *report: None) == whole
+
+
+# --- several workers ----------------------------------------------------------------------------------------------
+
+
+def worker(storage: str, trials: int, seconds: float, log: Path, heartbeat: int = 1) -> subprocess.Popen:
+    words = [str(Path(__file__).with_name("search_worker.py")), storage, "study", str(trials), str(seconds)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *words, str(heartbeat), str(log)], env=environment)
+
+
+def wait_for(log: Path, lines: int) -> None:
+    until = time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < lines:
+        assert time.monotonic() < until, "the workers begin no trials"
+        time.sleep(0.05)
+
+
+def kill_one_of_three(storage: str, tmp_path: Path) -> None:
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    workers = [worker(storage, 9, 1.0, log) for log in logs]
+    wait_for(logs[0], 1)
+    workers[0].send_signal(signal.SIGKILL)
+    assert [each.wait(timeout=120) for each in workers[1:]] == [0, 0]
+    study = search.open_study(storage, "study", {"baseline": "one"}, 1)
+    trials = study.get_trials()
+    ends = search.slots(study, 9)
+    assert [trial.state for trial in ends.values()] == [TrialState.COMPLETE] * 9
+    killed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert len(killed) == 1  # the trial whose worker died, and only it
+    retried = [trial for trial in ends.values() if search.slot(trial) == search.slot(killed[0])]
+    assert retried[0].number != killed[0].number
+    assert retried[0].params == killed[0].params
+    assert len({search.slot(t) for t in trials if t.state == TrialState.COMPLETE}) == 9
+
+
+def test_a_killed_workers_trial_is_taken_up_by_another(tmp_path: Path) -> None:
+    kill_one_of_three(f"sqlite:///{tmp_path / 'search.db'}", tmp_path)
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """A server of its own on a free port of the loopback, with its data in a temporary folder."""
+    if not POSTGRES:
+        pytest.skip("PostgreSQL's server isn't installed: apt-get install postgresql")
+    folder, data = POSTGRES[-1].parent, tmp_path / "data"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before: list[str] = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        tmp_path.chmod(0o755)
+        for above in tmp_path.parents[:3]:
+            if os.access(above, os.W_OK) and above != Path("/tmp"):
+                above.chmod(0o755)
+        data.mkdir()
+        shutil.chown(data, "postgres")
+        before = ["runuser", "-u", "postgres", "--"]
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*before, folder / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], **quiet)
+    control = [*before, folder / "pg_ctl", "-D", data, "-w"]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+    subprocess.run([*control, "-l", data / "log", "-o", options, "start"], **quiet)
+    try:
+        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+
+
+def test_three_workers_on_postgresql_lose_nothing_when_one_is_killed(postgres: str, tmp_path: Path) -> None:
+    kill_one_of_three(postgres, tmp_path)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_written_into_params_yaml_with_its_comments_kept(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    shutil.copyfile(ROOT / "params.yaml", path)
+    apply(path, {"threshold_scale": 0.8123, "sparsity": 3.2e-05})
+    before = (ROOT / "params.yaml").read_text().splitlines()
+    after = path.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert [new.split("#")[0].strip() for _, new in changed] == ["threshold_scale: 0.8123", "sparsity: 3.2e-05"]
+    assert "# alpha at the first iteration" in changed[0][1]
+    rules_now = config.read(path).rules("D")
+    assert (rules_now.threshold_scale, rules_now.sparsity) == (0.8123, 3.2e-05)
+
+
+def test_the_pictures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
+    study, _ = new(tmp_path)
+    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-5, 1e-1, log=True)}
+    search.work(study, plain, search.Proposals(space, 1, {"x": 0.9, "y": 1e-3}), 8, DROP)
+    (tmp_path / "trials.json").write_text(json.dumps(search.table(study, 8)))
+    (tmp_path / "importances.json").write_text(json.dumps(search.importances(study)))
+    made = figures.study_pictures(tmp_path)
+    assert {path.stem for path in made} == {"history", "contour", "importances", "tradeoff"}
+    assert all(2000 < path.stat().st_size < 300_000 for path in made)
+    ranked = search.importances(study)
+    assert ranked["x"] > ranked["y"]
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"treshold": {"low": 1, "high": 2}}, "space has 'treshold', which can't be searched; 'threshold_scale'"),
+        ({"max_iterations": {"low": 1, "high": 2}}, "max_iterations.*can't be searched"),
+        ({"sparsity": {"low": 1.0, "high": 0.1}}, "low is 1, but it must be less than high, 0.1"),
+        ({"sparsity": {"low": 0.0, "high": 0.1, "log": True}}, "begins above 0"),
+        ({"max_share": {"low": 0.1, "high": 2.0}}, "search.space: max_share is 2.0 but should be less"),
+        ({"depth_channels": {"low": 1.5, "high": 3}}, "it is a whole number"),
+        ({}, "search.space"),
+    ],
+)
+def test_a_wrong_search_space_is_refused_by_name(tmp_path: Path, space: dict, said: str) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["search"]["space"] = space
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=said):
+        config.read(path)
