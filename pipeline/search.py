@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline import checkpoint, config, pruning, rules
 from pipeline.errors import UserError
@@ -78,7 +81,8 @@ def distributions(space: dict[str, config.Range]) -> Space:
 def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int = HEARTBEAT) -> optuna.Study:
     """The study of this name, made where there is none. UserError when its storage can't be reached, or when what it
     was begun with (`identity`) isn't what is given now."""
-    reason = "it can't be made"
+    if storage.startswith("sqlite") and storage.partition("//")[2].strip("/") in ("", ":memory:"):
+        raise UserError(f"the storage {storage} is no file: each worker would have its own; sqlite:///FILE is allowed")
     for attempt in range(5):  # two workers that make the tables at the same moment: one of them fails, once
         try:
             with warnings.catch_warnings():
@@ -91,9 +95,16 @@ def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int
                 )
             study = optuna.create_study(storage=opened, study_name=name, direction="minimize", load_if_exists=True)
             break
-        except (SQLAlchemyError, ImportError, optuna.exceptions.OptunaError, ValueError) as error:
+        except (
+            SQLAlchemyError,
+            ImportError,
+            optuna.exceptions.OptunaError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+        ) as error:
             reason = " ".join(str(error).split())[:300]
-            transient = isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError)
+            transient = isinstance(error, DBAPIError | optuna.exceptions.StorageInternalError)
             if attempt == 4 or not transient:
                 raise UserError(
                     f"the storage {_without_password(storage)} can't be used: {reason}; sqlite:///FILE or "
@@ -106,19 +117,17 @@ def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int
             study.set_user_attr(key, value)
         elif begun != value:
             raise UserError(
-                f"study {name!r} was begun with another {key} ({begun}) than this machine's ({value}): copy that one's "
-                "results here, or name another study with --study"
+                f"study {name!r} was begun with another {key} ({begun}) than there is here ({value}): the machines of "
+                "a study share params.yaml and results/, and --study names another one"
             )
     return study
 
 
 def _without_password(url: str) -> str:
-    from sqlalchemy.engine import make_url
-
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return repr(url)
+    except (SQLAlchemyError, ValueError):
+        return repr(re.sub(r":[^:/@]*@", ":***@", url))
 
 
 # --- slots --------------------------------------------------------------------------------------------------------
@@ -133,6 +142,8 @@ def slots(study: optuna.Study, total: int) -> dict[int, FrozenTrial]:
     """The newest trial of each slot that counts, in the order they began: never more than `total`."""
     newest: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get("surplus"):
+            continue
         before = newest.get(slot(trial))
         # a retry that was made twice, by two workers at once, must not hide the one that has finished
         if before is None or not before.state.is_finished() or before.state == TrialState.FAIL:
@@ -169,6 +180,8 @@ def _again(study: optuna.Study, trial: FrozenTrial, counts: bool = True) -> None
     history = [*trial.system_attrs.get("retry_history", [])]
     if counts and len(history) >= RETRIES:
         return
+    if any(other.system_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False)):
+        return  # another worker was faster
     study.add_trial(
         create_trial(
             state=TrialState.WAITING,
@@ -177,6 +190,7 @@ def _again(study: optuna.Study, trial: FrozenTrial, counts: bool = True) -> None
             system_attrs={
                 "failed_trial": slot(trial),
                 "retry_history": [*history, trial.number] if counts else history,
+                "retry_of": trial.number,
             },
         )
     )
@@ -186,11 +200,11 @@ def _again(study: optuna.Study, trial: FrozenTrial, counts: bool = True) -> None
 
 
 class Proposals(optuna.samplers.BaseSampler):
-    """The next trial's parameters, from the study and the trial's number alone: a resumed study goes on the same.
+    """The next trial's parameters, from the study and the place of its slot alone: a resumed study goes on the same.
 
-    Trial 0 gets the default parameters. Optuna's Gaussian-process sampler sees a study made anew from what is known,
-    in which a trial that was given up for keeping too many MACs counts with those MACs: it ignores pruned trials, and
-    would propose the same point again.
+    The first slot gets the default parameters. Optuna's Gaussian-process sampler sees a study made anew from what is
+    known, in which a trial that was given up for keeping too many MACs counts with those MACs: it ignores pruned
+    trials, and would propose the same point again.
     """
 
     def __init__(
@@ -206,10 +220,12 @@ class Proposals(optuna.samplers.BaseSampler):
         return self.space
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> Values:
-        if trial.number == 0:
+        trials = study.get_trials(deepcopy=False)
+        place = len({slot(past) for past in trials if slot(past) < slot(trial) and not past.user_attrs.get("surplus")})
+        if place == 0:
             return dict(self.defaults)
-        known = optuna.create_study(sampler=self.make(self.seed * 10_007 + trial.number))
-        for past in study.get_trials(deepcopy=False):
+        known = optuna.create_study(sampler=self.make(self.seed * 10_007 + place))
+        for past in trials:
             if past.number != trial.number and past.params.keys() == self.space.keys():
                 copied = _as_known(past)
                 if copied is not None:
@@ -257,6 +273,7 @@ def work(
     total: int,
     constraints: Sequence[str],
     poll: float = 2.0,
+    grace: float = GRACE * HEARTBEAT,
 ) -> None:
     """Run trials until the study has `total`; several workers may do so at once.
 
@@ -266,7 +283,7 @@ def work(
     """
     study.sampler = proposals
     while True:
-        _take_up_stale(study)
+        _take_up_stale(study, grace)
         known = slots(study, total)
         for trial in known.values():  # its worker was killed after the trial failed and before it was put back
             if trial.state == TrialState.FAIL and not over(trial):
@@ -280,10 +297,16 @@ def work(
             time.sleep(poll)
 
 
-def _take_up_stale(study: optuna.Study) -> None:
+def _take_up_stale(study: optuna.Study, grace: float) -> None:
+    """Put the trials of dead workers back into the queue: the heartbeat's, and those that never had a first beat."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if "begun" not in trial.user_attrs and datetime.now() - trial.datetime_start > timedelta(seconds=grace):
+            with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it ended meanwhile
+                study.tell(trial.number, state=TrialState.FAIL)
+                _again(study, _frozen(study, trial.number), counts=False)
 
 
 def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> None:
@@ -293,11 +316,13 @@ def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> No
 
     def objective(trial: optuna.Trial) -> float:
         begun.append(trial.number)
-        values = _suggested(trial, study.sampler.space)
+        trial.set_user_attr("begun", True)
         if slot(_frozen(study, trial.number)) not in slots(study, total):
-            raise optuna.TrialPruned  # workers that began the last trial at the same moment: one too many
+            trial.set_user_attr("surplus", True)  # workers that began the last trial at the same moment: one too many
+            raise optuna.TrialPruned
         started = time.monotonic()
         try:
+            values = _suggested(trial, study.sampler.space)
             outcome = _known(study, trial.number, values) or run(trial.number, values, _reporter(study, trial))
         except CannotWinError as error:
             _note(trial, error.notes | {"reason": str(error), "constraints": list(constraints)})
@@ -321,6 +346,11 @@ def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> No
         if begun:
             _again(study, _frozen(study, begun[0]), counts=False)
         raise
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        # silent for too long (a suspended machine, say), it was taken up by another worker, whose result counts
+        if not begun or not _frozen(study, begun[0]).state.is_finished():
+            raise
+        return
     ended = _frozen(study, begun[0])
     if fatal:
         _again(study, ended, counts=False)
@@ -351,7 +381,7 @@ def _known(study: optuna.Study, number: int, values: Values) -> Outcome | None:
     for past in study.get_trials(deepcopy=False):
         if past.number == number or past.params != values:
             continue
-        notes = {key: value for key, value in past.user_attrs.items() if key not in ("seconds", "constraints")}
+        notes = {key: value for key, value in past.user_attrs.items() if key not in ("seconds", "constraints", "begun")}
         if past.state == TrialState.COMPLETE and past.constraints:
             return Outcome(past.value, dict(past.constraints), notes | {"same_as": past.number})
         if past.state == TrialState.PRUNED and "mac_kept" in past.user_attrs:
@@ -363,6 +393,8 @@ def _reporter(study: optuna.Study, trial: optuna.Trial) -> Report:
     told: set[int] = set()
 
     def report(iteration: int, mac_kept: float, at_least: float) -> None:
+        if _frozen(study, trial.number).state != TrialState.RUNNING:
+            raise ValueError("another worker has taken this trial up")
         if iteration not in told:
             told.add(iteration)
             trial.report(mac_kept, iteration)
@@ -485,7 +517,7 @@ def table(study: optuna.Study, total: int) -> list[dict[str, Any]]:
     """One row for each slot, in the order they began: what the pictures are drawn from."""
     rows = []
     for trial in slots(study, total).values():
-        notes = {key: value for key, value in trial.user_attrs.items() if key != "constraints"}
+        notes = {key: value for key, value in trial.user_attrs.items() if key not in ("constraints", "begun")}
         state = trial.state.name.lower()
         rows.append({"trial": trial.number, "state": state, "params": dict(trial.params), **notes})
     return rows

@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,24 @@ def main() -> None:
     parser.add_argument("--study", help="its name; without it, made of the network, the method and the parameters")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
     parser.add_argument("--apply", action="store_true", help="write the winner into params.yaml")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the process that began it
     given = parser.parse_args()
-    with guarded("search"):
+    with guarded("search"), stores_answer():
         (work if given.worker else search)(Study(config.read(), given))
+
+
+@contextmanager
+def stores_answer() -> Iterator[None]:
+    """A store that is lost on the way is one sentence, as at the start."""
+    from mlflow.exceptions import MlflowException
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, StorageInternalError, SQLAlchemyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"a store was lost ({reason}); when it is back, the same command goes on") from None
 
 
 class Study:
@@ -49,6 +66,16 @@ class Study:
         ):
             if value not in allowed:
                 raise UserError(f"{key} {value!r} isn't in params.yaml, which has {', '.join(allowed)}")
+        for key, section in (
+            ("train", params.train),
+            ("analyze", params.analyze),
+            ("prune.networks", params.prune.networks),
+            ("finetune", params.finetune),
+        ):
+            if self.network not in section:
+                raise UserError(f"network {self.network!r} isn't in {key}, which has {', '.join(section)}")
+        if given.study is not None and not config.NAME.fullmatch(given.study):
+            raise UserError(f"--study is {given.study!r}; letters, digits, - and _ make a name")
         self.trials = params.search.trials if given.trials is None else given.trials
         for key, value in (("--trials", self.trials), ("--workers", given.workers)):
             if value < 1:
@@ -58,6 +85,13 @@ class Study:
             where = f"prune.methods.{self.method}.overrides"
             raise UserError(f"search.space has {', '.join(sorted(overridden))}, which {where} sets: take it from one")
         self.numbers = params.rules(self.method)
+        for key, wanted in params.search.space.items():
+            value = getattr(self.numbers, key)
+            if not wanted.low <= value <= wanted.high:
+                raise UserError(
+                    f"params.yaml: prune.{key} is {value:g}, outside search.space.{key}, {wanted.low:g} to "
+                    f"{wanted.high:g}: a study begins with the numbers that there are"
+                )
         fixed = {key: value for key, value in flat(self.numbers).items() if key not in params.search.space}
         settings = (params.networks, params.train, params.prune.networks, params.finetune)
         asked = (
@@ -68,7 +102,8 @@ class Study:
             flat(params.search.space),
         )
         asked += (params.search.ssim, *(flat(section[self.network]) for section in settings))
-        self.name = given.study or f"{self.network}-{self.method}-{digest(*asked)[:8]}"
+        self.settings = digest(self.network, self.method, *asked)[:8]
+        self.name = given.study or f"{self.network}-{self.method}-{self.settings}"
         self.storage = given.storage or f"sqlite:///{root() / 'search.db'}"
         self.folder = RESULTS / "search" / f"{self.network}-{self.method}"
 
@@ -76,7 +111,7 @@ class Study:
         from pipeline import search
 
         baseline = digest(RESULTS / "train" / self.network / "network.pt")
-        return search.open_study(self.storage, self.name, {"baseline": baseline})
+        return search.open_study(self.storage, self.name, {"baseline": baseline, "settings": self.settings})
 
     def problem(self) -> Any:
         """The chain's baseline, control and images."""
@@ -102,13 +137,13 @@ class Study:
 
 def work(study: Study) -> None:
     """One worker: trials until the study has its total."""
+    threading.Thread(target=end_with, args=(study.given.worker,), daemon=True).start()
     from pipeline import search, tracking
 
     opened, problem = study.open(), study.problem()
     space = search.distributions(study.params.search.space)
     defaults = {key: getattr(study.numbers, key) for key in space}
     above = tracking.study(study.name, {})
-    parent = os.getppid()
 
     def run(number: int, values: dict[str, float], report: Any) -> Any:
         tags = {"level": "trial", "network": study.network, "method": study.method}
@@ -118,8 +153,6 @@ def work(study: Study) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
         def follow(iteration: Any, total: int) -> None:
-            if os.getppid() != parent:  # the command that began this worker was killed
-                raise KeyboardInterrupt
             child.metrics(tracking.iteration_figures(iteration, total), iteration.number)
 
         try:
@@ -139,6 +172,13 @@ def work(study: Study) -> None:
 
     proposals = search.Proposals(space, study.params.seed, defaults)
     search.work(opened, run, proposals, study.trials, problem.constraints)
+
+
+def end_with(parent: int) -> None:
+    """Stop this worker, as by Ctrl-C, when the command that began it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def search(study: Study) -> None:
@@ -223,7 +263,17 @@ def watch(study: Study, opened: Any) -> None:
     """Run the workers until the study has its trials; one that dies is replaced, as long as that isn't the rule."""
     from pipeline.progress import Trials
 
-    words = [sys.executable, "-m", "stages.search", "--worker", "--network", study.network, "--method", study.method]
+    words = [
+        sys.executable,
+        "-m",
+        "stages.search",
+        "--worker",
+        str(os.getpid()),
+        "--network",
+        study.network,
+        "--method",
+        study.method,
+    ]
     words += ["--trials", str(study.trials), "--storage", study.storage, "--study", study.name]
     shown = Trials(f"search {study.network} {study.method}", study.trials)
     workers = [subprocess.Popen(words) for _ in range(study.given.workers)]

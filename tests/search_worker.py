@@ -24,7 +24,7 @@ def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, l
 
     study = search.open_study(storage, name, {"baseline": "one"}, heartbeat)
     proposals = search.Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9})
-    search.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2)
+    search.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2, grace=3 * heartbeat)
 
 
 if __name__ == "__main__":

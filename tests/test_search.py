@@ -130,6 +130,62 @@ def test_a_stopped_trial_is_taken_up_first(tmp_path: Path) -> None:
     assert all(trial.state == TrialState.COMPLETE for trial in ends)
 
 
+def test_a_stopped_trial_changes_none_of_the_later_ones(tmp_path: Path) -> None:
+    whole, proposals = new(tmp_path, "whole")
+    search.work(whole, plain, proposals, 10, DROP)
+    parts, proposals = new(tmp_path, "parts")
+    left = [3, 5, 8]  # runs that are stopped, counted from 0
+
+    def stops(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        if number in left:
+            left.remove(number)
+            raise KeyboardInterrupt
+        return outcome(values)
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            search.work(parts, stops, proposals, 10, DROP)
+    search.work(parts, stops, proposals, 10, DROP)
+    assert [trial.params["x"] for trial in search.slots(parts, 10).values()] == points(whole)
+
+
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_up(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    study.sampler = proposals
+    study.ask()  # and nothing more is heard of it
+    time.sleep(0.2)
+    search.work(study, plain, proposals, 3, DROP, grace=0.1)
+    ends = search.slots(study, 3)
+    assert all(trial.state == TrialState.COMPLETE for trial in ends.values())
+    assert ends[0].params["x"] == 0.9
+
+
+def test_one_trial_too_many_counts_only_when_more_are_asked_for(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    search.work(study, plain, proposals, 2, DROP)
+    search._one(study, plain, 2, DROP)  # what two workers do that began the last trial together
+    assert len(search.table(study, 9)) == 2
+    search.work(study, plain, proposals, 4, DROP)
+    assert [row["state"] for row in search.table(study, 4)] == ["complete"] * 4
+
+
+def test_a_worker_that_was_given_up_for_dead_drops_its_result(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+
+    def suspended(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+        if number == 0:
+            study.tell(0, state=TrialState.FAIL)  # another worker's doing
+            search._again(study, search._frozen(study, 0))
+            report(1, 1.0, 0.5)
+        return outcome(values)
+
+    search.work(study, suspended, proposals, 2, DROP)
+    ends = search.slots(study, 2)
+    assert [trial.state for trial in ends.values()] == [TrialState.COMPLETE] * 2
+    assert ends[0].params["x"] == 0.9
+    assert len(study.get_trials()) == 3
+
+
 def test_equal_parameters_are_not_run_twice(tmp_path: Path) -> None:
     study, _ = new(tmp_path)
     ran: list[float] = []
@@ -162,12 +218,31 @@ def test_a_study_of_another_baseline_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "storage", ["nonsense", "sqlite:////nowhere/at/all.db", "postgresql+psycopg://u:secret@127.0.0.1:1/none"]
+    "storage",
+    [
+        "nonsense",
+        "sqlite:////nowhere/at/all.db",
+        "postgresql+psycopg://u:secret@127.0.0.1:1/none",
+        "postgresql+psycopg://u:secret@host:port/none",
+        "postgresql+psycopg//u:secret@host/none",
+    ],
 )
 def test_a_storage_that_cant_be_reached_is_said_without_its_password(storage: str) -> None:
     with pytest.raises(UserError, match=r"the storage .* can't be used") as caught:
         search.open_study(storage, "study", {})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_refused(storage: str) -> None:
+    with pytest.raises(UserError, match="is no file"):
+        search.open_study(storage, "study", {})
+
+
+def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match="can't be used"):
+        search.open_study(f"sqlite:///{tmp_path / 'search.db'}", "study", {})
 
 
 def test_what_the_remaining_iterations_can_leave_at_least() -> None:
