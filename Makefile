@@ -45,7 +45,7 @@ search: setup
 	@python -m stages.search $(ARGS)
 
 test: setup lint
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	ruff check .

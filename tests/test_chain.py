@@ -31,7 +31,6 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "test",
     "GIT_COMMITTER_EMAIL": "test@example.com",
 }
-CHAIN = pytest.mark.xdist_group("chain")  # the tests of one shared `dvc repro` stay in one process
 SPLITS = {
     "train": ["es_badlands0.jpg", "es_canyon1.jpg", "es_snow1.jpg", "es_beach0.jpg"],
     "validation": ["es_mountain1.jpg", "es_mountain2.jpg"],
@@ -103,7 +102,6 @@ def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-@CHAIN
 def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
     table = (repro / "results/report/table.csv").read_text().splitlines()
     rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
@@ -126,7 +124,6 @@ def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
         assert (repro / f"results/report/pictures/{network}-training.png").stat().st_size > 5_000
 
 
-@CHAIN
 def test_a_second_repro_does_nothing(repro: Path) -> None:
     before = results(repro)
     done = run(repro, "dvc", "repro")
@@ -135,7 +132,6 @@ def test_a_second_repro_does_nothing(repro: Path) -> None:
     assert results(repro) == before
 
 
-@CHAIN
 def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     params = yaml.safe_load((repro / "params.yaml").read_text())
     params["prune"]["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
@@ -148,7 +144,6 @@ def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     }
 
 
-@CHAIN
 def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(repro: Path) -> None:
     client = MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
@@ -176,7 +171,6 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     assert first.data.tags["verdict"] == log[1]["verdict"]
 
 
-@CHAIN
 def test_the_logged_model_restores_another_image_size(repro: Path) -> None:
     script = """
 import sys, numpy as np, mlflow
@@ -192,7 +186,6 @@ for size in ((1, 3, 20, 31), (2, 3, 17, 12)):
     assert done.stdout.split("\n")[:2] == ["1 3 40 62", "2 3 34 24"], done.stderr
 
 
-@CHAIN
 def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(repro: Path) -> None:
     words = ("--network", "edsr", "--method", "D", "--storage", f"sqlite:///{repro / 'study.db'}")
     before = results(repro)
@@ -231,7 +224,6 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     shutil.rmtree(repro / "results/search")
 
 
-@CHAIN
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -255,7 +247,6 @@ def test_a_study_before_the_chain_says_what_is_missing(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@CHAIN
 def test_the_pruned_checkpoint_loads_without_the_pruner_and_fits_its_log(repro: Path) -> None:
     script = """
 import sys, torch
@@ -267,7 +258,6 @@ print(*network(torch.zeros(1, 3, 9, 14)).shape, *("pipeline.coupling" in sys.mod
     assert run(repro, sys.executable, "-c", script).stdout.split() == ["1", "3", "18", "28", "False", "False"]
 
 
-@CHAIN
 @pytest.mark.parametrize("moment", [1.0, 3.0])
 def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_path: Path, moment: float) -> None:
     folder = tmp_path / "again"
@@ -288,7 +278,6 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
     assert {key: value for key, value in results(folder).items() if "/prune/edsr/D/" in key} == wanted
 
 
-@CHAIN
 @pytest.mark.parametrize(
     ("name", "arguments", "spoil", "sentence"),
     [
@@ -316,7 +305,6 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
 
-@CHAIN
 def test_a_network_of_other_weights_is_refused_by_name(repro: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     shutil.copytree(repro, folder, symlinks=True)
@@ -330,7 +318,6 @@ def test_a_network_of_other_weights_is_refused_by_name(repro: Path, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
-@CHAIN
 def test_an_exploding_baseline_stops_with_the_step_named(repro: Path, tmp_path: Path) -> None:
     folder = tmp_path / "exploding"
     shutil.copytree(repro, folder, symlinks=True)
@@ -343,7 +330,6 @@ def test_an_exploding_baseline_stops_with_the_step_named(repro: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-@CHAIN
 def test_an_unreachable_store_is_said_before_any_work(repro: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unreachable"
     shutil.copytree(repro, folder, symlinks=True)

@@ -374,7 +374,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    before: list[str] = []
+    user = {}
     if os.geteuid() == 0:  # the server refuses to run as root
         tmp_path.chmod(0o755)
         for above in tmp_path.parents[:3]:
@@ -382,10 +382,10 @@ def postgres(tmp_path: Path) -> Iterator[str]:
                 above.chmod(0o755)
         data.mkdir()
         shutil.chown(data, "postgres")
-        before = ["runuser", "-u", "postgres", "--"]
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*before, folder / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], **quiet)
-    control = [*before, folder / "pg_ctl", "-D", data, "-w"]
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/", **user}
+    subprocess.run([folder / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], **quiet)
+    control = [folder / "pg_ctl", "-D", data, "-w"]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
     subprocess.run([*control, "-l", data / "log", "-o", options, "start"], **quiet)
     try:
