@@ -14,12 +14,12 @@ QUIET_SECONDS = 30.0  # between lines when the output is a file, a pipe, or shar
 class Progress:
     """A bar on a terminal; now and then a line elsewhere (or where PROGRESS=lines asks for it)."""
 
-    def __init__(self, stage: str, total: int) -> None:
+    def __init__(self, stage: str, total: int, unit: str = "step") -> None:
         lines = not sys.stderr.isatty() or os.environ.get("PROGRESS") == "lines"
         self.stage, self.total, self.base, self.done = stage, total, 0, 0
         self.began = self.said = time.monotonic()
         self.first: int | None = None  # the step at which this process began: a resumed stage starts late
-        self.bar = None if lines else tqdm(total=total, desc=stage, unit="step", dynamic_ncols=True)
+        self.bar = None if lines else tqdm(total=total, desc=stage, unit=unit, dynamic_ncols=True)
 
     def tick(self, done: int, psnr: float | None = None) -> None:
         """`done` steps of the current phase are behind us."""
@@ -65,10 +65,8 @@ class Progress:
 class Silent(Progress):
     """For training inside a study, which shows its own progress."""
 
-    def __init__(self) -> None:
-        super().__init__("", 0)
-        if self.bar is not None:
-            self.bar.close()
+    def __init__(self) -> None:  # a bar, even one that is closed at once, would leave a line on the terminal
+        self.base, self.bar = 0, None
 
     def tick(self, done: int, psnr: float | None = None) -> None:
         pass
@@ -80,16 +78,15 @@ class Silent(Progress):
         pass
 
 
-class Trials:
+class Trials(Progress):
     """The trials of a study: how many are done, the best one, time left."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.began = name, total, time.monotonic()
-        self.first: int | None = None
-        self.before = -1
-        self.bar = tqdm(total=total, desc=name, unit="trial", dynamic_ncols=True) if sys.stderr.isatty() else None
+        super().__init__(name, total, unit="trial")
+        self.shown = -1
 
-    def done(self, count: int, words: str) -> None:
+    def show(self, count: int, words: str) -> None:
+        """`count` trials are done, those of earlier calls included; `words` tell of the best one."""
         if self.first is None:
             self.first = count
             if self.bar is not None:
@@ -98,21 +95,10 @@ class Trials:
             self.bar.set_postfix_str(words, refresh=False)
             self.bar.n = count
             self.bar.refresh()
-        elif count != self.before:
+        elif count != self.shown:
             left = ""
             if count > self.first:
                 each = (time.monotonic() - self.began) / (count - self.first)
                 left = f", about {each * (self.total - count) / 60:.1f} min left"
             self.say(f"trial {count}/{self.total}, {words}{left}")
-        self.before = count
-
-    def say(self, text: str) -> None:
-        line = f"{self.name}: {text}"
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.shown = count

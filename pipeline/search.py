@@ -233,7 +233,7 @@ class Proposals(optuna.samplers.BaseSampler):
         return {key: rounded(value, self.space[key]) for key, value in known.ask(self.space).params.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
-        raise NotImplementedError(f"{param_name} isn't in the search space")
+        raise ValueError(f"{param_name} isn't in the search space")  # every number of it is proposed at once, above
 
 
 def gaussian_process(seed: int) -> optuna.samplers.BaseSampler:

@@ -310,7 +310,7 @@ def show(study: Study, opened: Any, shown: Any) -> None:
     words = "none holds yet"
     if best is not None:
         words = f"best {100 * best.value:.1f}% of the MACs, drop {best.user_attrs['psnr_drop']:+.4f} dB"
-    shown.done(done, words)
+    shown.show(done, words)
 
 
 if __name__ == "__main__":
