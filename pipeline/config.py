@@ -22,6 +22,7 @@ Steps = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=1, le=300)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rule = Literal["adaptive", "depth", "efficiency", "balance"]
 
@@ -54,10 +55,26 @@ class Network(Section):
         return self
 
 
+class LowLight(Section):
+    """The synthetic low light: how dark, how noisy. Two numbers each, lowest first."""
+
+    ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (100.0, 300.0)  # exposure ratios; SID clips at 300
+    shot: Annotated[tuple[Positive, Positive], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LowLight:
+        for key in ("ratio", "shot"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}], but the lowest must come first")
+        return self
+
+
 class Prepare(Section):
-    """Where the photographs are and how they are split."""
+    """Where the photographs are, and what is done to them."""
 
     photos: str  # a folder; its splits.json lists the images of each split, without one they are split by series
+    low_light: LowLight = LowLight()
 
 
 class Train(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline import config, quality
 from pipeline.data import degradations, photographs
+from pipeline.data.raw import Exposures
 from pipeline.files import write_json
 from stages.common import RESULTS, main
 
@@ -28,8 +29,8 @@ def prepare(params: config.Params, network: str) -> None:
             if wanted.task == "super_resolution":
                 made[split] = degradations.prepare_super_resolution(chosen, wanted.scale, minimum)
             else:
-                seed = params.seed * 10 + number
-                made[split] = degradations.prepare_low_light(chosen, seed, minimum, fixed_noise=split != "train")
+                seed, exposures = params.seed * 10 + number, Exposures(**dict(params.prepare.low_light))
+                made[split] = degradations.prepare_low_light(chosen, seed, minimum, split != "train", exposures)
         for split, images in made.items():
             degradations.save_split(folder / f"{split}.npz", images)
         counts = {split: len(names) for split, names in splits.items()}

@@ -145,7 +145,7 @@ def test_noise_has_the_stated_variance_at_every_signal() -> None:
 
 
 def test_noise_levels_lie_on_the_published_line() -> None:
-    shot, read = raw.sample_noise(np.random.default_rng(0), 4000)
+    shot, read = raw.sample_noise(np.random.default_rng(0), 4000, (1e-4, 0.012))
     assert (shot.min(), shot.max()) == pytest.approx((1e-4, 0.012), rel=0.01)
     off_line = np.log(read) - (2.18 * np.log(shot) + 1.20)
     assert (off_line.mean(), off_line.std()) == pytest.approx((0.0, 0.26), abs=0.015)
@@ -188,7 +188,7 @@ def real_crop() -> np.ndarray:
 def test_the_noise_model_fits_a_real_sensor() -> None:
     shot, read = raw.estimate_noise(real_crop())
     assert shot == pytest.approx(6.5e-4, rel=0.15)
-    assert raw.SHOT_RANGE[0] < shot < raw.SHOT_RANGE[1]
+    assert raw.Exposures().shot[0] < shot < raw.Exposures().shot[1]
     # The read noise that the model draws at this shot noise, give or take five standard deviations of its spread.
     assert abs(np.log(read) - (2.18 * np.log(shot) + 1.20)) < 5 * 0.26
 
@@ -214,7 +214,10 @@ def test_preparing_cuts_right_and_bottom_to_a_multiple_of_the_scale(tmp_path: Pa
     assert np.array_equal(high[: 30 * 39].reshape(30, 39, 3), load_image(paths[0])[:30, :39])
     assert np.array_equal(high[30 * 39 :].reshape(36, 36, 3), load_image(paths[1])[:, :36])
     assert len(split["low"]) == 10 * 13 + 12 * 12
-    assert prepare_low_light(paths, 0, 30, fixed_noise=True)["sizes"].tolist() == [[15, 20], [18, 19]]
+    assert prepare_low_light(paths, 0, 30, fixed_noise=True, exposures=raw.Exposures())["sizes"].tolist() == [
+        [15, 20],
+        [18, 19],
+    ]
 
 
 @pytest.mark.parametrize("task", ["super_resolution", "low_light"])
@@ -224,7 +227,7 @@ def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str)
     def prepare(minimum: int) -> dict[str, np.ndarray]:
         if task == "super_resolution":
             return prepare_super_resolution(paths, 2, minimum)
-        return prepare_low_light(paths, 0, minimum, fixed_noise=False)
+        return prepare_low_light(paths, 0, minimum, fixed_noise=False, exposures=raw.Exposures())
 
     assert len(prepare(94)["names"]) == 2
     with pytest.raises(UserError, match=r"small\.png.*95×97.*at least 95"):
@@ -237,19 +240,26 @@ def test_no_picture_at_all_is_refused() -> None:
 
 
 def test_low_light_is_each_pictures_own_and_fixed_by_the_seed() -> None:
-    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True)
-    again = prepare_low_light(PHOTOS[::-1], 7, 96, fixed_noise=True)
+    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True, exposures=raw.Exposures())
+    again = prepare_low_light(PHOTOS[::-1], 7, 96, fixed_noise=True, exposures=raw.Exposures())
     samples = split["raw"].reshape(3, 4, 128, 128)
     assert np.array_equal(samples[0], again["raw"].reshape(3, 4, 128, 128)[2])  # whatever else is in the split
-    other = prepare_low_light(PHOTOS, 8, 96, fixed_noise=True)
+    other = prepare_low_light(PHOTOS, 8, 96, fixed_noise=True, exposures=raw.Exposures())
     assert not np.array_equal(samples[0], other["raw"].reshape(3, 4, 128, 128)[0])
     assert len(set(split["ratio"].tolist())) == 3
     assert ((split["ratio"] >= 100) & (split["ratio"] <= 300)).all()
-    assert prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=False).keys() == {"task", "names", "scale", "sizes", "high"}
+    assert prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=False, exposures=raw.Exposures()).keys() == {
+        "task",
+        "names",
+        "scale",
+        "sizes",
+        "high",
+        "exposures",
+    }
 
 
 def test_the_dark_samples_show_the_photograph() -> None:
-    split = prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=True)
+    split = prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=True, exposures=raw.Exposures())
     samples = split["raw"].reshape(4, 16, 8, 16, 8).mean(axis=(0, 2, 4)).ravel()  # blocks: the noise averages out
     bright = split["high"].reshape(16, 16, 16, 16, 3).mean(axis=(1, 3, 4)).ravel()
     rank = np.corrcoef(np.argsort(np.argsort(samples)), np.argsort(np.argsort(bright)))[0, 1]
@@ -258,7 +268,7 @@ def test_the_dark_samples_show_the_photograph() -> None:
 
 
 def test_saving_is_repeatable_to_the_byte_and_read_back_whole(tmp_path: Path) -> None:
-    split = prepare_low_light(PHOTOS[:1], 1, 96, fixed_noise=True)
+    split = prepare_low_light(PHOTOS[:1], 1, 96, fixed_noise=True, exposures=raw.Exposures())
     save_split(tmp_path / "new" / "a.npz", split)
     save_split(tmp_path / "b.npz", dict(reversed(split.items())))
     assert (tmp_path / "new" / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -278,5 +288,14 @@ def test_a_file_that_is_no_split_is_refused_by_name(tmp_path: Path, content: byt
 
 def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) -> None:
     save_split(tmp_path / "train.npz", {"task": np.array("low_light"), "scale": np.array(2)})
-    with pytest.raises(UserError, match=r"train\.npz: lacks high, names, sizes"):
+    with pytest.raises(UserError, match=r"train\.npz: lacks exposures, high, names, sizes"):
         load_split(tmp_path / "train.npz")
+
+
+def test_the_exposures_asked_for_are_drawn() -> None:
+    bright = raw.Exposures(ratio=(100.0, 100.0), shot=(1e-4, 1e-4))
+    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True, exposures=bright)
+    assert split["ratio"].tolist() == [100.0] * len(PHOTOS)
+    noisy = prepare_low_light(PHOTOS, 7, 96, True, raw.Exposures(ratio=(100.0, 100.0), shot=(0.01, 0.01)))
+    assert noisy["raw"].astype(float).std() > 5 * split["raw"].astype(float).std()
+    assert split["exposures"].tolist() == [[100.0, 100.0], [1e-4, 1e-4]]

@@ -84,8 +84,8 @@ def test_flips_and_turns_leave_red_at_the_corner_of_the_bayer_cell(monkeypatch: 
     prepared["high"] = np.concatenate([picture.reshape(-1, 3) for picture in high])
     plain = degradations.Camera(np.eye(3), np.ones(3))
     monkeypatch.setattr(degradations, "draw_camera", lambda rng: plain)
-    monkeypatch.setattr(degradations, "RATIO_RANGE", (1.0, 1.0))
-    monkeypatch.setattr(degradations, "sample_noise", lambda rng, count: (np.zeros(count), np.zeros(count)))
+    prepared["exposures"] = np.array([[1.0, 1.0], [1e-4, 1e-4]])
+    monkeypatch.setattr(degradations, "sample_noise", lambda rng, count, shot: (np.zeros(count), np.zeros(count)))
     images = load_images(prepared, "cpu")
     linear = torch.from_numpy(degradations.LINEAR).float()
     for step in range(6):
@@ -98,7 +98,7 @@ def test_flips_and_turns_leave_red_at_the_corner_of_the_bayer_cell(monkeypatch: 
 
 @pytest.fixture(scope="module")
 def low_light() -> Prepared:
-    return prepare_low_light(PHOTOS, 5, 96, fixed_noise=True)
+    return prepare_low_light(PHOTOS, 5, 96, fixed_noise=True, exposures=raw.Exposures())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_batches_are_floats_from_0_to_1_of_the_promised_shapes(low_light: Prepar
 
 
 def test_training_exposures_are_fresh_and_evaluation_exposures_fixed(low_light: Prepared) -> None:
-    one = {key: low_light[key] for key in ("task", "scale")} | {
+    one = {key: low_light[key] for key in ("task", "scale", "exposures")} | {
         "names": low_light["names"][:1],
         "sizes": low_light["sizes"][:1],
         "high": low_light["high"][:65536],

@@ -11,6 +11,7 @@ pictures may differ in size. N pictures, input sides h×w, target sides scale·h
 | sizes | int64 | [N, 2] | input height and width |
 | high | uint8 | [Σ scale²·h·w, 3] | the target, sRGB |
 | low | uint8 | [Σ h·w, 3] | super-resolution: the input, sRGB |
+| exposures | float64 | [2, 2] | low light: lowest and highest exposure ratio, lowest and highest λ_shot |
 | ratio | float32 | [N] | low light with a fixed exposure: the exposure ratio |
 | raw | int16 | [Σ 4·h·w] | low light with a fixed exposure: dark samples, packed [4, h, w] a picture |
 """
@@ -29,13 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.photographs import load_image
-from pipeline.data.raw import expose, mosaic_packed, sample_noise
+from pipeline.data.raw import Exposures, expose, mosaic_packed, sample_noise
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
 Prepared = dict[str, np.ndarray]
 
-RATIO_RANGE = (100.0, 300.0)  # exposure ratios, as SID's
 HIGHLIGHT = 0.9  # above this grey level the inverse gains fade out, so that white stays white
 
 # XYZ to camera RGB of the Darmstadt Noise Dataset's four cameras, as published with Brooks et al. (CVPR 2019); rows are
@@ -134,7 +134,7 @@ def unprocess(pictures: Tensor, matrices: Tensor, gains: Tensor) -> Tensor:
     return colour.mul_(torch.maximum(keep + (1 - keep) * undo, undo)).clamp_(0, 1).view(pictures.shape)
 
 
-def prepare_low_light(paths: list[Path], seed: int, minimum: int, fixed_noise: bool) -> Prepared:
+def prepare_low_light(paths: list[Path], seed: int, minimum: int, fixed_noise: bool, exposures: Exposures) -> Prepared:
     """The split of these photographs as synthetic low light; the arrays are listed at the top of this module.
 
     With `fixed_noise` (validation and test) one dark exposure of each picture is made now and kept: its camera, ratio
@@ -144,15 +144,16 @@ def prepare_low_light(paths: list[Path], seed: int, minimum: int, fixed_noise: b
     """
     high = [_load_cropped(path, 2, minimum) for path in paths]
     split = _common("low_light", paths, high, 2)
+    split["exposures"] = np.array([exposures.ratio, exposures.shot])
     if fixed_noise:
         drawn = [np.random.default_rng((seed, zlib.crc32(path.name.encode()))) for path in paths]
-        dark = [darken(_image(picture), rng) for picture, rng in zip(high, drawn, strict=True)]
+        dark = [darken(_image(picture), rng, exposures) for picture, rng in zip(high, drawn, strict=True)]
         split["ratio"] = np.concatenate([ratio.numpy() for _, ratio in dark])
         split["raw"] = np.concatenate([samples.to(torch.int16).numpy().ravel() for samples, _ in dark])
     return split
 
 
-def darken(pictures: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def darken(pictures: Tensor, rng: np.random.Generator, exposures: Exposures) -> tuple[Tensor, Tensor]:
     """Dark raw of [B, 3, 2h, 2w] sRGB (uint8): samples [B, 4, h, w] in sensor steps, and the exposure ratios [B].
 
     Each picture gets a camera, a ratio and a noise level of its own from `rng`; the noise itself is drawn on the
@@ -161,7 +162,7 @@ def darken(pictures: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     device, count = pictures.device, len(pictures)
     cameras = [draw_camera(rng) for _ in range(count)]
     drawn = [np.stack([c.matrix for c in cameras]), np.stack([c.gains for c in cameras])]
-    drawn += [rng.uniform(*RATIO_RANGE, size=count), *sample_noise(rng, count)]
+    drawn += [rng.uniform(*exposures.ratio, size=count), *sample_noise(rng, count, exposures.shot)]
     matrices, gains, ratio, shot, read = (torch.from_numpy(values).float().to(device) for values in drawn)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
     clean = mosaic_packed(unprocess(pictures, matrices, gains))
@@ -215,6 +216,8 @@ def load_split(path: Path) -> Prepared:
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a prepared split ({error}); the prepare stage writes it") from error
     missing = {"task", "names", "scale", "sizes", "high"} - prepared.keys()
+    if str(prepared.get("task")) == "low_light":
+        missing |= {"exposures"} - prepared.keys()
     if missing:
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; the prepare stage writes it anew")
     return prepared

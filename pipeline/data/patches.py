@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.degradations import Prepared, bicubic_upscale, darken, load_split
-from pipeline.data.raw import amplify, demosaic_amplified
+from pipeline.data.raw import Exposures, amplify, demosaic_amplified
 from pipeline.errors import UserError
 
 CANDIDATES = 4  # patches looked at for each one taken; the one with the largest variance is
@@ -34,6 +34,7 @@ class Images:
     low: Tensor | None  # super-resolution: uint8 [pixels, 3]
     raw: Tensor | None  # low light with a fixed exposure: int16 [samples]
     ratio: Tensor | None  # low light with a fixed exposure: float32 [N]
+    exposures: Exposures | None  # low light: what training draws from
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +62,7 @@ class Images:
             return _read(self.low, grid(1)).float().div_(255), target
         # The turned full-resolution RGB is sampled by the mosaic, and not a mosaic turned: the latter would move red
         # away from the corner of the 2×2 cell.
-        return amplify(*darken(pixels, rng)), target
+        return amplify(*darken(pixels, rng, self.exposures)), target
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         """Picture `i` whole, always the same: input [1, C, h, w], target [1, 3, scale·h, scale·w], float32 in 0 … 1.
@@ -153,4 +154,5 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
         low=moved("low"),
         raw=moved("raw"),
         ratio=moved("ratio"),
+        exposures=Exposures(*map(tuple, prepared["exposures"])) if "exposures" in prepared else None,
     )

@@ -6,6 +6,8 @@ The mosaic is RGGB: red at (row 0, column 0), green at (0, 1) and (1, 0), blue a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,14 @@ MAX_RATIO = 300.0  # SID amplifies by no more than this
 PACKING = ((0, 0), (0, 1), (1, 1), (1, 0))
 COLOURS = (0, 1, 2, 1)  # colour (0 red, 1 green, 2 blue) under each packed channel of an RGGB mosaic
 
-SHOT_RANGE = (1e-4, 0.012)  # variance a unit of signal: from a good sensor at base ISO to a small one at its limit
+
+@dataclass(frozen=True)
+class Exposures:
+    """How dark the frames are and how noisy the sensor: each range holds its lowest and its highest value."""
+
+    ratio: tuple[float, float] = (100.0, 300.0)  # light of a good exposure over that of the dark one, as SID's; uniform
+    # λ_shot, noise variance a unit of signal, log-uniform: from a good sensor at base ISO to a small one at its limit
+    shot: tuple[float, float] = (1e-4, 0.012)
 
 
 def pack_bayer(mosaic: Tensor) -> Tensor:
@@ -43,12 +52,12 @@ def mosaic_packed(rgb: Tensor) -> Tensor:
     return torch.stack(kept, dim=-3)
 
 
-def sample_noise(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` noise levels (λ_shot, λ_read), float64 [count] each: the noise's variance is λ_shot·x + λ_read.
+def sample_noise(rng: np.random.Generator, count: int, shot: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """`count` noise levels (λ_shot within `shot`, λ_read), float64 [count]: the noise's variance is λ_shot·x + λ_read.
 
     Fit to the Darmstadt set's cameras by Brooks et al., "Unprocessing Images for Learned Raw Denoising" (CVPR 2019).
     """
-    log_shot = rng.uniform(*np.log(SHOT_RANGE), size=count)
+    log_shot = rng.uniform(*np.log(shot), size=count)
     log_read = 2.18 * log_shot + 1.20 + rng.normal(0.0, 0.26, size=count)
     return np.exp(log_shot), np.exp(log_read)
 
