@@ -233,7 +233,8 @@ def tell(study: Study, optuna_search: Any, opened: Any, best: Any, rows: list[di
     print(f"search: trial {best.number} wins: {100 * best.value:.1f}% of the MACs, drop {drops} (validation)")
     print(f"search: {_words(best.params)}")
     settings = " ".join(f"-S prune.{key}={value!r}" for key, value in best.params.items())
-    print(f"search: the chain with it: dvc exp run {settings}")
+    alone = f"-S 'run.networks=[{study.network}]' -S 'run.methods=[{study.method}]'"  # what was searched, no more
+    print(f"search: the chain with it: dvc exp run {alone} {settings}")
     if study.given.apply:
         apply(Path("params.yaml"), best.params)
         print("search: params.yaml has it now: dvc repro")
