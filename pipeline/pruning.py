@@ -259,28 +259,30 @@ def finetune(
     scratch: Path,
     progress: Progress,
 ) -> Finetuned:
-    """Train the last accepted network on; while the gate refuses it, undo iterations and train an earlier one.
+    """Train the last accepted network on; where the gate refuses it, undo iterations and train an earlier one.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is what is left when nothing else holds.
-    Here the loan is due: the gate allows no more than the stated drops. A fine-tune that failed says how far to go
-    back: to the last network that owes no more than the mean of what this one owed before and what it paid (the next
-    one may pay somewhat more), or half-way to the baseline where each owes more.
+    Here the loan is due: the gate allows no more than the stated drops. When the last network fails, the latest one
+    that holds is looked for by bisection: a network holds when it passes the gate after its fine-tune or as it was
+    before.
     """
     attempts: list[str] = []
-    lineage = len(networks) - 1
-    while True:
+
+    def attempt(lineage: int) -> Finetuned | None:
+        """The network of that place when it holds."""
         path = networks[lineage]
         network, meta = checkpoint.load(path, job.network.factory)
         number, steps = int(path.stem.removeprefix("accepted-")), lineage * job.iteration_steps
         before = _measure(network.to(job.machine.device), job)
         untrained = copy.deepcopy(network)
+        if attempts:
+            progress.extend(recipe.steps)
         try:
             train_final(network, job, recipe, scratch / f"finetune-{number:03d}.pt", progress)
         except NonFiniteLossError as error:
-            after, good, reason = before, False, f"{error}"
+            good, reason = False, f"{error}"
         else:
-            after = _measure(network, job)
-            good, reason = judge(after, target, job.gate)
+            good, reason = judge(_measure(network, job), target, job.gate)
         attempts.append(f"iteration {number}: {reason}")
         progress.say(f"iteration {number} {'holds' if good else 'is undone'}: {reason}")
         if good:
@@ -290,22 +292,25 @@ def finetune(
             attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
             return Finetuned(untrained, meta["kept"], attempts, steps)
-        allowed = (target[0] - job.gate.max_psnr_drop, target[1] - job.gate.max_ssim_drop)
-        limit = [max(0.0, (aim + last) / 2 - first) for aim, first, last in zip(allowed, before, after, strict=True)]
-        able = [k for k in range(1, lineage) if _owes_at_most((limit[0], limit[1]), networks[k], job, target)]
-        lineage = able[-1] if able else lineage // 2
-        progress.extend(recipe.steps)
+        return None
+
+    failed = len(networks) - 1
+    best, good = attempt(failed), 0
+    if best is not None:
+        return best
+    while failed - good > 1:
+        middle = (good + failed) // 2
+        found = attempt(middle)
+        if found is None:
+            failed = middle
+        else:
+            best, good = found, middle
+    return best or attempt(0)
 
 
 def _measure(network: nn.Module, job: Job) -> tuple[float, float]:
     measured = job.quality(network)
     return measured.mean_psnr, measured.mean_ssim
-
-
-def _owes_at_most(loan: tuple[float, float], path: Path, job: Job, target: tuple[float, float]) -> bool:
-    """Whether an accepted network as it stands lacks no more than `loan` (dB, SSIM) of what the gate asks for."""
-    network, _ = checkpoint.load(path, job.network.factory)
-    return judge(_measure(network.to(job.machine.device), job), target, job.gate, loan)[0]
 
 
 def _record(number, verdict, reason, current: Current, job: Job, target: Target, plan: rules.Plan | None = None):
