@@ -395,3 +395,16 @@ def test_the_networks_of_the_paper_have_the_groups_the_paper_prunes() -> None:
     sid = find_groups(build("sid", {"base": 4}), torch.zeros(1, 4, 17, 16))
     assert len(sid.groups) == 22  # 18 convolutions and 4 transposed ones; the last one makes the output
     assert edsr.frozen == sid.frozen == ()
+
+
+def test_sids_transposed_convolutions_lose_their_biases_with_their_channels() -> None:
+    network = build("sid", {"base": 4, "upsample_bias": True}).double().eval()
+    for up in network.upsample:
+        torch.nn.init.normal_(up.bias)
+    example = torch.rand(1, 4, 17, 16, dtype=torch.float64)
+    coupling = find_groups(network, example)
+    assert (len(coupling.groups), coupling.frozen) == (22, ())
+    removed = {group.name: [0] for group in coupling.groups}
+    smaller = remove(network, coupling, removed)
+    assert smaller.upsample[0].bias.shape == (31,)
+    assert torch.allclose(smaller(example), masked(network, coupling, removed)(example), atol=1e-12)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import UserError
 from pipeline.networks import check_whole_number
 
 LEVELS = 5  # four halvings
@@ -27,15 +28,18 @@ class DoubleConv(nn.Module):
 class SID(nn.Module):
     """Packed Bayer [B, 4, H, W], amplified to 0..1, to RGB [B, 3, 2·H, 2·W], linear: not clipped. Any H and W.
 
-    `base` is the width of the first level; each of the four below doubles it. The default is the published network
-    with 7,760,268 parameters.
+    `base` is the width of the first level; each of the four below doubles it. `upsample_bias` gives the transposed
+    convolutions biases, which the published network lacks and weights of some PyTorch ports have (pipeline/weights.py).
+    The default is the published network with 7,760,268 parameters.
 
-    Raises UserError unless base is a whole number of at least 1.
+    Raises UserError unless base is a whole number of at least 1 and upsample_bias true or false.
     """
 
-    def __init__(self, base: int = 32) -> None:
+    def __init__(self, base: int = 32, upsample_bias: bool = False) -> None:
         super().__init__()
         check_whole_number("sid", "base", base, 1)
+        if not isinstance(upsample_bias, bool):
+            raise UserError(f"network 'sid': upsample_bias must be true or false, not {upsample_bias!r}")
         widths = [base * 2**level for level in range(LEVELS)]
         # The encoder goes from the finest level to the coarsest, upsample and decoder from the coarsest to the finest.
         self.encoder = nn.ModuleList(
@@ -43,7 +47,7 @@ class SID(nn.Module):
         )
         pairs = list(zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=False) for coarse, fine in pairs
+            nn.ConvTranspose2d(coarse, fine, 2, stride=2, bias=upsample_bias) for coarse, fine in pairs
         )
         self.decoder = nn.ModuleList(DoubleConv(2 * fine, fine) for _, fine in pairs)
         self.tail = nn.Conv2d(base, 12, 1)
@@ -55,6 +59,8 @@ class SID(nn.Module):
             if isinstance(module, nn.ConvTranspose2d):
                 # TensorFlow cuts a truncated normal at two standard deviations.
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
