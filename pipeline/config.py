@@ -78,8 +78,15 @@ class Prepare(Section):
 
 
 class Train(Section):
-    """One training recipe."""
+    """One training recipe.
 
+    checkpoint: a file of weights to take as the baseline instead of training one; pipeline/weights.py says which files
+    fit. Pruning still trains by the recipe's other numbers. The path counts from the repository. DVC doesn't watch the
+    file: when its contents change under the same name, `make repro` refuses to go on with the old baseline, and
+    `dvc repro -s -f train@NETWORK` reads it anew.
+    """
+
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
     steps: Count
     batch: Count
     patch: Annotated[int, Field(ge=8)]  # side of the input patch, in input pixels (LR or packed Bayer)
@@ -340,7 +347,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str
     elif fault["type"] == "tuple_type":
         message = "should be a list"
     else:
-        message = fault["msg"].replace("Input should", "should").replace("Tuple should", "should")
+        message = re.sub("(Input|Tuple|String) should", "should", fault["msg"])
         message = message.partition(" after validation")[0]
     return f"{name} is {fault['input']!r} but {message}{tail}"
 

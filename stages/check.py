@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
 
 from pipeline import config
 from pipeline.data.photographs import list_images
 from pipeline.errors import UserError
-from stages.common import RESULTS, writable
+from pipeline.files import digest
+from stages.common import RESULTS, given_weights, writable
 
 
 def main() -> None:
-    """Check the parameters and the photographs' folder."""
+    """Check the parameters, the photographs' folder and the given weights."""
     parser = argparse.ArgumentParser(prog="python -m stages.check", description=main.__doc__)
     parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
@@ -21,6 +24,9 @@ def main() -> None:
         params = config.read()
         list_images(params.photos)
         writable(RESULTS)
+        for network in params.run.networks:
+            if params.train[network].checkpoint:
+                check_weights(params, network)
     except UserError as error:
         print(f"check: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -30,6 +36,25 @@ def main() -> None:
         print((RESULTS / "report" / "table.md").read_text(encoding="utf-8"))
         print(f"The table: {RESULTS}/report/table.md and .csv; pictures: {RESULTS}/report/pictures/")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
+
+
+def check_weights(params: config.Params, network: str) -> None:
+    """UserError when given weights don't fit, or aren't those that the baseline in results/ was made from.
+
+    DVC compares the path in params.yaml and not the file behind it, which it can't watch only where one is named.
+    """
+    from pipeline import checkpoint, networks
+
+    wanted, path = params.networks[network], params.train[network].checkpoint
+    given_weights(params, network, networks.build(wanted.factory, wanted.args))
+    made: dict[str, str] = {}
+    with contextlib.suppress(UserError):  # no baseline yet, or one of another network: DVC makes it
+        made = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)[1]["extra"]
+    if made.get("checkpoint") == path and made["digest"] != digest(Path(path)):
+        raise UserError(
+            f"train.{network}.checkpoint: {path} has changed since {RESULTS}/train/{network} was made of it; "
+            f"dvc repro -s -f train@{network} reads it anew"
+        )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import digest, write_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RESULTS = Path("results")
 SCRATCH = Path(".scratch")
@@ -68,6 +71,17 @@ def scratch(stage: str, params: config.Params, *key: Any) -> Path:
     return folder
 
 
+def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
+    """Put the weights of train.NETWORK.checkpoint into `net`, in place; how they were read. UserError names the key."""
+    from pipeline.weights import load_weights
+
+    wanted = params.train[network].checkpoint
+    try:
+        return load_weights(Path(wanted), net, params.networks[network].factory)
+    except UserError as error:
+        raise UserError(f"train.{network}.checkpoint: {error}") from None
+
+
 def finished(folder: Path) -> None:
     """The stage's results are written: nothing is left to go on with."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +90,7 @@ def finished(folder: Path) -> None:
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:
     """A section of the parameters as dotted keys, for the tracking store."""
     if hasattr(section, "model_dump"):
-        section = section.model_dump()
+        section = section.model_dump(exclude_none=True)  # what isn't set is no parameter of the run
     if not isinstance(section, dict):
         return {prefix: section}
     found: dict[str, Any] = {}

@@ -1,15 +1,17 @@
-"""Train the baseline: the network that would be shipped without pruning."""
+"""Train the baseline: the network that would be shipped without pruning, or take its weights from a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline import config, quality, tracking
 from pipeline.errors import UserError
-from pipeline.files import write_json, write_text
-from stages.common import RESULTS, finished, flat, main, scratch
+from pipeline.files import digest, write_json, write_text
+from stages.common import RESULTS, finished, flat, given_weights, main, scratch
 
 
 def train(params: config.Params, network: str) -> None:
-    """Train one network's baseline and measure it on the validation images."""
+    """Train one network's baseline, or read train.NETWORK.checkpoint, and measure it on the validation images."""
     recipe, wanted = params.train[network], params.networks[network]
     with tracking.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
         import torch
@@ -22,34 +24,41 @@ def train(params: config.Params, network: str) -> None:
         job = load_job(params, network, RESULTS)
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
+        how = given_weights(params, network, net) if recipe.checkpoint else ""
         job.check(net)
         data = RESULTS / "prepare" / network
         work = scratch(
             "train", params, network, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz"
         )
-        progress = Progress(f"train {network}", recipe.steps)
-        try:
-            curve = fit(
-                net, job.train, recipe, job.machine, seed=job.seed, validate=job.validate,
-                tick=progress.tick, resume=work / "state.pt",
-            )  # fmt: skip
-        except NonFiniteLossError as error:
-            raise UserError(f"train.{network}: {error}; a lower train.{network}.lr or a clip > 0 is needed") from None
+        progress = Progress(f"train {network}", 0 if how else recipe.steps)
+        curve, source = [], {}
+        if how:
+            progress.say(f"{recipe.checkpoint} instead of training: {how}")
+            source = {"checkpoint": recipe.checkpoint, "digest": digest(Path(recipe.checkpoint))}
+            run.tags(source | {"weights": how})
+            net.to(job.machine.device)
+        else:
+            try:
+                curve = fit(
+                    net, job.train, recipe, job.machine, seed=job.seed, validate=job.validate,
+                    tick=progress.tick, resume=work / "state.pt",
+                )  # fmt: skip
+            except NonFiniteLossError as error:
+                needed = f"a lower train.{network}.lr or a clip > 0 is needed"
+                raise UserError(f"train.{network}: {error}; {needed}") from None
         measured, start = job.quality(net), quality.measure(None, job.validation, job.shave)
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
         progress.close()
 
         folder = RESULTS / "train" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {})
-        write_text(
-            folder / "curve.csv",
-            "step,psnr,loss\n" + "".join(f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve),
-        )
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source)
+        rows = [f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve] or [f"0,{measured.mean_psnr:.5f},\n"]
+        write_text(folder / "curve.csv", "step,psnr,loss\n" + "".join(rows))
         figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
         write_json(folder / "metrics.json", figures)
-        run.curve("psnr", [(point.step, point.psnr) for point in curve])
+        run.curve("psnr", [(point.step, point.psnr) for point in curve] or [(0, measured.mean_psnr)])
         run.curve("loss", [(point.step, point.loss) for point in curve])
-        run.metrics(figures, recipe.steps)
+        run.metrics(figures, 0 if how else recipe.steps)
         finished(work)
 
 

@@ -20,6 +20,9 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+from pipeline import checkpoint, networks, quality
+from pipeline.data.patches import load_images
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
@@ -343,6 +346,62 @@ def test_an_unreachable_store_is_said_before_any_work(repro: Path, tmp_path: Pat
         assert "can't be reached" in done.stderr
         assert "Traceback" not in done.stderr
         assert time.monotonic() - began < 40
+    assert results(folder) == before
+
+
+def test_given_weights_are_the_baseline_without_training_and_pruning_goes_on_from_them(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = networks.build("edsr", {"blocks": 2, "channels": 8})
+    theirs = {"head": "conv_first", "body_end": "conv_after_body", "tail": "conv_last"}
+    state = {}  # as BasicSR would hold this network: its tensors but the biases are those of ours
+    for key, value in network.state_dict().items():
+        name, _, rest = key.partition(".")
+        if key != "mean":
+            state[f"{theirs.get(name, name)}.{rest}"] = 255 * value if key.endswith("bias") else value
+    folder = checkout(tmp_path, tiny(ROOT / "params.yaml", run__networks=["edsr"], train__edsr__checkpoint="given.pth"))
+    torch.save({"params": state}, folder / "given.pth")
+    script = """
+import sys
+from pipeline import config, training
+from stages import analyze, control, prepare, prune, train
+params = config.read()
+fit = training.fit
+training.fit = None  # whoever trains now fails
+prepare.prepare(params, "edsr")
+train.train(params, "edsr")
+training.fit = fit
+analyze.analyze(params, "edsr")
+control.control(params, "edsr")
+prune.prune(params, "edsr", "D")
+"""
+    done = run(folder, sys.executable, "-c", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "given.pth instead of training: keys of BasicSR, biases divided by 255" in done.stderr
+
+    images = load_images(folder / "results/prepare/edsr/validation.npz", "cpu")
+    wanted = quality.measure(network, images, quality.border("super_resolution", 2))
+    measured = json.loads((folder / "results/train/edsr/metrics.json").read_text())
+    assert measured["psnr"] == pytest.approx(wanted.mean_psnr, abs=1e-3)
+    assert measured["ssim"] == pytest.approx(wanted.mean_ssim, abs=1e-4)
+    curve = (folder / "results/train/edsr/curve.csv").read_text()
+    assert curve == f"step,psnr,loss\n0,{measured['psnr']:.5f},\n"
+    baseline, _ = checkpoint.load(folder / "results/train/edsr/network.pt")
+    assert torch.allclose(baseline.head.bias, network.head.bias)
+    assert torch.equal(baseline.head.weight, network.head.weight)
+    for following in ("control/edsr/curve.json", "prune/edsr/D/log.json"):
+        start = json.loads((folder / "results" / following).read_text())[0]
+        assert start["psnr"] == pytest.approx(measured["psnr"], abs=1e-6)
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
+    (logged,) = client.search_runs([experiment], "tags.stage = 'train edsr'")
+    assert logged.data.metrics["psnr"] == measured["psnr"]
+    assert logged.data.tags["checkpoint"] == "given.pth"
+
+    torch.save({"params": {**state, "conv_last.bias": torch.zeros(4)}}, folder / "given.pth")
+    before = results(folder)
+    done = stage(folder, "train", "edsr")
+    assert done.returncode == 2
+    assert re.fullmatch(r"train: error: train\.edsr\.checkpoint: given\.pth doesn't fit .*\n", done.stderr), done.stderr
     assert results(folder) == before
 
 

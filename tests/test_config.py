@@ -61,6 +61,8 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
                                        "retrain_steps, train_lr, retrain_lr, retrain_lr_final, psnr_loan, "
                                        "ssim_loan"),
         ("prune/methods/A/rule", [], "prune.methods.A.rule is an unknown key; allowed here: rules, overrides"),
+        ("train/edsr/checkpoint", 3, "train.edsr.checkpoint is 3 but should be a valid string"),
+        ("train/edsr/checkpoint", "", "train.edsr.checkpoint is '' but should have at least 1 character"),
         ("gate/reference", MISSING, "gate.reference is missing"),
         ("report", MISSING, "report is missing"),
         ("seed", "yes", "seed is 'yes' but should be a valid integer"),

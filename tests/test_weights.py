@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.networks import build
 from pipeline.weights import load_weights
 
+ROOT = Path(__file__).parents[1]
 MEAN = (0.4488, 0.4371, 0.4040)
 State = dict[str, Tensor]
 
@@ -375,3 +379,35 @@ def test_a_missing_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
 def test_what_is_no_state_dict_of_plain_tensors_is_named(tmp_path: Path, content: Any, said: str) -> None:
     path = write(tmp_path / "odd.pt", content)
     assert said in refusal(path, build("edsr", {"blocks": 1, "channels": 4}), "edsr")
+
+
+def check(folder: Path, path: Path, factory: str = "edsr") -> subprocess.CompletedProcess[str]:
+    """`python -m stages.check` with a checkpoint for edsr, as `make repro` begins."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["networks"]["edsr"] |= {"factory": factory, "args": {"blocks": 1, "channels": 4}}
+    params["train"]["edsr"]["checkpoint"] = str(path)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("pipeline", "stages", "data"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    words = [sys.executable, "-m", "stages.check", "--networks"]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_make_repro_begins_by_refusing_weights_that_dont_fit_or_were_exchanged(tmp_path: Path) -> None:
+    path, args = tmp_path / "given.pt", {"blocks": 1, "channels": 4}
+    done = check(tmp_path, path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"check: error: train.edsr.checkpoint: {path} can't be read: No such file")
+    assert len(done.stderr.splitlines()) == 1
+
+    published(EDSRPyTorch(2, 1, 4), path)
+    done = check(tmp_path, path)
+    assert (done.returncode, done.stdout) == (0, "edsr sid\n"), done.stderr
+
+    baseline = tmp_path / "results" / "train" / "edsr" / "network.pt"
+    checkpoint.save(baseline, build("edsr", args), "edsr", args, {}, {"checkpoint": str(path), "digest": "of another"})
+    done = check(tmp_path, path)
+    assert done.returncode == 2
+    assert "has changed since results/train/edsr was made" in done.stderr
+    assert "dvc repro -s -f train@edsr" in done.stderr
