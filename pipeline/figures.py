@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ COLOURS = {
     "C": "#009E73",
     "D": "#D55E00",
 }
+OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names
 
 
 @torch.no_grad()
@@ -40,16 +43,20 @@ def save_frames(folder: Path, images: Any, index: int, networks: dict[str, torch
         write_bytes(folder / f"{name}.png", buffer.getvalue())
 
 
-def side_by_side(frames: Path, output: Path, method: str, crop: int) -> None:
-    """Target, input, baseline and a method's output, side by side, each pixel shown as 3 x 3.
+def looks(frames: Path, output: Path, method: str, crop: int) -> None:
+    """Target, input, baseline, a method's output and what differs, side by side, each pixel shown as 3 x 3.
 
-    The crop is the target's window of `crop` pixels with the largest variance.
+    The crop is the target's window of `crop` pixels with the largest variance. What differs is method - baseline,
+    ten times over, about mid-grey.
     """
     from matplotlib.figure import Figure
     from PIL import Image
 
     names = {"target": "target", "input": "input", "baseline": "baseline", method: f"method {method}"}
     pixels = {name: np.asarray(Image.open(frames / f"{name}.png")) for name in names}
+    difference = pixels[method].astype(np.int16) - pixels["baseline"]
+    pixels["difference"] = (128 + 10 * difference).clip(0, 255).astype(np.uint8)
+    names["difference"] = f"({method} − baseline) × 10"
     side = min(crop, *pixels["target"].shape[:2])
     top, left = _busiest(pixels["target"].mean(axis=2), side)
     zoom, gap, label = 3, 6, 26  # screen pixels
@@ -60,7 +67,7 @@ def side_by_side(frames: Path, output: Path, method: str, crop: int) -> None:
         figure.figimage(view, xo=number * (side * zoom + gap), yo=0)
         x = (number * (side * zoom + gap) + side * zoom / 2) / width
         figure.text(x, 1 - label / 2 / height, title, ha="center", va="center", fontsize=10)
-    _save(figure, output)
+    save(figure, output)
 
 
 def _busiest(luminance: np.ndarray, side: int) -> tuple[int, int]:
@@ -68,6 +75,14 @@ def _busiest(luminance: np.ndarray, side: int) -> tuple[int, int]:
     height, width = luminance.shape
     places = [(y, x) for y in range(0, height - side + 1, 8) for x in range(0, width - side + 1, 8)]
     return max(places, key=lambda at: luminance[at[0] : at[0] + side, at[1] : at[1] + side].var())
+
+
+def chosen(drops: dict[str, float]) -> dict[str, str]:
+    """Which test images are looked at closer, by rule: where the method loses most against the baseline, where its
+    PSNR drop (dB, by image) is the median, and where it gains most. An image stands once, under the first of them."""
+    ranked = sorted(drops, key=lambda name: (drops[name], name))
+    rules = {"largest loss": ranked[-1], "median": ranked[len(ranked) // 2], "largest gain": ranked[0]}
+    return {rule: name for rule, name in rules.items() if rule == next(r for r, n in rules.items() if n == name)}
 
 
 def training_curves(results: Path, network: str, output: Path) -> None:
@@ -94,113 +109,172 @@ def training_curves(results: Path, network: str, output: Path) -> None:
     axes.set_ylim(low - 0.1 * (best - low) - 0.01, best + 0.1 * (best - low) + 0.01)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output)
+    save(figure, output)
 
 
-def study_pictures(folder: Path) -> list[Path]:
-    """History, contour, importances and trade-off of a study, from the trials.json and importances.json in `folder`."""
-    trials = [trial for trial in read_json(folder / "trials.json") if trial["state"] in ("complete", "pruned")]
-    measured = [trial for trial in trials if trial["state"] == "complete"]
-    if not measured:
-        return []
-    ranked = read_json(folder / "importances.json")
-    made = {"history": _history(trials), "tradeoff": _tradeoff(measured)}
-    keys = sorted(measured[0]["params"], key=lambda key: -ranked.get(key, 0.0))
-    if len(keys) > 1:
-        made["contour"] = _contour(trials, keys[0], keys[1])
-    if ranked:
-        made["importances"] = _importances(ranked)
-    for name, figure in made.items():
-        _save(figure, folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in made]
+def architecture(results: Path, network: str, size: tuple[int, int], output: Path) -> None:
+    """At an input of `size`, height and width: MAC, weights and MAC/weight of each layer before pruning; layers of one coupled group share a colour.
 
-
-FEASIBLE, INFEASIBLE, GIVEN_UP = "#0072B2", "#D55E00", "#999999"  # and as marks: circle, cross, triangle
-
-
-def _kinds(trials: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """Label, mark, colour and trials of each kind that there is."""
-    kinds = [
-        ("holds", "o", FEASIBLE, [t for t in trials if t["state"] == "complete" and t["feasible"]]),
-        ("loses quality", "x", INFEASIBLE, [t for t in trials if t["state"] == "complete" and not t["feasible"]]),
-        ("given up: can't win", "v", GIVEN_UP, [t for t in trials if t["state"] == "pruned"]),
-    ]
-    return [kind for kind in kinds if kind[3]]
-
-
-def _history(trials: list[dict[str, Any]]) -> Any:
+    From `analyze`: layers.csv and groups.json. A layer whose outputs no other layer shares is grey; one that isn't
+    pruned at all (the network's output, or frozen) is hatched.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    for label, mark, colour, found in _kinds(trials):
-        axes.plot([t["trial"] for t in found], [100 * t["mac_kept"] for t in found], mark, color=colour, label=label)
-    best, steps = None, []
-    for trial in sorted(trials, key=lambda t: t["trial"]):
-        if trial["state"] == "complete" and trial["feasible"] and (best is None or trial["mac_kept"] < best):
-            best = trial["mac_kept"]
-        if best is not None:
-            steps.append((trial["trial"], 100 * best))
-    if steps:
-        axes.step(*zip(*steps, strict=True), where="post", color=FEASIBLE, alpha=0.6, label="best that holds")
-    axes.set(xlabel="trial", ylabel="MACs kept (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return figure
-
-
-def _tradeoff(measured: list[dict[str, Any]]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    for label, mark, colour, found in _kinds(measured):
-        axes.plot(
-            [100 * t["mac_kept"] for t in found], [t["psnr_drop"] for t in found], mark, color=colour, label=label
+    with open(results / "analyze" / network / "layers.csv", encoding="utf-8") as file:
+        layers = list(csv.DictReader(file))
+    groups = read_json(results / "analyze" / network / "groups.json")["groups"]
+    shared = [group for group in groups if len(group["producers"]) > 1]
+    colours = {layer: f"C{number}" for number, group in enumerate(shared) for layer in group["producers"]}
+    prunable = {layer for group in groups for layer in group["producers"]}
+    names = [row["layer"] for row in layers]
+    figure = Figure(figsize=(9, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    titles = {"mac": "GMAC", "weights": "thousand weights", "mac_per_weight": "MAC per weight (thousand)"}
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        scale = 1e9 if key == "mac" else 1e3
+        bars = axes.barh(
+            names, [float(row[key]) / scale for row in layers], color=[colours.get(name, "0.6") for name in names]
         )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="MACs kept (%)", ylabel="validation PSNR drop (dB)")
+        for bar, name in zip(bars, names, strict=True):
+            if name not in prunable:
+                bar.set_hatch("///")
+        axes.set_xlabel(title)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    panels[0].tick_params(axis="y", labelsize=6)
+    figure.suptitle(
+        f"{network}, input {size[0]}×{size[1]}, before pruning: {_said(shared)}; hatched: never pruned", fontsize=9
+    )
+    save(figure, output)
+
+
+def _said(shared: list[dict[str, Any]]) -> str:
+    if not shared:
+        return "no layers share their channels"
+    return "coloured: layers whose channels live and die together (" + ", ".join(
+        f"{len(group['producers'])} layers × {group['channels']}" for group in shared[:3]
+    ) + (", …)" if len(shared) > 3 else ")")  # fmt: skip
+
+
+def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
+    """Output channels kept and pruned in each layer by each method, from `evaluate`'s widths.json."""
+    from matplotlib.figure import Figure
+
+    found = read_json(results / "evaluate" / network / "widths.json")
+    names = list(found["baseline"])
+    figure = Figure(figsize=(2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
+    for axes, method in zip(panels, methods, strict=True):
+        kept = [found[method][name] for name in names]
+        axes.barh(names, [found["baseline"][name] for name in names], color="0.85", label="pruned")
+        axes.barh(names, kept, color=colour(method), label="kept")
+        for place, (name, count) in enumerate(zip(names, kept, strict=True)):
+            axes.text(found["baseline"][name], place, f" {count}/{found['baseline'][name]}", va="center", fontsize=5)
+        gone = sum(found["baseline"].values()) - sum(kept)
+        axes.set(xlabel="output channels", title=f"{method}: {gone} of {sum(found['baseline'].values())} pruned")
+        axes.title.set_fontsize(9)
+        axes.set_xlim(0, 1.2 * max(found["baseline"].values()))
+    panels[0].invert_yaxis()
+    panels[0].tick_params(axis="y", labelsize=6)
+    save(figure, output)
+
+
+def path(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
+    """Validation PSNR and MACs by iteration, accepted and rejected, for each method, from `prune`'s path.csv."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
+    quality, cost = figure.subplots(1, 2)
+    # the first ones larger, so that they show behind equal ones
+    for size, method in zip(range(2 * len(methods) + 2, 2, -2), methods, strict=True):
+        with open(results / "prune" / network / method / "path.csv", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        whole = float(rows[0]["mac"])
+        for axes, values in (
+            (quality, [-float(row["psnr_drop"]) for row in rows]),
+            (cost, [100 * float(row["mac"]) / whole for row in rows]),
+        ):
+            good = [(int(row["number"]), value) for row, value in zip(rows, values, strict=True)
+                    if row["verdict"] == "accepted"]  # fmt: skip
+            bad = [(int(row["number"]), value) for row, value in zip(rows, values, strict=True)
+                   if row["verdict"] != "accepted"]  # fmt: skip
+            axes.plot(*zip(*good, strict=True), "o-", color=colour(method), markersize=size, label=method)
+            if bad:
+                axes.plot(*zip(*bad, strict=True), "x", color=colour(method), markersize=7)
+    quality.axhline(0, color="black", linewidth=0.8)
+    quality.set(xlabel="iteration", ylabel="validation PSNR gain (dB)")
+    cost.set(xlabel="iteration", ylabel="MACs kept (%)")
+    for axes in (quality, cost):
+        axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", integer=True)
+    quality.legend(fontsize=8)
+    figure.suptitle(
+        f"{network}: dots accepted, crosses rejected; before the fine-tune, against the gate's reference", fontsize=9
+    )
+    save(figure, output)
+
+
+def thresholds(results: Path, network: str, method: str, output: Path) -> None:
+    """The threshold of each channel group by iteration, from the log of `prune`."""
+    from matplotlib.figure import Figure
+
+    log = [entry for entry in read_json(results / "prune" / network / method / "log.json") if entry["thresholds"]]
+    names = sorted({name for entry in log for name in entry["thresholds"]})
+    figure = Figure(figsize=(7, 3.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    shades = colormap(len(names))
+    for shade, name in zip(shades, names, strict=True):
+        points = [(entry["number"], entry["thresholds"][name]) for entry in log if name in entry["thresholds"]]
+        axes.plot(*zip(*points, strict=True), "o-", color=shade, markersize=3, linewidth=1, label=name)
+    axes.set(xlabel="iteration", ylabel="threshold of |weight| (1: the layer's mean)")
+    axes.set_title(f"{network}, {method}: thresholds by channel group", fontsize=9)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    if len(names) <= 24:
+        axes.legend(fontsize=5, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, output)
+
+
+def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
+    """Test PSNR against MACs of every solution in the report's rows; the input as a line where it fits."""
+    from matplotlib.figure import Figure
+
+    mine = [row for row in rows if row["network"] == network]
+    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(mine):
+        if "mac_percent" not in row:
+            axes.plot([], [], " ", label=f"{row['solution']}: {row['psnr']:.2f} dB (far below)")
+            continue
+        mark = {"baseline": "o", "original": "s"}.get(row["solution"], "D")
+        label = "original (control)" if row["solution"] == "original" else row["solution"]
+        axes.plot(
+            row["mac_percent"], row["psnr"], mark, color=colour(row["solution"]), markersize=12 - number, label=label
+        )
+        if row["solution"] not in ("baseline", "original"):
+            base = row["against_baseline"]
+            bars = [[base["mean"] - base["low"]], [base["high"] - base["mean"]]]
+            axes.errorbar(row["mac_percent"], row["psnr"], yerr=bars, color=colour(row["solution"]), capsize=3)
+    axes.axhline(next(row["psnr"] for row in mine if row["solution"] == "baseline"), color="black", linewidth=0.8)
+    axes.set(xlabel="MACs kept (%)", ylabel="test PSNR (dB)")
+    axes.set_title(f"{network}: bars are 95% intervals of the difference to the baseline", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return figure
+    save(figure, output)
 
 
-def _contour(trials: list[dict[str, Any]], first: str, second: str) -> Any:
-    """MACs kept over two parameters, drawn through the trials' own points; kinds as marks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    points = np.array([(t["params"][first], t["params"][second], 100 * t["mac_kept"]) for t in trials])
-    x, y = np.log10(np.maximum(points[:, :2], 1e-300)).T
-    spread = len(set(map(tuple, points[:, :2]))) > 3 and np.ptp(x) > 0 and np.ptp(y) > 0
-    if spread and np.linalg.matrix_rank(np.c_[x - x[0], y - y[0]]) == 2:
-        shades = axes.tricontourf(points[:, 0], points[:, 1], points[:, 2], levels=10, cmap="cividis")
-        figure.colorbar(shades, ax=axes, label="MACs kept (%)")
-    for label, mark, colour, found in _kinds(trials):
-        at = [(t["params"][first], t["params"][second]) for t in found]
-        axes.plot(*zip(*at, strict=True), mark, color=colour, markeredgecolor="white" if mark != "x" else colour,
-                  label=label)  # fmt: skip
-    axes.set(xlabel=first, ylabel=second)
-    for axis, values in (("x", points[:, 0]), ("y", points[:, 1])):
-        if values.min() > 0 and values.max() > 5 * values.min():
-            getattr(axes, f"set_{axis}scale")("log")
-    axes.legend(fontsize=8)
-    return figure
+def colour(solution: str) -> str:
+    """The solution's own colour; methods of the user's own get further ones by their names."""
+    return COLOURS.get(solution) or OTHERS[zlib.crc32(solution.encode()) % len(OTHERS)]
 
 
-def _importances(ranked: dict[str, float]) -> Any:
-    from matplotlib.figure import Figure
+def colormap(count: int) -> list[Any]:
+    from matplotlib import colormaps
 
-    figure = Figure(figsize=(6, 0.5 * len(ranked) + 1.2), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    names = sorted(ranked, key=lambda key: ranked[key])
-    axes.barh(names, [ranked[name] for name in names], color=FEASIBLE)
-    axes.set(xlabel="importance for the MACs kept (PED-ANOVA)")
-    return figure
+    return [colormaps["cividis"](number / max(1, count - 1)) for number in range(count)]
 
 
-def _save(figure: Any, output: Path) -> None:
+def save(figure: Any, output: Path) -> None:
     """Write a figure as PNG; equal data give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

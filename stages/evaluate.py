@@ -42,9 +42,16 @@ def evaluate(params: config.Params, network: str) -> None:
             summary[name] = row
         folder = RESULTS / "evaluate" / network
         write_text(folder / "images.csv", tables.images(scores))
-        # the picture shown is chosen by rule: where the baseline gains most on its input
-        gain = [after - before for after, before in zip(scores["baseline"].psnr, scores["input"].psnr, strict=True)]
-        figures.save_frames(folder / "pictures", images, gain.index(max(gain)), nets)
+        shown = methods[-1]
+        drops = [base - own for base, own in zip(scores["baseline"].psnr, scores[shown].psnr, strict=True)]
+        looks = figures.chosen(dict(zip(images.names, drops, strict=True)))
+        for rule, name in looks.items():
+            figures.save_frames(folder / "pictures" / rule.replace(" ", "-"), images, images.names.index(name), nets)
+        write_json(
+            folder / "looks.json", {rule: [name, drops[images.names.index(name)]] for rule, name in looks.items()}
+        )
+        widths = {name: {layer.name: layer.out_channels for layer in costs[name].layers} for name in nets}
+        write_json(folder / "widths.json", widths)
         write_json(folder / "metrics.json", summary)
         for name, row in summary.items():
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name})
@@ -52,8 +59,8 @@ def evaluate(params: config.Params, network: str) -> None:
             child.metrics({"drop_baseline": -row["against_baseline"]["mean"]})
             child.metrics({"drop_control": -row["against_original"]["mean"]})
             child.end()
-        for picture in sorted((folder / "pictures").glob("*.png")):
-            run.artifact(picture, "pictures")
+        for picture in sorted((folder / "pictures").rglob("*.png")):
+            run.artifact(picture, f"pictures/{picture.parent.name}")
 
 
 if __name__ == "__main__":

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from pipeline import config, tracking
-from pipeline.files import read_json, write_text
+from pipeline.files import read_json
 from stages.common import RESULTS, main
 
 
 def report(params: config.Params) -> None:
     """Write the table and the pictures from the files in results/."""
     with tracking.stage("report") as run:
-        from pipeline import figures, tables
+        from pipeline import report as made
 
         folder = RESULTS / "report"
-        rows = [
-            row
-            for network in params.run.networks
-            for row in tables.rows(RESULTS, network, params.run.methods, params.networks[network].task)
-        ]
-        sizes = {network: params.analyze[network].size for network in params.run.networks}
-        write_text(folder / "table.md", tables.markdown(rows, sizes, params.gate))
-        write_text(folder / "table.csv", tables.csv(rows))
-        for network in params.run.networks:
-            figures.side_by_side(
-                RESULTS / "evaluate" / network / "pictures",
-                folder / "pictures" / f"{network}.png",
-                params.run.methods[-1],
-                params.report.crop,
-            )
-            figures.training_curves(RESULTS, network, folder / "pictures" / f"{network}-training.png")
-        for name in ("table.md", "table.csv"):
+        made.write(RESULTS, folder, params)
+        for name in ("index.html", "report.md", "table.md", "table.csv"):
             run.artifact(folder / name)
         for picture in sorted((folder / "pictures").glob("*.png")):
             run.artifact(picture, "pictures")
@@ -45,7 +30,7 @@ def report(params: config.Params) -> None:
                     f"{network}_drop_control": -found[best]["against_original"]["mean"],
                 }
             )
-    print(f"report: {folder / 'table.md'}, pictures in {folder / 'pictures'}")
+    print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, pictures in {folder / 'pictures'}")
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ def search(study: Study) -> None:
     rows = optuna_search.table(opened, study.trials)
     write_json(study.folder / "trials.json", rows)
     write_json(study.folder / "importances.json", optuna_search.importances(opened))
-    from pipeline import figures
+    from pipeline.study_figures import study_pictures
 
-    for path in (study.folder / "trials.json", *figures.study_pictures(study.folder)):
+    for path in (study.folder / "trials.json", *study_pictures(study.folder)):
         above.artifact(path)
     finished = [row for row in rows if row["state"] in ("complete", "pruned")]
     saved = sum(row.get("saved_share", 0.0) for row in finished) / max(1, len(finished))

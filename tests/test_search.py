@@ -20,7 +20,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from search_worker import outcome
 
-from pipeline import checkpoint, config, figures, pruning, search
+from pipeline import checkpoint, config, pruning, search, study_figures
 from pipeline.errors import UserError
 from pipeline.job import Job
 from stages.search import apply
@@ -420,7 +420,7 @@ def test_the_pictures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
     search.work(study, plain, search.Proposals(space, 1, {"x": 0.9, "y": 1e-3}), 8, DROP)
     (tmp_path / "trials.json").write_text(json.dumps(search.table(study, 8)))
     (tmp_path / "importances.json").write_text(json.dumps(search.importances(study)))
-    made = figures.study_pictures(tmp_path)
+    made = study_figures.study_pictures(tmp_path)
     assert {path.stem for path in made} == {"history", "contour", "importances", "tradeoff"}
     assert all(2000 < path.stat().st_size < 300_000 for path in made)
     ranked = search.importances(study)
