@@ -113,10 +113,10 @@ def training_curves(results: Path, network: str, output: Path) -> None:
 
 
 def architecture(results: Path, network: str, size: tuple[int, int], output: Path) -> None:
-    """At an input of `size`, height and width: MAC, weights and MAC/weight of each layer before pruning; layers of one coupled group share a colour.
+    """MAC (at an input of `size`, height and width), weights and MAC/weight of each layer before pruning.
 
-    From `analyze`: layers.csv and groups.json. A layer whose outputs no other layer shares is grey; one that isn't
-    pruned at all (the network's output, or frozen) is hatched.
+    From `analyze`: layers.csv and groups.json. Layers of one coupled group share a colour; one whose outputs no other
+    layer shares is grey; one that isn't pruned at all (the network's output, or frozen) is hatched.
     """
     from matplotlib.figure import Figure
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pipeline import config, figures, tables
 from pipeline.files import read_json, write_bytes
@@ -127,7 +128,7 @@ def page(text: str, folder: Path) -> str:
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
     def inlined(found: re.Match[str]) -> str:
-        data = base64.b64encode((folder / html.unescape(found[1])).read_bytes()).decode()
+        data = base64.b64encode((folder / unquote(html.unescape(found[1]))).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
     body = re.sub(r'src="(pictures/[^"]+)"', inlined, body)
@@ -149,7 +150,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     table = tables.markdown(rows, sizes, params.gate)
     pictures = draw(results, folder, params, rows)
     text = markdown(params, rows, pictures, table)
-    example = next(file for file in pictures[params.run.networks[0]].values() if file.endswith("median.png"))
+    example = next(file for file in pictures[params.run.networks[0]].values() if "largest" in file)
     write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
     for name, content in {
         "table.md": table,

@@ -72,6 +72,7 @@ def checkout(folder: Path, params: dict[str, Any]) -> Path:
         shutil.copy(ROOT / name, folder / name)
     photos = folder / "data" / "photos"
     photos.mkdir(parents=True)
+    shutil.copy(ROOT / "data" / "table1.json", folder / "data")
     for names in SPLITS.values():
         for name in names:
             shutil.copy(ROOT / "data" / "photos" / name, photos / name)
@@ -122,9 +123,21 @@ def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
             assert float(row["mac_percent"]) == 100
     markdown = (repro / "results/report/table.md").read_text()
     assert markdown.count("\n| edsr") == markdown.count("\n| sid") == 5
+
+
+def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
+    page = (repro / "results/report/index.html").read_text()
+    assert len(page) < 3_000_000
     for network in ("edsr", "sid"):
-        assert (repro / f"results/report/pictures/{network}.png").stat().st_size > 10_000
-        assert (repro / f"results/report/pictures/{network}-training.png").stat().st_size > 5_000
+        assert re.search(rf"<strong>{network}, method [AD]: \d+% of the MACs removed</strong>", page)
+        pictures = list((repro / "results/report/pictures").glob(f"{network}-*.png"))
+        assert {"layers", "widths", "path", "thresholds", "tradeoff", "training"} < {
+            picture.stem.removeprefix(f"{network}-") for picture in pictures
+        }
+        assert all(3_000 < picture.stat().st_size < 300_000 for picture in pictures)
+    assert page.count("data:image/png") == len(list((repro / "results/report/pictures").iterdir()))
+    assert 'src="pictures' not in page
+    assert "paper (%)" in (repro / "results/report/report.md").read_text()
 
 
 def test_a_second_repro_does_nothing(repro: Path) -> None:

@@ -105,13 +105,14 @@ def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Imag
     assert (np.asarray(Image.open(tmp_path / "D.png")) == 128).all()
 
     for name in ("one.png", "two.png"):
-        figures.side_by_side(tmp_path, tmp_path / name, "D", crop=24)
+        figures.looks(tmp_path, tmp_path / name, "D", crop=24)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     shown = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))[-72:]  # 3 screen pixels for each of 24
     top, left = figures._busiest(target.mean(axis=2), 24)
-    assert shown.shape == (72, 4 * 78 - 6, 3)
+    assert shown.shape == (72, 5 * 78 - 6, 3)
     assert np.array_equal(shown[::3, :72:3], target[top : top + 24, left : left + 24])
-    assert (shown[:, -72:] == 128).all()
+    assert (shown[:, 3 * 78 : 3 * 78 + 72] == 128).all()  # the method
+    assert (shown[:, -72:] == 128).all()  # it doesn't differ from the baseline
 
 
 def test_the_training_curve_needs_only_the_files_of_train_and_control(results: Path, tmp_path: Path) -> None:
