@@ -25,12 +25,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.cli import Parser, command
 from pipeline.errors import UserError
 from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
 
@@ -268,14 +269,8 @@ def _figure(value: int, unit: int) -> str:
     return f"{value:,}" if unit == 1 else f"{value / unit:,.3f}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Without the usage that argparse would print before its sentence."""
-        raise UserError(f"{message}; --help tells what is allowed")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.cost",
         description="Count MACs (multiply-adds), weights, activations and BW = weights + activations (elements) of a "
         "network's convolutions for one image, and BW in bytes at fp32. Nothing is run: any size takes the same time.",
@@ -334,12 +329,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 2 after one sentence on stderr about what the user gave."""
-    try:
-        print(_run(_parser().parse_args(argv)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command(lambda: _run(_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

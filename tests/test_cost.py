@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -331,3 +332,15 @@ def test_the_module_runs_as_a_command() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("unknown network 'vdsr'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks when the text is printed, or when Python ends
+@pytest.mark.parametrize("arguments", [["--network", "edsr", "--size", "64x64"], ["--help"]])
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # before anything is written, as `| head -1` may do at any moment
+    command = [sys.executable, "-m", "pipeline.cost", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
