@@ -135,6 +135,7 @@ class Rules(Section):
     efficiency_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
     balance_strength: NotNegative  # gamma
     balance_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
+    align: Count = 1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
 
     @model_validator(mode="after")
     def _ordered(self) -> Rules:
@@ -228,9 +229,9 @@ class Search(Section):
         return self
 
 
-# numbers of `prune` that leave the control as it is, which trains for max_iterations
+# numbers of `prune` that leave the control as it is, which trains for max_iterations; the hardware gives `align`
 SEARCHABLE = tuple(
-    key for key in Rules.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range")
+    key for key in Rules.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range", "align")
 )
 
 

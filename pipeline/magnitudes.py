@@ -47,8 +47,13 @@ def group_states(
     for group in groups.groups:
         mac, weights = cost.channel_saving(spent, group)
         values = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
-        result.append(rules.GroupState(group.name, values, original[group.name], mac, weights))
+        result.append(rules.GroupState(group.name, values, original[group.name], mac, weights, units(group)))
     return result
+
+
+def units(group: coupling.Group) -> tuple[int, ...]:
+    """How many channels a layer has for one of the group's, each number once, over the layers that make or read it."""
+    return tuple(sorted({len(slot.index[0]) for slot in group.slots if slot.role != "channel"}))
 
 
 def regulariser(

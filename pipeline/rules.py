@@ -11,6 +11,9 @@ coupled channel goes only when every layer that makes it agrees. The threshold o
     efficiency  (C)  e_g favours removing what costs most MACs for each weight
     balance     (D)  b_g presses a group that lags behind the mean pruned ratio
 
+Where hardware likes multiples of `align` channels, a group keeps a multiple of its *step*, rounded up, so that what it
+has in each of its layers is a multiple of `align`. A group of another size to begin with goes down to one or stays.
+
 Source: Architecture-Aware Network Pruning for Vision Quality Applications (ICIP 2019) for the four ideas; the formulas
 are this project's reading of them.
 """
@@ -33,6 +36,7 @@ class GroupState:
     original: int  # C_g, channels in the baseline
     mac: float  # MACs that removing one channel saves
     weights: float  # weights that removing one channel saves
+    units: tuple[int, ...] = (1,)  # channels of a layer to one of the group, each number that occurs; PixelShuffle: r²
 
     @property
     def pruned_ratio(self) -> float:
@@ -80,11 +84,28 @@ def balance(b: float, pruned: float, mean_pruned: float, strength: float, limits
     return min(high, max(low, b * math.exp(strength * (mean_pruned - pruned))))
 
 
-def select(magnitudes: Sequence[float], threshold: float, keep: int, at_most: int) -> tuple[int, ...]:
-    """The channels below the threshold, weakest first, at most `at_most`, leaving at least `keep`; sorted indices."""
+def channel_step(units: Sequence[int], align: int) -> int:
+    """The smallest number of a group's channels that is a multiple of `align` in every layer: unit × number channels.
+
+    With align 8, two for layers that all have 4 channels to one of the group, eight where one of them has 1 or 3.
+    """
+    return math.lcm(*(align // math.gcd(align, unit) for unit in units))
+
+
+def round_up(channels: int, step: int) -> int:
+    """The next multiple of `step`; never zero, as no group comes down to no channel."""
+    return -(-channels // step) * step
+
+
+def select(magnitudes: Sequence[float], threshold: float, keep: int, at_most: int, step: int = 1) -> tuple[int, ...]:
+    """The channels below the threshold, weakest first, at most `at_most`, leaving at least `keep`; sorted indices.
+
+    What is left is rounded up to a multiple of `step`: nothing goes until it is enough to reach the next one below.
+    """
     below = sorted((m, j) for j, m in enumerate(magnitudes) if m < threshold)
-    room = max(0, min(at_most, len(magnitudes) - keep))
-    return tuple(sorted(j for _, j in below[:room]))
+    room = max(0, min(len(below), at_most, len(magnitudes) - keep))
+    left = round_up(len(magnitudes) - room, step)
+    return tuple(sorted(j for _, j in below[: max(0, len(magnitudes) - left)]))
 
 
 def plan(
@@ -101,16 +122,20 @@ def plan(
             b = state.balance.get(group.name, 1.0)
         thresholds[group.name] = alpha * e * b
         if pressed(group, state):
-            cap = group_cap(len(group.magnitudes), numbers)
-            gone = select(group.magnitudes, thresholds[group.name], floor(group, rules, numbers), cap)
+            step = channel_step(group.units, numbers.align)
+            cap = group_cap(len(group.magnitudes), numbers, step)
+            gone = select(group.magnitudes, thresholds[group.name], floor(group, rules, numbers), cap, step)
             if gone:
                 removed[group.name] = gone
     return Plan(alpha, thresholds, removed)
 
 
-def group_cap(channels: int, numbers) -> int:
-    """The most that one iteration may remove of a group with so many channels: a share, and at least one."""
-    return max(1, int(numbers.max_share * channels + EPSILON))
+def group_cap(channels: int, numbers, step: int) -> int:
+    """The most that one iteration may remove of a group with so many channels: a share, and at least one step.
+
+    Under `align` 8 a share of 15% of 16 channels would be two, and the group could never give: eight may go.
+    """
+    return max(step, int(numbers.max_share * channels + EPSILON))
 
 
 def group_floor(original: int, rules: Sequence[str], numbers) -> int:
@@ -119,7 +144,8 @@ def group_floor(original: int, rules: Sequence[str], numbers) -> int:
 
 
 def floor(group: GroupState, rules: Sequence[str], numbers) -> int:
-    return group_floor(group.original, rules, numbers)
+    """What a group can come down to: its floor, rounded up to a step; a group with no more than that can't give."""
+    return round_up(group_floor(group.original, rules, numbers), channel_step(group.units, numbers.align))
 
 
 def pressed(group: GroupState, state: State) -> bool:

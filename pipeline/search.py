@@ -490,14 +490,15 @@ def least_share(
     """The smallest share of a network's present MACs that `left` more iterations can leave.
 
     A layer's MACs go with its inputs times its outputs, each of which shrinks no faster than the group that may give
-    most: the cap of an iteration, down to the group's floor.
+    most: the cap of an iteration, down to the group's floor. Under `align` a group's step divides `align`: it may give
+    that much at once, and what rounding up leaves on top of the floor isn't counted on.
     """
     shares = [1.0]
     for name, count in now.channels.items():
         floor = rules.group_floor(first.channels[name], active, numbers)
         channels = count
         for _ in range(left):
-            channels = max(min(channels, floor), channels - rules.group_cap(channels, numbers))
+            channels = max(min(channels, floor), channels - rules.group_cap(channels, numbers, numbers.align))
         shares.append(channels / count)
     return min(shares) ** 2
 

@@ -84,6 +84,8 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
         ("prune/max_share", 0, "prune.max_share is 0 but should be greater than 0"),
         ("prune/balance_range", [2.0, 3.0],
          "prune: balance_range must hold 1 between its two numbers, lowest first"),
+        ("prune/align", 0, "prune.align is 0 but should be greater than or equal to 1"),
+        ("prune/align", 7.5, "prune.align is 7.5 but should be a valid integer"),
         ("analyze/edsr/size", [10, 10, 10], "analyze.edsr.size is [10, 10, 10] but should have at most 2 items"),
         ("device", "tpu", "device is 'tpu' but should be 'auto', 'cpu' or 'cuda'"),
         ("run/methods", "A", "run.methods is 'A' but should be a list"),

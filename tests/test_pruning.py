@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import topologies
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -301,6 +302,41 @@ def test_no_iteration_takes_more_than_its_share_of_a_group(
             assert gone == before.channels[name] - after.channels[name]
             assert gone <= max(1, int(0.3 * before.channels[name]))
     assert [i.channels[TRUNK] for i in log] == [8, 6, 5, 4, 3, 2]  # 30% of 8, 6, 5, 4 and 3, rounded down, one at least
+
+
+@pytest.mark.parametrize("channels", [24, 20])  # a multiple of 8, and none
+def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
+    job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    args = {"scale": 2, "blocks": 2, "channels": channels}
+    wide = replace(job, network=job.network.model_copy(update={"args": args}))
+    eights = numbers.model_copy(update={"align": 8, "max_share": 0.1, "max_iterations": 9})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        log = run(networks.build("edsr", args), wide, eights, D, tmp_path)
+    for iteration in log:
+        assert iteration.verdict == "accepted"
+        assert all(n % 8 == 0 or n == log[0].widths[layer] for layer, n in iteration.widths.items())
+    assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), 8)  # one multiple is left, in two steps each
+    assert "no group can give any more" in capsys.readouterr().err
+    last, _ = checkpoint.load(max(tmp_path.glob("accepted-*.pt")))
+    layers = wide.cost(last).layers
+    assert [layer.in_channels for layer in layers] == [3, 8, 8, 8, 8, 8, 8, 8]
+    assert [layer.out_channels for layer in layers] == [8, 8, 8, 8, 8, 8, 32, 3]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (topologies.edsr, {"head+4": (1,), "up.0": (1, 4)}),  # PixelShuffle
+        (lambda: topologies.Frame(6, topologies.Gated(6, 4)), {"enter+1": (1,), "part.expand+2": (1, 2)}),  # chunks
+        (lambda: topologies.Frame(6, topologies.Unshuffled(6, 3)), {"part.thin": (1, 4), "part.low": (1,)}),
+        (topologies.grouped, {"enter+1": (2, 3), "part.4": (1,)}),  # conv groups
+    ],
+)
+def test_a_groups_units_are_its_channels_in_each_layer(make: Callable, expected: dict) -> None:
+    _, _, groups = grouped(topologies.unsettle(make()))
+    assert {name: magnitudes.units(groups[name]) for name in expected} == expected
 
 
 @pytest.mark.parametrize(("active", "left"), [(A, 1), (B, 4)])

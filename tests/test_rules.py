@@ -79,6 +79,97 @@ def test_selection_takes_the_weakest_below_the_threshold(
     assert rules.select(magnitudes, threshold, keep, at_most) == gone
 
 
+@pytest.mark.parametrize(
+    ("units", "align", "step"),
+    [
+        ((1,), 1, 1),
+        ((1,), 8, 8),
+        ((4,), 8, 2),  # four channels of the layer to one of the group
+        ((1, 4), 8, 8),  # before and after a PixelShuffle
+        ((2, 4), 8, 4),
+        ((3,), 8, 8),
+        ((16,), 8, 1),
+        ((4,), 6, 3),
+        ((4, 6), 8, 4),
+    ],
+)
+def test_a_step_is_the_fewest_channels_that_align_every_layer(units: tuple[int, ...], align: int, step: int) -> None:
+    assert rules.channel_step(units, align) == step
+    assert all(step * unit % align == 0 for unit in units)
+    assert not any(all(fewer * unit % align == 0 for unit in units) for fewer in range(1, step))
+
+
+@pytest.mark.parametrize(
+    ("channels", "below", "keep", "at_most", "step", "gone"),
+    [
+        (24, 15, 1, 24, 8, 8),  # 9 would be left: rounded up to 16
+        (24, 16, 1, 24, 8, 16),
+        (24, 24, 1, 24, 8, 16),  # never to zero
+        (24, 7, 1, 24, 8, 0),  # 17 would be left: 24
+        (24, 24, 9, 24, 8, 8),  # the floor of 9, rounded up
+        (24, 24, 1, 12, 8, 8),  # the cap leaves 12: 16
+        (20, 3, 1, 20, 8, 0),  # no multiple to begin with: stays
+        (20, 4, 1, 20, 8, 4),  # or goes down to one
+        (20, 20, 1, 20, 8, 12),
+        (6, 6, 1, 6, 8, 0),  # fewer than a multiple: stays whole
+        (6, 5, 1, 6, 2, 4),
+    ],
+)
+def test_what_is_left_is_rounded_up_to_a_multiple(
+    channels: int, below: int, keep: int, at_most: int, step: int, gone: int
+) -> None:
+    magnitudes = tuple(0.1 * j for j in range(channels))
+    threshold = 0.1 * below - 0.05
+    assert rules.select(magnitudes, threshold, keep, at_most, step) == tuple(range(gone))
+
+
+def test_a_share_below_a_step_lets_one_step_go(numbers: config.Rules) -> None:
+    eights = numbers.model_copy(update={"align": 8, "max_share": 0.15})
+    groups = {
+        "small": group("small", tuple(0.01 * j for j in range(16))),  # 15% are 2 channels
+        "large": group("large", tuple(0.01 * j for j in range(120))),  # 18: 102 would be left, so 104
+        "tiny": group("tiny", tuple(0.01 * j for j in range(8))),
+    }
+    made = rules.plan(list(groups.values()), State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL)
+    assert made.removed == {"small": tuple(range(8)), "large": tuple(range(16))}
+
+
+def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Rules) -> None:
+    eights = numbers.model_copy(update={"align": 8, "max_share": 1.0})
+    shuffled = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(4,))  # 20 channels of its layer
+    made = rules.plan([shuffled], State(0.25, 0.1), 0.25, ("adaptive",), eights, TOTAL)
+    assert made.removed == {"up": (0,)}  # 3 would be left, 12 channels of the layer: 4 and 16
+    both = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(1, 4))
+    assert rules.plan([both], State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL).removed == {}
+
+
+def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Rules) -> None:
+    fours = numbers.model_copy(update={"align": 4, "max_share": 0.1})
+    eight = group("eight", (0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3, 1.4))
+    found = rules.next_plan([eight], State(0.5, 0.5), ("adaptive",), fours, TOTAL)
+    assert found.alpha == pytest.approx(0.5 * 1.5**2)  # 0.75 leaves the fourth channel, 1.125 doesn't
+    assert found.removed == {"eight": (0, 1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("active", "left", "floor"),
+    [
+        (("adaptive",), 8, 8),
+        (("adaptive",), 5, 8),
+        (("adaptive", "depth"), 24, 24),  # keeps max(2, 68/4) = 17: 24
+    ],
+)
+def test_a_group_at_its_aligned_floor_cant_give(
+    numbers: config.Rules, active: tuple[str, ...], left: int, floor: int
+) -> None:
+    eights = numbers.model_copy(update={"align": 8})
+    low = group("low", (0.1,) * left, original=68)
+    assert rules.floor(low, active, eights) == floor
+    assert rules.next_plan([low], State(1.0, 0.1), active, eights, TOTAL) is None
+    more = group("more", (0.1,) * (floor + 1), original=68)
+    assert rules.next_plan([more], State(1.0, 0.1), active, eights, TOTAL).removed == {"more": (0,)}
+
+
 COSTLY = group("costly", (0.9, 1.1, 1.3, 1.7), mac=4.5)  # e = 4.5/1 over 3 = 1.5
 CHEAP = group("cheap", (0.9, 1.1, 1.3, 1.7), mac=1.8)  # e = 0.6
 PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})

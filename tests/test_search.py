@@ -20,7 +20,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from search_worker import outcome
 
-from pipeline import checkpoint, config, pruning, search, study_figures
+from pipeline import checkpoint, config, pruning, rules, search, study_figures
 from pipeline.errors import UserError
 from pipeline.job import Job
 from stages.search import apply
@@ -259,6 +259,26 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
     # the floor: half of the 16 stay
     assert search.least_share(at(a=16), at(a=9), numbers, ("adaptive", "depth"), 5) == (8 / 9) ** 2
     assert search.least_share(at(a=16), at(a=12), numbers, ("adaptive",), 0) == 1.0
+    # align 8: 16 -> 8, though a quarter is 4; 48 -> 36 -> 27, though 40 and 32 will be left
+    eights = numbers.model_copy(update={"align": 8})
+    assert search.least_share(at(a=16), at(a=16), eights, ("adaptive",), 1) == 0.25
+    assert search.least_share(at(a=48), at(a=48), eights, ("adaptive",), 2) == (27 / 48) ** 2
+
+
+@pytest.mark.parametrize("units", [(1,), (4,), (1, 4), (2, 3)])
+@pytest.mark.parametrize("active", [("adaptive",), ("adaptive", "depth")])
+def test_an_aligned_group_never_gives_more_than_the_bound(
+    numbers: config.Rules, units: tuple[int, ...], active: tuple[str, ...]
+) -> None:
+    eights = numbers.model_copy(update={"align": 8, "max_share": 0.2})
+    for original in range(1, 70):
+        left = original
+        for iterations in range(1, 9):
+            state = rules.GroupState("g", (0.1,) * left, original, 3.0, 1.0, units)
+            made = rules.plan([state], rules.State(9.0, 0.1), 9.0, active, eights, (3.0, 1.0))
+            left -= len(made.removed.get("g", ()))
+            first = pruning.Iteration(0, "accepted", "", 0, channels={"g": original})
+            assert search.least_share(first, first, eights, active, iterations) <= (left / original) ** 2
 
 
 @pytest.fixture
