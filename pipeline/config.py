@@ -188,6 +188,13 @@ class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100)]  # resamples of the paired bootstrap
 
 
+class Latency(Section):
+    """What is timed beside the counted costs: one square image, on `threads` threads and on a GPU if there is one."""
+
+    sides: Annotated[tuple[Annotated[int, Field(ge=16, multiple_of=16)], ...], Field(min_length=1, strict=False)]
+    repeats: Count  # rounds, of which the median counts
+
+
 class Report(Section):
     """The report's pictures."""
 
@@ -256,6 +263,7 @@ class Params(Section):
     gate: Gate
     finetune: dict[str, Finetune]
     evaluate: Evaluate
+    latency: Latency
     report: Report
     search: Search
 

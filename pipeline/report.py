@@ -97,8 +97,35 @@ def draw(results: Path, folder: Path, params: config.Params, rows: list[dict[str
     return made
 
 
-def markdown(params: config.Params, rows: list[dict[str, Any]], pictures: dict[str, dict[str, str]], table: str) -> str:
-    """The whole report. `table`: the main table with its notes; `pictures`: what `draw` made."""
+def times(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], network: str) -> str:
+    """Measured time and memory of a pruned network, as shares of the original's, beside its share of the MACs."""
+    macs = {row["solution"]: row["mac_percent"] for row in rows if row["network"] == network and "mac" in row}
+    lines = [
+        "| runtime | input | method | MAC (%) | time (%) | original (ms) | pruned (ms) | range (ms) | memory (%) |",
+        "| --- | --- | --- |" + " ---: |" * 6,
+    ]
+    original: dict[str, Any] = {}
+    for row in measured:
+        if row["network"] == "baseline":
+            original = row
+            continue
+        memory = f"{100 * row['memory'] / original['memory']:.0f}" if original["memory"] else ""
+        lines.append(
+            f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {macs[row['network']]:.1f} "
+            f"| {100 * row['ratio']:.1f} | {1e3 * original['seconds']:.2f} | {1e3 * row['seconds']:.2f} "
+            f"| {1e3 * row['low']:.2f} to {1e3 * row['high']:.2f} | {memory} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def markdown(
+    params: config.Params,
+    rows: list[dict[str, Any]],
+    latency: dict[str, list[dict[str, Any]]],
+    pictures: dict[str, dict[str, str]],
+    table: str,
+) -> str:
+    """The whole report. `latency`: by network, what was timed; `pictures`: what `draw` made; `table`: the main one."""
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
     parts += [f"> {verdict(rows, methods, network)}\n" for network in params.run.networks]
@@ -107,7 +134,7 @@ def markdown(params: config.Params, rows: list[dict[str, Any]], pictures: dict[s
     if paper:
         parts += ["## Beside the paper", paper, PAPER_NOTE]
     for network, named in pictures.items():
-        parts.append(f"## {network}")
+        parts += [f"## {network}", "### Where the time goes", times(rows, latency[network], network), TIME_NOTE]
         for heading, file in named.items():
             parts += [f"### {heading}", f"![{network}: {heading}](pictures/{file})", ""]
     return "\n".join(parts)
@@ -117,6 +144,12 @@ PAPER_NOTE = """\
 Costs are shares of each network's own original and can be compared: what matters is which layers give, and how far.
 Quality can't: the paper trained the full networks on DIV2K and on the SID set. Its SID activations are 7·H·W elements
 lower than this project's definition.
+"""
+
+
+TIME_NOTE = """\
+MACs removed are not time saved. Medians on this machine, original and pruned run in turns; the time's share is the
+median over rounds; memory is what one run holds at its peak, beyond the network itself.
 """
 
 
@@ -149,7 +182,8 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     sizes = {network: params.analyze[network].size for network in params.run.networks}
     table = tables.markdown(rows, sizes, params.gate)
     pictures = draw(results, folder, params, rows)
-    text = markdown(params, rows, pictures, table)
+    latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
+    text = markdown(params, rows, latency, pictures, table)
     example = next(file for file in pictures[params.run.networks[0]].values() if "largest" in file)
     write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
     for name, content in {

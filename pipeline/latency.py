@@ -1,0 +1,148 @@
+"""What networks take on this machine: seconds and memory, measured side by side.
+
+MACs removed are not time saved, so both are measured. Runs are interleaved: one of each network, then again, so that
+what slows the machine slows them all; figures are medians and ranges, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import export
+
+Call = Callable[[Tensor], Any]
+
+
+def measure(
+    networks: dict[str, nn.Module], sides: Sequence[int], channels: int, repeats: int, threads: int
+) -> list[dict[str, Any]]:
+    """Latency and memory of networks on one image of side × side input pixels, for each side and each runtime there is.
+
+    networks: by name; the first is the original, which ratios refer to. Runtimes: torch and onnxruntime on `threads`
+    CPU threads, and cuda where there is one. Each row: runtime, side, network, seconds (median), low and high (the
+    range), ratio (median over rounds of its time to the original's), memory (bytes beyond what the process held, at
+    their peak; on the CPU measured in a child process).
+    """
+    rows = []
+    for runtime, calls in runtimes(networks, channels, threads).items():
+        seeded = torch.Generator().manual_seed(0)
+        images = {side: torch.rand((1, channels, side, side), generator=seeded) for side in sides}
+        # Before anything is timed: allocators keep what a run has asked for, and the next would seem to need nothing.
+        ask = memory_cuda if runtime == "cuda" else memory
+        peaks = {(side, name): ask(call, image) for side, image in images.items() for name, call in calls.items()}
+        for side, image in images.items():
+            times = interleaved({name: partial(call, image) for name, call in calls.items()}, repeats)
+            first = next(iter(times.values()))
+            for name, own in times.items():
+                ratios = [mine / base for mine, base in zip(own, first, strict=True)]
+                rows.append({
+                    "runtime": runtime, "side": side, "network": name, "seconds": statistics.median(own),
+                    "low": min(own), "high": max(own), "ratio": statistics.median(ratios),
+                    "memory": peaks[side, name],
+                })  # fmt: skip
+    return rows
+
+
+def runtimes(networks: dict[str, nn.Module], channels: int, threads: int) -> dict[str, dict[str, Call]]:
+    """For each runtime of this machine, a function of an image for each network."""
+    found = {
+        "torch": {name: on_torch(network.cpu().float().eval(), "cpu") for name, network in networks.items()},
+        "onnxruntime": {name: on_onnxruntime(network, channels, threads) for name, network in networks.items()},
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = {name: on_torch(network, "cuda") for name, network in networks.items()}
+    return found
+
+
+def on_torch(network: nn.Module, device: str) -> Call:
+    network = network.to(device)
+
+    def call(image: Tensor) -> None:
+        with torch.no_grad():
+            network(image.to(device))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def on_onnxruntime(network: nn.Module, channels: int, threads: int) -> Call:
+    import onnxruntime
+
+    example, _, _ = export.input_shapes(network, (channels,))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    content = export.to_onnx(network, example, Path("the network"))
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"input": image.numpy()})
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call in each of `repeats` rounds, after one round that isn't counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def memory(call: Call, image: Tensor) -> int:
+    """Bytes that a call holds at its peak beyond what the process held before, measured in a fork of it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            call(image)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            os.write(writer, str(1024 * (peak - before)).encode())  # Linux counts in KiB
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    return int(told or 0)
+
+
+def memory_cuda(call: Call, image: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(image)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def layer_times(network: nn.Module, image: Tensor, repeats: int) -> dict[str, float]:
+    """Seconds of each convolution of a network in torch on the CPU: medians over `repeats` runs."""
+    began: dict[str, float] = {}
+    times: dict[str, list[float]] = {}
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            times[name] = []
+            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: began.update({n: time.perf_counter()})))
+            hooks.append(
+                module.register_forward_hook(lambda *_, n=name: times[n].append(time.perf_counter() - began[n]))
+            )
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            network(image)
+    for hook in hooks:
+        hook.remove()
+    return {name: statistics.median(found[1:]) for name, found in times.items() if len(found) > 1}

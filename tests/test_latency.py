@@ -1,0 +1,76 @@
+"""Measured time and memory: what is compared with what."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import latency, networks, report
+
+
+def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:
+    order: list[str] = []
+    times = latency.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 4
+    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+
+
+def test_seconds_are_of_the_call_alone() -> None:
+    times = latency.interleaved({"sleeps": lambda: time.sleep(0.02), "doesn't": lambda: None}, 2)
+    assert min(times["sleeps"]) > 0.019
+    assert max(times["doesn't"]) < 0.019
+
+
+def test_memory_is_what_the_call_holds_at_its_peak() -> None:
+    def call(image: torch.Tensor) -> None:
+        torch.ones(64 * 2**20)  # 256 MiB
+
+    assert 200 * 2**20 < latency.memory(call, torch.zeros(1)) < 400 * 2**20
+    assert latency.memory(lambda image: None, torch.zeros(1)) < 50 * 2**20
+
+
+def test_each_runtime_and_size_compares_the_networks_with_the_first() -> None:
+    nets = {"baseline": networks.build("edsr", {"blocks": 1, "channels": 8}),
+            "D": networks.build("edsr", {"blocks": 1, "channels": 4})}  # fmt: skip
+    rows = latency.measure(nets, (16, 32), 3, 2, 1)
+    kinds = ["torch", "onnxruntime"] + ["cuda"] * torch.cuda.is_available()
+    assert [(row["runtime"], row["side"], row["network"]) for row in rows] == [
+        (kind, side, name) for kind in kinds for side in (16, 32) for name in nets
+    ]
+    for row in rows:
+        assert 0 < row["low"] <= row["seconds"] <= row["high"]
+        assert row["ratio"] == 1 or row["network"] == "D"
+
+
+def test_a_layers_time_is_its_own() -> None:
+    class Slow(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return super().forward(x)
+
+    found = latency.layer_times(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Slow(3, 3, 1)), torch.zeros(1, 3, 8, 8), 2)
+    assert found.keys() == {"0", "2"}
+    assert found["2"] > 0.019 > found["0"]
+
+
+def test_the_report_sets_time_beside_macs() -> None:
+    rows = [
+        {"network": "edsr", "solution": "D", "mac": 1, "mac_percent": 50.0},
+        {"network": "edsr", "solution": "bicubic"},
+    ]
+    common = {"runtime": "torch", "side": 64, "low": 0.001, "high": 0.004}
+    measured = [common | {"network": "baseline", "seconds": 0.004, "ratio": 1.0, "memory": 200},
+                common | {"network": "D", "seconds": 0.003, "ratio": 0.75, "memory": 100}]  # fmt: skip
+    assert report.times(rows, measured, "edsr").splitlines()[2:] == [
+        "| torch | 64×64 | D | 50.0 | 75.0 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |"
+    ]
+
+
+@pytest.mark.parametrize("network", ["edsr", "sid"])
+def test_pruned_networks_of_both_kinds_run_in_onnxruntime(network: str) -> None:
+    net = networks.build(network, {"blocks": 1, "channels": 4} if network == "edsr" else {"base": 4})
+    channels = networks.input_channels(network)
+    latency.on_onnxruntime(net, channels, 1)(torch.rand(1, channels, 32, 48))
