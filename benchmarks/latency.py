@@ -1,0 +1,101 @@
+"""Whether fewer MACs are less time: EDSR-baseline and SID at full width against pruned ones, aligned or not.
+
+    python benchmarks/latency.py
+
+EDSR "A" has what Table 1 of the ICIP 2019 paper prints for methods A to C: 286 of the 1,024 channels inside the blocks
+gone, spread evenly here. SID's widths aren't printed: every group keeps 65%, which leaves the 42% of the MACs that the
+paper has under D. "aligned" keeps a multiple of 8 in every layer, rounded up. Weights are fresh: they don't change the
+time. Networks run in turns; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import nn
+
+from pipeline import coupling, latency, networks, rules
+from pipeline.cost import measure
+
+SIDES, REPEATS = (256, 384), 5
+SLOW = 1.15  # a layer that takes so many times its share of the MACs is named
+
+
+def pruned(network: nn.Module, kept: dict[str, int]) -> nn.Module:
+    """The network with only the first channels of each group left, as many as said."""
+    groups = coupling.find_groups(network, example(network))
+    removed = {g.name: tuple(range(kept[g.name], g.channels)) for g in groups.groups if kept[g.name] < g.channels}
+    return coupling.remove(network, groups, removed).eval()
+
+
+def example(network: nn.Module) -> torch.Tensor:
+    return torch.zeros(1, channels(network), 64, 64)
+
+
+def channels(network: nn.Module) -> int:
+    return next(m for m in network.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+
+def variants() -> dict[str, dict[str, nn.Module]]:
+    edsr = networks.build("edsr", networks.PAPER_ARGS["edsr"]).eval()
+    sid = networks.build("sid", networks.PAPER_ARGS["sid"]).eval()
+    inside = [f"body.{block}.conv1" for block in range(16)]
+    whole = {g.name: g.channels for g in coupling.find_groups(edsr, example(edsr)).groups}
+    gone = {name: 18 if number < 14 else 17 for number, name in enumerate(inside)}  # 14 · 18 + 2 · 17 = 286
+    narrow = {name: count - gone.get(name, 0) for name, count in whole.items()}
+    part = {g.name: round(0.65 * g.channels) for g in coupling.find_groups(sid, example(sid)).groups}
+    return {
+        "edsr": {"original": edsr, "A": pruned(edsr, narrow), "A, aligned": pruned(edsr, aligned(narrow))},
+        "sid": {"original": sid, "65%": pruned(sid, part), "65%, aligned": pruned(sid, aligned(part))},
+    }
+
+
+def aligned(kept: dict[str, int]) -> dict[str, int]:
+    return {name: rules.round_up(count, 8) for name, count in kept.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print("| network | variant | MAC (%) | runtime | input | time (%) | time / MAC | range (ms) |")
+    print("| --- | --- | ---: | --- | --- | ---: | ---: | --- |")
+    for network, nets in variants().items():
+        macs = {name: measure(net, (256, 256), channels(net)).mac for name, net in nets.items()}
+        share = {name: macs[name] / macs["original"] for name in nets}
+        for row in latency.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1):
+            name = row["network"]
+            print(
+                f"| {network} | {name} | {100 * share[name]:.1f} | {row['runtime']} | {row['side']}×{row['side']} "
+                f"| {100 * row['ratio']:.1f} | {row['ratio'] / share[name]:.2f} "
+                f"| {1e3 * row['low']:.0f} to {1e3 * row['high']:.0f} |",
+                flush=True,
+            )
+        layers(network, nets)
+
+
+def layers(network: str, nets: dict[str, nn.Module]) -> None:
+    """Name the layers that take much more time than their MACs let expect."""
+    image = torch.rand(1, channels(nets["original"]), 256, 256)
+    spent = {name: {layer.name: layer for layer in measure(net, (256, 256), image.shape[1]).layers}
+             for name, net in nets.items()}  # fmt: skip
+    times = {name: latency.layer_times(net, image, REPEATS) for name, net in nets.items()}
+    total = sum(times["original"].values())
+    for name in list(nets)[1:]:
+        slow = []
+        for layer, seconds in times[name].items():
+            before, after = spent["original"][layer], spent[name][layer]
+            time, mac = seconds / times["original"][layer], after.mac / before.mac
+            if time > SLOW * mac and times["original"][layer] > 0.01 * total:
+                slow.append(f"{layer} ({after.out_channels} of {before.out_channels} channels: "
+                            f"MAC {100 * mac:.0f}%, time {100 * time:.0f}%)")  # fmt: skip
+        print(f"\n{network}, {name}: layers above {SLOW} times their share in torch: {'; '.join(slow) or 'none'}\n")
+
+
+if __name__ == "__main__":
+    main()
