@@ -43,6 +43,18 @@ def save_frames(folder: Path, images: Any, index: int, networks: dict[str, torch
         write_bytes(folder / f"{name}.png", buffer.getvalue())
 
 
+@torch.no_grad()
+def restored(images: Any, index: int, network: torch.nn.Module, side: int) -> np.ndarray:
+    """A network's output on one image as uint8 [h, w, 3]: the target's window of `side` pixels with most variance."""
+    from pipeline.quality import to_8bit
+
+    inputs, target = images.pair(index)
+    target, output = (to_8bit(frame).permute(1, 2, 0).cpu().numpy() for frame in (target, network(inputs)))
+    side = min(side, *target.shape[:2])
+    top, left = _busiest(target.mean(axis=2), side)
+    return output[top : top + side, left : left + side].astype(np.uint8)
+
+
 def looks(frames: Path, output: Path, method: str, crop: int) -> None:
     """Target, input, baseline, a method's output and what differs, side by side, each pixel shown as 3 x 3.
 

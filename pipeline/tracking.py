@@ -31,6 +31,23 @@ for chatty in ("mlflow", "alembic"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 
 EXPERIMENT = "architecture-aware pruning"
+# What the run of each stage is, for who meets it in the UI
+NOTES = {
+    "prepare": "The images of {network}: train, validation and test, which never mix.",
+    "train": "The baseline of {network}; psnr and loss by step.",
+    "analyze": "Costs of {network} before pruning, by layer, and its groups of coupled channels.",
+    "control": "{network} with nothing removed, given the training that a pruned network gets: what the extra training "
+    "alone is worth.",
+    "prune": "{network} pruned by method {method}. By step, that is by iteration: MACs kept (mac_percent), PSNR drop "
+    "against the gate's reference, channels and threshold of each group, a crop of a validation picture. The runs "
+    "below are the iterations, accepted and rejected, with the reason.",
+    "finetune": "The last training of {network} as method {method} left it; psnr_drop and ssim_drop are what the gate "
+    "judged, attempts.json says what was undone. The model takes images of any height and width.",
+    "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, drop_baseline "
+    "and drop_control in dB, negative is better.",
+    "latency": "Measured time and memory of {network}, original and pruned; on another machine they are others.",
+    "report": "The table, the report (index.html opens offline) and the pictures.",
+}
 GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
 
 
@@ -80,6 +97,10 @@ class Run:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.id, str(path), folder)
+
+    def picture(self, pixels: Any, key: str, step: int) -> None:
+        """An array [H, W, 3] uint8, to be leafed through by step."""
+        self.client.log_image(self.id, pixels, key=key, step=step)
 
     def table(self, value: Any, name: str) -> None:
         self.client.log_dict(self.id, value, name)
@@ -214,7 +235,8 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
         client, experiment = _client()
         parent = _parent(client, experiment)
         _bury(client, experiment, label)
-    marks = {"level": "stage", "stage": label, "network": network, "method": method}
+    said = {"mlflow.note.content": NOTES[name].format(network=network, method=method)} if name in NOTES else {}
+    marks = {"level": "stage", "stage": label, "network": network, "method": method, **said}
     run = parent.child(label, {key: value for key, value in marks.items() if value})
     run.params(params or {})
     try:

@@ -9,13 +9,15 @@ from pipeline import config, tracking
 from pipeline.files import read_json, write_json, write_text
 from stages.common import RESULTS, finished, flat, main, scratch
 
+CROP = 96  # pixels; side of the picture that the UI shows by iteration
+
 
 def prune(params: config.Params, network: str, method: str) -> None:
     """Prune one network by one method until a stopping rule holds."""
     numbers, active = params.rules(method), params.prune.methods[method].rules
     settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
     with tracking.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
-        from pipeline import checkpoint, pruning
+        from pipeline import checkpoint, figures, pruning
         from pipeline.job import load_job
         from pipeline.progress import Progress
 
@@ -42,16 +44,19 @@ def prune(params: config.Params, network: str, method: str) -> None:
         networks.mkdir(parents=True)
         for path in sorted(work.glob("accepted-*.pt")):
             shutil.copyfile(path, networks / path.name)
+            shown, _ = checkpoint.load(path, params.networks[network].factory)
+            crop = figures.restored(job.validation, 0, shown.to(job.machine.device), CROP)
+            run.picture(crop, f"validation {job.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
         columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
         rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]
         write_text(folder / "path.csv", "\n".join([",".join(columns), *rows]) + "\n")
         last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
-        figures = {
+        totals = {
             "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,
             "mac_kept": last.mac / total.mac, "psnr_drop": last.psnr_drop,
         }  # fmt: skip
-        write_json(folder / "metrics.json", figures)
+        write_json(folder / "metrics.json", totals)
         run.artifact(folder / "log.json")
         finished(work)
 

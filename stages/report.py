@@ -14,11 +14,11 @@ def report(params: config.Params) -> None:
 
         folder = RESULTS / "report"
         made.write(RESULTS, folder, params)
-        for name in ("index.html", "report.md", "table.md", "table.csv"):
-            run.artifact(folder / name)
-        for picture in sorted((folder / "pictures").glob("*.png")):
-            run.artifact(picture, "pictures")
         parent = tracking.parent_of(run)
+        for name in ("index.html", "report.md", "table.md", "table.csv"):
+            parent.artifact(folder / name)  # where who opens the chain's run looks first
+        for picture in sorted((folder / "pictures").glob("*.png")):
+            parent.artifact(picture, "pictures")
         for network in params.run.networks:
             found = read_json(RESULTS / "evaluate" / network / "metrics.json")
             best = min(params.run.methods, key=lambda method: found[method]["mac"])

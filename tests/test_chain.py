@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import ui
 import yaml
 from mlflow import MlflowClient
 
@@ -185,6 +186,40 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     assert first.data.params["width.body.0.conv1"] == str(log[1]["widths"]["body.0.conv1"])
     assert first.data.metrics["psnr"] == pytest.approx(log[1]["psnr"])
     assert first.data.tags["verdict"] == log[1]["verdict"]
+
+
+def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: Path, tmp_path: Path) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("Debian's package chromium isn't installed: no browser to look at the UI with")
+    if not (ROOT / ".venv" / "ready").exists():
+        pytest.skip("`make ui` needs the environment that `make setup` makes")
+    client = MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
+    experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    chain = next(one for one in runs if one.data.tags["level"] == "chain")
+    prune = next(one for one in runs if one.info.run_name == "prune edsr D")
+    first = next(one for one in runs if one.info.run_name == "iteration 1"
+                 and one.data.tags["mlflow.parentRunId"] == prune.info.run_id)  # fmt: skip
+    with ui.served(repro, ROOT) as address:
+
+        def shown(place: str) -> str:
+            return ui.page(f"{address}/#/experiments/{experiment}/{place}", tmp_path)
+
+        assert chain.info.run_name in shown("runs")
+        overview = shown(f"runs/{chain.info.run_id}")
+        assert "One run of the chain" in overview
+        assert "edsr_mac_percent" in overview
+        path = shown(f"runs/{prune.info.run_id}")
+        assert "edsr pruned by method D" in path
+        assert "mac_percent" in path
+        iteration = shown(f"runs/{first.info.run_id}")
+        assert "psnr_drop" in iteration
+        assert f"{first.data.tags['verdict']}: " in iteration
+        artifacts = shown(f"runs/{chain.info.run_id}/artifacts/pictures/edsr-path.png")
+        assert "edsr-path.png" in artifacts
+        assert re.search(r'<img[^>]+src="blob:', artifacts)
+    images = [artifact.path for artifact in client.list_artifacts(prune.info.run_id, "images")]
+    assert any("+step+0+" in path for path in images), images  # the baseline's crop, the first to leaf through
 
 
 def test_the_logged_model_restores_another_image_size(repro: Path) -> None:

@@ -1,0 +1,58 @@
+"""MLflow's pages in a real browser: the server that `make ui` starts, and Debian's Chromium without a screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SECONDS = 120  # for the server to answer, and for a page
+
+
+@contextmanager
+def served(folder: Path, root: Path) -> Iterator[str]:
+    """`make ui` in `folder`, a checkout with a store, by the environment of `root`; gives the address."""
+    shutil.copy2(root / "Makefile", folder)  # with its time, as make compares it
+    shutil.copy2(root / "requirements.txt", folder)
+    (folder / ".venv").symlink_to(root / ".venv")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (folder / "ui.log").open("w")
+    server = subprocess.Popen(
+        ["make", "ui"], cwd=folder, env=os.environ | {"PORT": str(port)}, stdout=log, stderr=log,
+        start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError((folder / "ui.log").read_text()) from None
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        log.close()
+        for name in (".venv", "Makefile", "requirements.txt", "ui.log"):
+            (folder / name).unlink()
+
+
+def page(address: str, profile: Path) -> str:
+    """The page as the browser shows it, after its scripts have run."""
+    words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    words += ["--virtual-time-budget=30000", "--dump-dom", address]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+    return done.stdout
