@@ -261,6 +261,65 @@ def rcan(form: str = "conv") -> nn.Module:
     )
 
 
+class RDN(nn.Module):
+    """Zhang et al. (CVPR 2018): two shallow layers, dense blocks whose outputs are fused all together, a long skip."""
+
+    def __init__(self, width: int, growth: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.shallow, self.head = conv(3, width), conv(width, width)
+        self.blocks = nn.ModuleList(Dense(width, growth) for _ in range(blocks))
+        self.fuse = nn.Sequential(conv(blocks * width, width, 1), conv(width, width))
+        self.tail = nn.Sequential(conv(width, 4 * width), nn.PixelShuffle(2), conv(width, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.shallow(x)
+        x, made = self.head(shallow), []
+        for block in self.blocks:
+            x = block(x)
+            made.append(x)
+        return self.tail(self.fuse(torch.cat(made, 1)) + shallow)
+
+
+class Contrast(nn.Module):
+    """IMDN's channel attention: standard deviation plus mean of each channel, then two 1x1 convolutions."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(True), nn.Conv2d(hidden, width, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.sum(3, keepdim=True).sum(2, keepdim=True) / (x.size(2) * x.size(3))
+        spread = (x - mean).pow(2).mean(dim=(2, 3), keepdim=True).pow(0.5)
+        return x * self.gate(spread + mean)
+
+
+class Distillation(nn.Module):
+    """IMDN's block: of each layer a part is put aside, the rest goes on; all that was put aside is fused."""
+
+    def __init__(self, width: int, split: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(conv(inputs, 8) for inputs in (width, 4, 4))
+        self.last, self.fuse = conv(4, 4), nn.Sequential(conv(16, width, 1), Contrast(width, 2))
+        self.split = split
+
+    def forward(self, x: Tensor) -> Tensor:
+        aside, rest = [], x
+        for layer in self.layers:
+            made = F.leaky_relu(layer(rest), 0.05)
+            part, rest = made.chunk(2, 1) if self.split == "chunk" else torch.split(made, (4, 4), 1)
+            aside.append(part)
+        return x + self.fuse(torch.cat([*aside, self.last(rest)], 1))
+
+
+def rdn() -> nn.Module:
+    return RDN(4, (2, 3), 2)
+
+
+def imdn(split: str = "chunk") -> nn.Module:
+    """Hui et al. (ACM MM 2019). The published split is by numbers; by chunk, its halves can be pruned in pairs."""
+    return SuperResolution(6, [Distillation(6, split) for _ in range(2)])
+
+
 def mobilenet() -> nn.Module:
     """Separable convolutions; the second depthwise one makes two channels of each."""
     separable = nn.Sequential(
