@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError
@@ -121,7 +122,7 @@ def _shadow(network: nn.Module) -> nn.Module:
     """A copy on the meta device. The values are not copied: every tensor is replaced while the copy is made."""
     tensors = [*network.parameters(), *network.buffers()]
     for module in network.modules():
-        tensors += [value for value in vars(module).values() if isinstance(value, Tensor)]
+        tensors += [value for value in tree_leaves(vars(module)) if isinstance(value, Tensor)]
     replaced: dict[int, Any] = {}
     for tensor in tensors:
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
@@ -157,6 +158,9 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves(args)):
+            # A constant that forward makes from numpy, say, is not on the meta device and meets a tensor that is.
+            args = tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, args)
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default and args[1].dim() == 4:
             image, kernel, transposed, groups = args[0], args[1], args[6], args[8]

@@ -6,7 +6,6 @@ accept, or go back to the last accepted network. Read `prune` from top to bottom
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.job import Job
 from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
+from pipeline.networks import duplicate
 from pipeline.progress import Progress
 from pipeline.training import NonFiniteLossError, fit
 
@@ -168,7 +168,7 @@ def prune(
         if stop:
             break
         number = len(log)
-        trial = copy.deepcopy(current.network)
+        trial = duplicate(current.network)
         found = group_states(trial, job.cost(trial), current.groups, reference, original)
         if rules.next_plan(found, state, active, numbers, (total.mac, total.weights)) is None:
             stop = "no group can give any more"
@@ -274,7 +274,7 @@ def finetune(
         network, meta = checkpoint.load(path, job.network.factory)
         number, steps = int(path.stem.removeprefix("accepted-")), lineage * job.iteration_steps
         before = _measure(network.to(job.machine.device), job)
-        untrained = copy.deepcopy(network)
+        untrained = duplicate(network)
         if attempts:
             progress.extend(recipe.steps)
         try:
@@ -353,7 +353,7 @@ def _restore(
     scratch: Path, baseline: nn.Module, groups: coupling.Coupling, job: Job
 ) -> tuple[Current, rules.State | None, list[Iteration]]:
     """Where an earlier process got to, or the beginning; of a damaged folder too, after a line that says so."""
-    start = Current(copy.deepcopy(baseline), groups, {}), None, []
+    start = Current(duplicate(baseline), groups, {}), None, []
     if not (scratch / "log.json").exists():
         return start
     try:

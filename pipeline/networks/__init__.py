@@ -5,6 +5,7 @@ Importing this package does not import torch, so that parameters can be checked 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable
@@ -48,7 +49,25 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 
     if not isinstance(network, nn.Module):
         raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
+    from torch.nn.parameter import is_lazy
+
+    unsized = [tensor for tensor, parameter in network.named_parameters() if is_lazy(parameter)]
+    if unsized:
+        raise UserError(f"network factory '{name}' leaves the size of {unsized[0]} open; lazy layers aren't allowed")
     return network
+
+
+def duplicate(network: nn.Module) -> nn.Module:
+    """A deep copy that shares no parameter or buffer with the network.
+
+    `copy.deepcopy` refuses a network after a training step if its forward has left a result on a module: a feature
+    kept for a loss, the kernel of an old weight_norm. Such results are detached, and shared until the next forward.
+    """
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    left = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in left if tensor.grad_fn is not None})
 
 
 def input_channels(name: str) -> int:
