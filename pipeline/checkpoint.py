@@ -42,9 +42,11 @@ def save(
     fit the network or a value is not plain.
     """
     state = network.state_dict()
+    tensors = _tensors(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
     for tensor, dims in kept.items():
         for dim, indices in dims.items():
-            if tensor not in state or not 0 <= dim < state[tensor].dim() or len(indices) != state[tensor].shape[dim]:
+            shape = tensors[tensor].shape if tensor in tensors else ()
+            if not 0 <= dim < len(shape) or len(indices) != shape[dim]:
                 raise ValueError(f"kept does not fit the network: '{tensor}', dimension {dim}, {len(indices)} indices")
     content = {"name": name, "args": args, "kept": kept, "extra": extra or {}}
     plain = {"format": _FORMAT, **{key: _plain(value, key) for key, value in content.items()}}
