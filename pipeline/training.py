@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Train
 from pipeline.device import Machine
+from pipeline.errors import UserError
 from pipeline.files import save_tensors
 
 SAVE_SECONDS = 15.0  # a kill loses at most this much training
@@ -69,7 +70,7 @@ def fit(
     images: data.patches.Images; its batches are (seed, step)'s. Loss: mean absolute error plus `penalty(network)`.
     With `recipe.average`, validation sees the averaged weights and the network ends with them.
     resume: a file that holds the state, written every SAVE_SECONDS and read when it exists; the caller removes it.
-    Raises NonFiniteLossError, leaving the network as it was at that step.
+    Raises NonFiniteLossError, leaving the network as it was at that step, and UserError as `forward` does.
     """
     network.to(machine.device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
@@ -89,7 +90,7 @@ def fit(
         inputs, targets = images.batch(step, seed, recipe.batch, recipe.patch)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
-            outputs = network(inputs)
+            outputs = forward(network, inputs, targets, step)
         loss = (outputs.float() - targets).abs().mean()
         loss_sum = loss.item()
         if penalty is not None:
@@ -120,6 +121,21 @@ def fit(
         _load(network, average)
     network.eval()
     return curve
+
+
+def forward(network: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The network's output in training mode; UserError when a user's forward fails there or gives something else."""
+    try:
+        outputs = network(inputs)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the forward of {type(network).__name__} fails in training, step {step}: {reason}") from error
+    if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
+        found = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise UserError(
+            f"the forward of {type(network).__name__} gives {found} in training, but {tuple(targets.shape)} is needed"
+        )
+    return outputs
 
 
 def read_state(path: Path | None, machine: Machine) -> dict | None:
