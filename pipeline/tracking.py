@@ -114,7 +114,12 @@ class Run:
         self.client.set_terminated(self.id, status)
 
     def model(self, network: Any, channels: int, name: str) -> None:
-        """Log a network as an MLflow model for images of any height and width."""
+        """Log a network as an MLflow model for images of any height and width; its own modules' code goes with it.
+
+        A network that can't be pickled (a local class, a parametrized weight) isn't logged, and the run says why.
+        """
+        import pickle
+
         import mlflow
         import mlflow.pytorch
         import numpy as np
@@ -126,14 +131,21 @@ class Run:
             # -1: any batch, height and width; an inferred signature would pin them to the example's
             return Schema([TensorSpec(np.dtype("float32"), (-1, count, -1, -1))])
 
+        try:
+            pickle.dumps(network.cpu())
+        except Exception as error:  # pickling runs the modules' own code
+            self.tags({"model": f"not logged, since it can't be pickled: {error}"[:4000]})
+            return
+        packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
+        found = {path for name in packages for path in (Path(name), Path(f"{name}.py")) if path.exists()}
         mlflow.set_tracking_uri(store())
         with _quiet(), mlflow.start_run(run_id=self.id):
             mlflow.pytorch.log_model(
-                network.cpu(),
+                network,
                 name=name,
                 signature=ModelSignature(spec(channels), spec(3)),
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
-                code_paths=["pipeline"],
+                code_paths=sorted({"pipeline", *map(str, found)}),
                 serialization_format="pickle",
             )
 
