@@ -9,7 +9,7 @@ a trial decides: the shrunk network must run and agree with the masked one, or t
 from __future__ import annotations
 
 import bisect
-import copy
+import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from pipeline.labels import owner
+from pipeline.networks import duplicate
 from pipeline.tracing import follow
 
 Removed = Mapping[str, Sequence[int]]
@@ -85,12 +87,15 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
         (tensor, dim, role, [labels.root(int(x)) for x in part]) for (tensor, dim), (part, role) in labels.sites.items()
     ]
 
+    makers = [(owner(tensor), set(held)) for tensor, _, role, held in sites if role == "output"]
+    makers += [(layer, {labels.root(int(x)) for x in part}) for layer, part in labels.makers]
+
     whole: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)  # layers -> why they stay whole
     fixed: set[int] = set()
     for part, reason in labels.freezes:
         roots = {labels.root(int(label)) for label in np.unique(part)}
         fixed |= roots
-        layers = tuple(dict.fromkeys(owner(t) for t, _, role, held in sites if role == "output" and roots & set(held)))
+        layers = tuple(dict.fromkeys(layer for layer, made in makers if roots & made))
         if reason and layers:
             whole[layers][reason] = None
     doubts: dict[int, str] = {}  # channels behind sizes that may be numbers: a trial decides
@@ -98,19 +103,19 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
         for label in np.unique(part):
             doubts.setdefault(labels.root(int(label)), reason)
 
+    names = aliases(network)
+    idle = unused(network, {alias for name in labels.used for alias in names[name]})
+    if idle:
+        whole[idle]["a traced forward that doesn't run them"] = None
     candidates = {
         group: next((doubts[root] for root in roots if root in doubts), "")
-        for group, roots in families(sites, fixed, aliases(network))
+        for group, roots in families(sites, fixed, names)
         if not fixed & set(roots)
     }
-    accepted, refused = settle(network, example, candidates)
+    accepted, refused = settle(network, example, candidates, 32 if idle else 1)
     for group, reason in refused.items():
         whole[group.producers][reason] = None
     return Coupling(tuple(accepted), tuple(sentence(layers, list(reasons)) for layers, reasons in whole.items()))
-
-
-def owner(tensor: str) -> str:
-    return tensor.rpartition(".")[0] or tensor
 
 
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
@@ -129,6 +134,13 @@ def aliases(network: nn.Module) -> dict[str, list[str]]:
     for name, tensor in tensors(network).items():
         names[id(tensor)].append(name)
     return {name: same for same in names.values() for name in same}
+
+
+def unused(network: nn.Module, used: set[str]) -> tuple[str, ...]:
+    """The layers of which no parameter was used: an auxiliary head, or a branch that the traced forward didn't take."""
+    runs = {owner(name) for name in used}
+    names = (owner(name) for name, _ in network.named_parameters(remove_duplicate=False) if name not in used)
+    return tuple(dict.fromkeys(name for name in names if name not in runs))
 
 
 def families(
@@ -167,15 +179,17 @@ def families(
 
 
 def settle(
-    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str]
+    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str], runs: int
 ) -> tuple[list[Group], dict[Group, str]]:
     """Try removals, and refuse the groups whose removal the forward doesn't follow.
 
     A group behind sizes that may be numbers is tried by itself with several counts, because half sizes such as
     `channels // 2` follow some counts by luck. Then all groups are tried at once, and only if that fails one by one.
+    Training mode is tried too, in case the forward takes another way there; runs: how often, because chance may
+    choose the way. With more than one, a larger image is tried as well.
     """
     rng = torch.Generator().manual_seed(0)
-    trial = copy.deepcopy(network).eval().requires_grad_(False)
+    trial = duplicate(network).eval().requires_grad_(False)
     for tensor in trial.parameters():  # a scale that training starts from zero would hide a wrong result
         if tensor.is_floating_point():
             fan = tensor[0].numel() if tensor.dim() > 1 and len(tensor) > 1 else 1
@@ -186,6 +200,9 @@ def settle(
             )
             tensor.copy_(drawn)
     image = torch.rand(example.shape, generator=rng).to(example)
+    ways = [("in training", image.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
+    ways += [("on a larger image", image.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
+    ways = [way for way in ways if not failure(duplicate(trial), *way)]
 
     def fault(removed: dict[Group, Sequence[int]]) -> str:
         """Why the shrunk network doesn't do what the masked one does; empty if it does."""
@@ -193,14 +210,17 @@ def settle(
         indices = {group.name: gone for group, gone in removed.items()}
         with torch.no_grad():
             try:
-                small = remove(trial, coupling, indices)(image)
+                small = remove(trial, coupling, indices)
+                made = small(image)
             except Exception as error:  # whatever a forward may raise when its tensors are smaller
                 return f"a forward that fails when channels go ({(str(error) or type(error).__name__).splitlines()[0]})"
             whole = masked(trial, coupling, indices)(image)
-        small, whole = (torch.nan_to_num(out, posinf=0.0, neginf=0.0) for out in (small, whole))  # log of random values
+        made, whole = (torch.nan_to_num(out, posinf=0.0, neginf=0.0) for out in (made, whole))  # log of random values
         tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max().clamp(min=1e-6))
-        same = small.shape == whole.shape and float((small - whole).abs().max()) <= tolerance
-        return "" if same else "a forward that gives another result when channels go"
+        if made.shape != whole.shape or not float((made - whole).abs().max()) <= tolerance:
+            return "a forward that gives another result when channels go"
+        fault = next(filter(None, (failure(small, *way) for way in ways)), "")
+        return fault and f"a forward that fails {fault}"
 
     refused = {}
     for group, doubt in candidates.items():
@@ -219,6 +239,21 @@ def settle(
             else:
                 accepted[group] = gone
     return list(accepted), refused
+
+
+def failure(network: nn.Module, way: str, images: torch.Tensor, seed: int) -> str:
+    """How a network fails in training, or on another image; empty if it doesn't. The random state stays as it was."""
+    state = random.getstate()
+    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            network.train(way == "in training")(images)
+        except Exception as error:  # whatever a forward may raise when its tensors are smaller
+            return f"{way} when channels go ({(str(error) or type(error).__name__).splitlines()[0]})"
+        finally:
+            random.setstate(state)
+    return ""
 
 
 def kept_indices(network: nn.Module, coupling: Coupling, removed: Removed) -> dict[str, dict[int, list[int]]]:
@@ -257,7 +292,7 @@ def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
     It computes what `masked` computes. Arguments and errors as for `kept_indices`.
     """
     kept = kept_indices(network, coupling, removed)
-    small = copy.deepcopy(network)
+    small = duplicate(network)
     shrunk: dict[int, torch.Tensor] = {}  # a shared weight is cut once and stays shared
     whole = tensors(small)
     for name, dims in kept.items():
@@ -301,7 +336,7 @@ def masked(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
     Arguments and errors as for `kept_indices`.
     """
     gone_indices(coupling, removed)  # the same refusals
-    whole = copy.deepcopy(network)
+    whole = duplicate(network)
     held = tensors(whole)
     with torch.no_grad():
         for group in coupling.groups:

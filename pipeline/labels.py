@@ -25,7 +25,10 @@ class Labels:
         self.parent: list[int] = []
         self.values: dict[Node, Value] = {}
         self.owned: dict[Node, str] = {}  # placeholder of a parameter or buffer -> its state_dict name
+        self.buffers: set[Node] = set()  # those of `owned` that training doesn't change
         self.constants: set[Node] = set()  # tensors that belong to no module: they can't be made smaller
+        self.used: set[str] = set()  # parameters that some operation reads
+        self.makers: list[tuple[str, np.ndarray]] = []  # (layer, labels it makes) where its kernel is no parameter
         self.direct: set[str] = set()  # parameters of several dimensions that forward computes with by itself
         self.sites: dict[tuple[str, int], tuple[np.ndarray, str]] = {}  # (tensor, dim) -> (labels [size], role)
         self.freezes: list[tuple[np.ndarray, str]] = []  # (labels, reason); no reason = the network's input or output
@@ -95,13 +98,40 @@ class Labels:
         if node is None:
             return
         if node not in self.owned:
-            self.freeze(labels, f"{node.name}, a tensor that forward computes and a layer then uses as a parameter")
+            made = node.name if node.op == "placeholder" else f"what {describe(node)} computes"
+            self.freeze(labels, f"{made}, which a layer uses as a parameter")
             return
         site = (self.owned[node], dim)
         known, known_role = self.sites.setdefault(site, (labels, role))
         self.unite(known, labels)  # a layer that is called twice: the labels of both calls
         if known_role != role:
             self.freeze(labels, f"{site[0]}, which is shared as an {known_role} and as an {role} side")
+
+
+def owner(tensor: str) -> str:
+    """Name of the module that owns a tensor; for a parameter of the network itself, the parameter's name."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def role_of(trace: Labels, kernel: Node, node: Node, made: np.ndarray) -> str:
+    """The role of a kernel's output side. What training doesn't make can't be measured; it is named by its layer."""
+    if kernel in trace.owned and kernel not in trace.buffers:
+        return "output"
+    trace.makers.append((layer_of(trace, kernel, node), made))
+    return "channel"
+
+
+def layer_of(trace: Labels, kernel: Node, node: Node) -> str:
+    """A name for a layer whose kernel is no parameter: its module, or that of what the kernel is made of."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    if modules and modules[-1][0]:
+        return modules[-1][0]
+    made_of = [kernel]
+    for source in made_of:
+        if source in trace.owned:
+            return owner(trace.owned[source])
+        made_of += [above for above in source.all_input_nodes if above not in made_of]
+    return describe(node)
 
 
 def operation(node: Node) -> str:

@@ -8,9 +8,11 @@ operation outside the table freezes every label it reads and everything it makes
 
 from __future__ import annotations
 
-import copy
+import io
+import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from torch import nn
 from torch.fx import Node
 
 from pipeline.errors import UserError
-from pipeline.labels import Labels, Value, arguments, describe, operation, shape_of
+from pipeline.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
+from pipeline.networks import duplicate
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -28,24 +31,30 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     """Trace a copy of the network in evaluation mode and label its channels.
 
     `example` is an input [N, C, H, W]; only its shape, type and device count. Raises UserError where the forward can't
-    be traced, for instance because it branches on values.
+    be traced, for instance because it branches on values, or gives something else than a tensor.
     """
     name = type(network).__name__
     try:
-        with torch.no_grad():
-            program = torch.export.export(copy.deepcopy(network).eval(), (example,))
+        with torch.no_grad(), quiet():
+            program = torch.export.export(duplicate(network).eval(), (example,))
     except Exception as error:  # any code can run in a forward, so any error can come out of it
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the network {name} can't be traced for pruning ({cause}); its forward must take one tensor "
             f"and must not branch on the values of tensors"
         ) from error
+    if not program.call_spec.out_spec.is_leaf():
+        raise UserError(f"the network {name} gives several tensors or a container of them; pruning needs one tensor")
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result = Labels()
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
+            if node.name in signature.inputs_to_buffers:
+                result.buffers.add(node)
+            if node.users:
+                result.used.add(owned[node.name])
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
             result.constants.add(node)
         elif node.op == "placeholder":
@@ -63,6 +72,18 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
     return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch logs and prints a page about a forward that it can't trace; one sentence says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def step(trace: Labels, node: Node) -> Value:
@@ -141,15 +162,19 @@ def convolution(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     """
     source, kernel, groups = given["input"], given["weight"], given["groups"]
     transposed = "transpose" in operation(node)
-    read = trace.along(source, 1)
-    made = trace.new(shape_of(node)[1])
+    read, made = trace.along(source, 1), trace.new(shape_of(node)[1])
+    if any(size > 1 for dim, size in enumerate(trace.get(source).shape) if dim != 1):
+        trace.freeze(read, f"the convolution {describe(node)}, which slides over channels")
+    role = role_of(trace, kernel, node, made)
+    if kernel in trace.buffers and groups == 1:
+        trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
     if groups > 1:
         rows = read.reshape(groups, -1)
         trace.unite(rows, rows[:, :1])
         trace.unite(made.reshape(groups, -1), rows[:, :1])
-        trace.attach(kernel, 0, read if transposed else made, "output")
+        trace.attach(kernel, 0, read if transposed else made, role)
     else:
-        trace.attach(kernel, int(transposed), made, "output")
+        trace.attach(kernel, int(transposed), made, role)
         trace.attach(kernel, 1 - int(transposed), read, "input")
     trace.attach(given.get("bias"), 0, made, "channel")
     return made.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
@@ -161,7 +186,9 @@ def linear(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     if labels.size != labels.shape[-1]:
         return unknown(trace, node, given)  # channels sit in another dimension and would be carried past the kernel
     made = trace.new(shape_of(node)[-1])
-    trace.attach(given["weight"], 0, made, "output")
+    if given["weight"] in trace.buffers:
+        trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
+    trace.attach(given["weight"], 0, made, role_of(trace, given["weight"], node, made))
     trace.attach(given["weight"], 1, trace.along(given["input"], -1), "input")
     trace.attach(given["bias"], 0, made, "channel")
     return made.reshape([1] * (len(shape_of(node)) - 1) + [-1])
@@ -245,7 +272,7 @@ def selects(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
         chosen = slice(given["start"], given["end"], given["step"])
     if labels.shape[dim] == 1 and operation(node) != "select":
         return labels  # one label for the whole dimension, such as H or W
-    result = labels[(slice(None),) * dim + (chosen,)]
+    result = np.asarray(labels[(slice(None),) * dim + (chosen,)])
     if labels.shape[dim] > 1 and result.size < labels.size:
         trace.suspect(labels, node)
     return result
@@ -326,7 +353,7 @@ EACH_CHANNEL_BY_ITSELF = """
     floor sign dropout feature_dropout alpha_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d
     avg_pool3d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
     upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa alias clone
-    contiguous detach to _to_copy lift_fresh_copy zeros_like ones_like
+    contiguous detach to _to_copy lift_fresh_copy zeros_like ones_like gt ge lt le eq ne
 """
 
 HANDLERS: dict[str, Handler] = {
