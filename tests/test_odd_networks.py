@@ -17,7 +17,7 @@ from topologies import conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pipeline import checkpoint, config, cost, networks
+from pipeline import checkpoint, config, cost, networks, tracking
 from pipeline.coupling import Coupling, find_groups, kept_indices, remove
 from pipeline.errors import UserError
 from pipeline.magnitudes import group_states, reference_magnitudes
@@ -303,6 +303,15 @@ def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
     log = run(network, replace(job, network=wanted), numbers, A, tmp_path)
     assert log[-1].mac < log[0].mac
+
+
+def test_a_network_that_cant_be_pickled_isnt_logged_as_a_model_and_the_run_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: dict[str, str] = {}
+    monkeypatch.setattr(tracking.Run, "tags", lambda self, tags: said.update(tags))
+    tracking.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd")
+    assert said["model"].startswith("not logged, since it can't be pickled: Serialization of parametrized modules")
 
 
 def auxiliary_head(self: Any, x: Tensor) -> Tensor:
