@@ -30,6 +30,7 @@ from pipeline.data.patches import load_images
 from pipeline.device import choose
 from pipeline.job import Job
 from pipeline.training import fit
+from pipeline.trial import Outcome, Problem, Report, Values, measure
 
 ROOT = Path(__file__).parents[1]
 SEEDS, TRIALS = 4, 14
@@ -37,7 +38,7 @@ ALLOWED = 0.1  # dB; so small a network has nothing to spare, and trials of seco
 SLEEPING, SECONDS = 12, 1.0
 
 
-def problem(folder: Path) -> search.Problem:
+def problem(folder: Path) -> Problem:
     """A trained baseline and how it is pruned; validation on eight pictures."""
     params = config.read(ROOT / "params.yaml")
     machine = choose("cpu", 1, "auto")
@@ -68,7 +69,7 @@ def problem(folder: Path) -> search.Problem:
     fit(network, job.train, recipe, machine, seed=job.seed)
     checkpoint.save(folder / "network.pt", network, "edsr", args, {})
     start = job.quality(network)
-    return search.Problem(
+    return Problem(
         job=job,
         numbers=params.rules("D").model_copy(update={"max_iterations": 3}),
         active=params.prune.methods["D"].rules,
@@ -81,18 +82,18 @@ def problem(folder: Path) -> search.Problem:
     )
 
 
-def best_by_trial(given: search.Problem, folder: Path, seed: int, sampler: str) -> tuple[list[float], float, float]:
+def best_by_trial(given: Problem, folder: Path, seed: int, sampler: str) -> tuple[list[float], float, float]:
     """Best feasible MACs (%) after each trial; seconds of the trials themselves, and of all that is around them."""
     space = search.distributions(config.read(ROOT / "params.yaml").search.space)
     study = search.open_study(f"sqlite:///{folder / 'search.db'}", f"{sampler}-{seed}", {})
     defaults = {key: getattr(given.numbers, key) for key in space}
     inside = 0.0
 
-    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def run(number: int, values: Values, report: Report) -> Outcome:
         nonlocal inside
         began = time.monotonic()
         try:
-            return search.measure(given, values, folder / f"{sampler}-{seed}-{number}", report)
+            return measure(given, values, folder / f"{sampler}-{seed}-{number}", report)
         finally:
             inside += time.monotonic() - began
 

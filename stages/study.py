@@ -79,14 +79,15 @@ class Study:
 
     def problem(self) -> Any:
         """The chain's baseline, control and images."""
-        from pipeline import pruning, search
+        from pipeline import pruning
         from pipeline.job import load_job
+        from pipeline.trial import Problem
 
         params, results = self.params, RESULTS / "control" / self.network
         curve, end = read_json(results / "curve.json"), read_json(results / "metrics.json")
         against_control = params.gate.reference == "control"
         points, final = (curve, end) if against_control else (curve[:1], curve[0])
-        return search.Problem(
+        return Problem(
             job=load_job(params, self.network, RESULTS),
             numbers=self.numbers,
             active=params.prune.methods[self.method].rules,
@@ -103,6 +104,7 @@ def work(study: Study) -> None:
     """One worker: trials until the study has its total."""
     threading.Thread(target=end_with, args=(study.given.worker,), daemon=True).start()
     from pipeline import search, tracking
+    from pipeline.trial import CannotWinError, measure
 
     opened, problem = study.open(), study.problem()
     space = search.distributions(study.params.search.space)
@@ -120,13 +122,13 @@ def work(study: Study) -> None:
             child.metrics(tracking.iteration_figures(iteration, total), iteration.number)
 
         try:
-            outcome = search.measure(problem, values, folder, report, follow)
+            outcome = measure(problem, values, folder, report, follow)
         except BaseException as error:
             child.tags({"reason": f"{error or type(error).__name__}"[:4000]})
-            if isinstance(error, search.CannotWinError):
+            if isinstance(error, CannotWinError):
                 child.metrics({"mac_kept": error.mac_kept} | error.notes)
                 shutil.rmtree(folder, ignore_errors=True)
-            child.end("FINISHED" if isinstance(error, search.CannotWinError) else "FAILED")
+            child.end("FINISHED" if isinstance(error, CannotWinError) else "FAILED")
             raise
         child.metrics({"mac_kept": outcome.mac_kept, "feasible": float(outcome.feasible)} | outcome.notes)
         child.tags({"feasible": "yes" if outcome.feasible else "no"})

@@ -8,15 +8,16 @@ import time
 from optuna.distributions import FloatDistribution
 
 from pipeline import search
+from pipeline.trial import Outcome, Report
 
 
-def outcome(values: dict[str, float]) -> search.Outcome:
+def outcome(values: dict[str, float]) -> Outcome:
     """Fewest MACs at x = 0.3, of which only x >= 0.5 holds."""
-    return search.Outcome(abs(values["x"] - 0.3), {"psnr_drop": 0.5 - values["x"]}, {"psnr_drop": 0.5 - values["x"]})
+    return Outcome(abs(values["x"] - 0.3), {"psnr_drop": 0.5 - values["x"]}, {"psnr_drop": 0.5 - values["x"]})
 
 
 def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str) -> None:
-    def run(number: int, values: dict[str, float], report: search.Report) -> search.Outcome:
+    def run(number: int, values: dict[str, float], report: Report) -> Outcome:
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"begun {number}\n")
         time.sleep(seconds)

@@ -23,6 +23,8 @@ from search_worker import outcome
 from pipeline import checkpoint, config, pruning, rules, search, study_figures
 from pipeline.errors import UserError
 from pipeline.job import Job
+from pipeline.progress import Silent
+from pipeline.trial import CannotWinError, Outcome, Problem, Report, Values, least_share, measure
 from stages.search import apply
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +38,7 @@ def new(tmp_path: Path, name: str = "study", seed: int = 1) -> tuple[optuna.Stud
     return study, search.Proposals(SPACE, seed, {"x": 0.9})
 
 
-def plain(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+def plain(number: int, values: Values, report: Report) -> Outcome:
     return outcome(values)
 
 
@@ -68,7 +70,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_same_trials(tmp_path: Path) -
 def test_a_trial_that_cant_win_is_pruned_and_the_sampler_still_learns_from_it(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
 
-    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def run(number: int, values: Values, report: Report) -> Outcome:
         report(1, outcome(values).mac_kept + 0.1, outcome(values).mac_kept)
         return outcome(values)
 
@@ -87,7 +89,7 @@ def test_a_failing_trial_is_tried_once_more_and_its_reason_kept(tmp_path: Path) 
     study, proposals = new(tmp_path)
     seen: list[float] = []
 
-    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def run(number: int, values: Values, report: Report) -> Outcome:
         seen.append(values["x"])
         if values["x"] == 0.9 or (len(seen) > 2 and seen.count(seen[2]) == 1 and values["x"] == seen[2]):
             raise MemoryError("no room")
@@ -104,7 +106,7 @@ def test_a_failing_trial_is_tried_once_more_and_its_reason_kept(tmp_path: Path) 
 def test_a_user_error_ends_the_study_and_counts_no_trial(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
 
-    def full(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def full(number: int, values: Values, report: Report) -> Outcome:
         raise UserError("the disk is full")
 
     for _ in range(3):
@@ -118,7 +120,7 @@ def test_a_user_error_ends_the_study_and_counts_no_trial(tmp_path: Path) -> None
 def test_a_stopped_trial_is_taken_up_first(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
 
-    def stopped(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def stopped(number: int, values: Values, report: Report) -> Outcome:
         raise KeyboardInterrupt
 
     for _ in range(3):
@@ -136,7 +138,7 @@ def test_a_stopped_trial_changes_none_of_the_later_ones(tmp_path: Path) -> None:
     parts, proposals = new(tmp_path, "parts")
     left = [3, 5, 8]  # runs that are stopped, counted from 0
 
-    def stops(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def stops(number: int, values: Values, report: Report) -> Outcome:
         if number in left:
             left.remove(number)
             raise KeyboardInterrupt
@@ -172,7 +174,7 @@ def test_one_trial_too_many_counts_only_when_more_are_asked_for(tmp_path: Path) 
 def test_a_worker_that_was_given_up_for_dead_drops_its_result(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
 
-    def suspended(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def suspended(number: int, values: Values, report: Report) -> Outcome:
         if number == 0:
             study.tell(0, state=TrialState.FAIL)  # another worker's doing
             search._again(study, search._frozen(study, 0))
@@ -194,7 +196,7 @@ def test_equal_parameters_are_not_run_twice(tmp_path: Path) -> None:
         def sample_relative(self, *given):
             return {"x": 0.7}
 
-    def run(number: int, values: search.Values, report: search.Report) -> search.Outcome:
+    def run(number: int, values: Values, report: Report) -> Outcome:
         ran.append(values["x"])
         return outcome(values)
 
@@ -254,15 +256,15 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
         return pruning.Iteration(0, "accepted", "", 0, channels=channels)
 
     # 16 -> 12 -> 9: 9/16; 4 -> 3 -> 2 (at least one goes): 1/2; a layer keeps the product of two such shares
-    assert search.least_share(at(a=16), at(a=16), numbers, ("adaptive",), 2) == (9 / 16) ** 2
-    assert search.least_share(at(a=16, b=4), at(a=16, b=4), numbers, ("adaptive",), 2) == 0.25
+    assert least_share(at(a=16), at(a=16), numbers, ("adaptive",), 2) == (9 / 16) ** 2
+    assert least_share(at(a=16, b=4), at(a=16, b=4), numbers, ("adaptive",), 2) == 0.25
     # the floor: half of the 16 stay
-    assert search.least_share(at(a=16), at(a=9), numbers, ("adaptive", "depth"), 5) == (8 / 9) ** 2
-    assert search.least_share(at(a=16), at(a=12), numbers, ("adaptive",), 0) == 1.0
+    assert least_share(at(a=16), at(a=9), numbers, ("adaptive", "depth"), 5) == (8 / 9) ** 2
+    assert least_share(at(a=16), at(a=12), numbers, ("adaptive",), 0) == 1.0
     # align 8: 16 -> 8, though a quarter is 4; 48 -> 36 -> 27, though 40 and 32 will be left
     eights = numbers.model_copy(update={"align": 8})
-    assert search.least_share(at(a=16), at(a=16), eights, ("adaptive",), 1) == 0.25
-    assert search.least_share(at(a=48), at(a=48), eights, ("adaptive",), 2) == (27 / 48) ** 2
+    assert least_share(at(a=16), at(a=16), eights, ("adaptive",), 1) == 0.25
+    assert least_share(at(a=48), at(a=48), eights, ("adaptive",), 2) == (27 / 48) ** 2
 
 
 @pytest.mark.parametrize("units", [(1,), (4,), (1, 4), (2, 3)])
@@ -278,15 +280,15 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
             made = rules.plan([state], rules.State(9.0, 0.1), 9.0, active, eights, (3.0, 1.0))
             left -= len(made.removed.get("g", ()))
             first = pruning.Iteration(0, "accepted", "", 0, channels={"g": original})
-            assert search.least_share(first, first, eights, active, iterations) <= (left / original) ** 2
+            assert least_share(first, first, eights, active, iterations) <= (left / original) ** 2
 
 
 @pytest.fixture
-def problem(job: Job, numbers: config.Rules, network, tmp_path: Path) -> search.Problem:
+def problem(job: Job, numbers: config.Rules, network, tmp_path: Path) -> Problem:
     checkpoint.save(tmp_path / "network.pt", network, "edsr", job.network.args, {})
     start = job.quality(network)
     reference = (start.mean_psnr, start.mean_ssim)
-    return search.Problem(
+    return Problem(
         job=job,
         numbers=numbers,
         active=("adaptive", "depth", "efficiency", "balance"),
@@ -299,18 +301,18 @@ def problem(job: Job, numbers: config.Rules, network, tmp_path: Path) -> search.
     )
 
 
-def test_a_trial_measures_the_network_that_the_chain_would_make(problem: search.Problem, tmp_path: Path) -> None:
+def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem, tmp_path: Path) -> None:
     values, told = {"threshold_scale": 0.9}, []
-    found = search.measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
+    found = measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
     network, _ = checkpoint.load(problem.baseline)
     (tmp_path / "chain").mkdir()
     log = pruning.prune(
         network, problem.job, config.checked_rules(problem.numbers, values), problem.active, problem.target,
-        tmp_path / "chain", search.Silent(),
+        tmp_path / "chain", Silent(),
     )  # fmt: skip
     last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
     pruned, _ = checkpoint.load(tmp_path / "chain" / f"accepted-{last.number:03d}.pt")
-    pruning.train_final(pruned, problem.job, problem.recipe, tmp_path / "chain" / "final.pt", search.Silent())
+    pruning.train_final(pruned, problem.job, problem.recipe, tmp_path / "chain" / "final.pt", Silent())
     assert found.mac_kept == last.mac / log[0].mac
     assert found.notes["psnr_drop"] == problem.final[0] - problem.job.quality(pruned).mean_psnr
     assert found.notes["psnr_drop_control"] == pytest.approx(found.notes["psnr_drop"] + 0.1)
@@ -321,13 +323,13 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: search.
     assert all(at_least <= found.mac_kept for _, _, at_least in told)  # the bound never rules out what came
 
 
-def test_a_trial_that_is_given_up_says_what_it_saved(problem: search.Problem, tmp_path: Path) -> None:
+def test_a_trial_that_is_given_up_says_what_it_saved(problem: Problem, tmp_path: Path) -> None:
     def refuse(iteration: int, kept: float, at_least: float) -> None:
         if iteration == 1:
-            raise search.CannotWinError(kept)
+            raise CannotWinError(kept)
 
-    with pytest.raises(search.CannotWinError) as caught:
-        search.measure(problem, {}, tmp_path / "trial", refuse)
+    with pytest.raises(CannotWinError) as caught:
+        measure(problem, {}, tmp_path / "trial", refuse)
     whole = problem.numbers.max_iterations * problem.job.iteration_steps + problem.recipe.steps
     assert caught.value.notes == {
         "steps": problem.job.iteration_steps,
@@ -335,16 +337,16 @@ def test_a_trial_that_is_given_up_says_what_it_saved(problem: search.Problem, tm
     }
 
 
-def test_a_killed_trial_goes_on_from_its_last_iteration(problem: search.Problem, tmp_path: Path) -> None:
+def test_a_killed_trial_goes_on_from_its_last_iteration(problem: Problem, tmp_path: Path) -> None:
     def stop(iteration: int, kept: float, at_least: float) -> None:
         if iteration == 1:
             raise KeyboardInterrupt
 
-    whole = search.measure(problem, {}, tmp_path / "whole", lambda *report: None)
+    whole = measure(problem, {}, tmp_path / "whole", lambda *report: None)
     with pytest.raises(KeyboardInterrupt):
-        search.measure(problem, {}, tmp_path / "part", stop)
+        measure(problem, {}, tmp_path / "part", stop)
     assert (tmp_path / "part" / "log.json").exists()
-    assert search.measure(problem, {}, tmp_path / "part", lambda *report: None) == whole
+    assert measure(problem, {}, tmp_path / "part", lambda *report: None) == whole
 
 
 # --- several workers ----------------------------------------------------------------------------------------------
