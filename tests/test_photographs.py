@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.photographs import list_images, load_image, make_splits, read_splits, series
+from pipeline.data.photographs import image_size, list_images, load_image, make_splits, read_splits, series
 from pipeline.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -27,6 +27,7 @@ def test_lossless_formats_give_the_stored_pixels(tmp_path: Path, rgb: np.ndarray
     Image.fromarray(rgb).save(path, **({"lossless": True} if suffix == "webp" else {}))
     assert list_images(tmp_path) == [path]
     assert np.array_equal(load_image(path), rgb)
+    assert image_size(path) == rgb.shape[:2]
 
 
 def test_jpeg_is_read_close_to_what_was_stored(tmp_path: Path) -> None:
@@ -107,6 +108,23 @@ def test_exif_orientation_is_applied(tmp_path: Path, rgb: np.ndarray) -> None:
     exif[0x0112] = 6  # to be turned a quarter clockwise for showing
     Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(load_image(tmp_path / "a.png"), np.rot90(rgb, -1))
+    for suffix in ("jpg", "tif", "webp", "png"):
+        Image.fromarray(rgb).save(tmp_path / f"a.{suffix}", exif=exif)
+        assert image_size(tmp_path / f"a.{suffix}") == load_image(tmp_path / f"a.{suffix}").shape[:2] == (17, 12)
+
+
+def test_a_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    for name in ("cut.jpg", "cut.png", "cut.bmp"):
+        truncated(tmp_path / name)
+        assert image_size(tmp_path / name) == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["text.png", "empty.jpg", "absent.png"])
+def test_a_header_that_cant_be_read_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    if name != "absent.png":
+        (tmp_path / name).write_text("no picture" if name == "text.png" else "")
+    with pytest.raises(UserError, match=name):
+        image_size(tmp_path / name)
 
 
 def truncated(path: Path) -> None:

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from pipeline.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # EXIF: 5 to 8 are turned by a quarter
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"validation": 0.10, "test": 0.125}  # shares of the images; a series is never cut, so these are approximate
 
@@ -47,12 +49,35 @@ def load_image(path: Path) -> np.ndarray:
             with Image.open(path) as opened:
                 opened.load()
                 return _to_rgb8(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}); allowed are whole {', '.join(SUFFIXES)} files "
-            "with 8 or 16 bits a sample"
-        ) from error
+    except UNREADABLE as error:
+        raise _refused(path, error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file as `load_image` will give it, from its header alone: milliseconds.
+
+    Raises UserError, naming the file, for one whose header can't be read, or whose samples have no fixed range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                if opened.mode == "F":
+                    raise ValueError("floating-point samples have no fixed range")
+                width, height = opened.size
+                # Pillow decodes a whole PNG to look for an orientation behind the pixels, where hardly any has it; a
+                # TIFF's size is that of the upright image already.
+                known = opened.format != "TIFF" and (opened.format != "PNG" or "exif" in opened.info)
+                turned = known and opened.getexif().get(ORIENTATION, 1) >= 5
+                return (width, height) if turned else (height, width)
+    except UNREADABLE as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    allowed = f"whole {', '.join(SUFFIXES)} files with 8 or 16 bits a sample"
+    return UserError(f"{path}: cannot be read as an image ({reason}); allowed are {allowed}")
 
 
 def _to_rgb8(image: Image.Image) -> np.ndarray:
