@@ -1,13 +1,18 @@
 """PSNR and SSIM by a stated protocol, and the statistics of paired differences.
 
 Protocol: clamp to 0..1, round to 8 bit, all RGB channels together, `border` pixels shaved from each side
-(super-resolution: scale + 6, after Lim et al. 2017; low light: 0), mean over images. SSIM is scikit-image's
+(super-resolution: scale + 6, after Lim et al. 2017; else 0), mean over images. SSIM is scikit-image's
 structural_similarity with channel_axis=-1, data_range=1.0 and its other settings left alone (7x7 uniform window, sample
 covariance).
+
+Extra test sets are measured on the Y channel too, as papers print it (BasicSR's `test_y_channel`): BT.601 luma of 16 to
+235 as MATLAB's rgb2ycbcr, not rounded, `luma_border` pixels shaved; SSIM there is Wang et al.'s (2004), with an 11x11
+Gaussian window of deviation 1.5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +42,11 @@ def border(task: str, scale: int) -> int:
     return scale + 6 if task == "super_resolution" else 0
 
 
+def luma_border(task: str, scale: int) -> int:
+    """Output pixels that the Y channel's protocol shaves from each side."""
+    return scale if task == "super_resolution" else 0
+
+
 def to_8bit(image: Tensor, shave: int = 0) -> Tensor:
     """[1,3,H,W] in any range to [3,H-2s,W-2s] whole numbers 0..255 as float64."""
     image = image[0].double().clamp(0, 1).mul(255).round()
@@ -57,19 +67,54 @@ def ssim(output: Tensor, target: Tensor, shave: int = 0) -> float:
     return float(structural_similarity(first, second, channel_axis=-1, data_range=1.0))
 
 
+def luma(image: Tensor, shave: int = 0) -> np.ndarray:
+    """[1,3,H,W] in 0..1, rounded to 8 bit, to its luma [H-2s,W-2s], 16..235: ITU-R BT.601, as MATLAB's rgb2ycbcr."""
+    red, green, blue = to_8bit(image, shave).cpu().numpy()
+    return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+
+
+def psnr_y(output: Tensor, target: Tensor, shave: int = 0) -> float:
+    """PSNR in dB of the Y channels, against a peak of 255; equal images give 100 dB."""
+    error = float(np.square(luma(output, shave) - luma(target, shave)).mean())
+    return 10 * float(np.log10(255**2 / error)) if error else 100.0
+
+
+def ssim_y(output: Tensor, target: Tensor, shave: int = 0) -> float:
+    """Structural similarity of the Y channels; each side needs 11 pixels after shaving."""
+    from skimage.metrics import structural_similarity
+
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return float(structural_similarity(luma(output, shave), luma(target, shave), **settings))
+
+
 @torch.no_grad()
 def measure(network: nn.Module | None, images, shave: int, with_ssim: bool = True) -> Quality:
     """Quality over data.patches.Images, full frames in float32; without a network, of the images' reference."""
-    if network is not None:
-        network.eval()
     psnrs, ssims = [], []
-    for i in range(len(images)):
-        inputs, target = images.pair(i)
-        output = images.reference(i) if network is None else network(inputs)
+    for output, target in _restored(network, images):
         psnrs.append(psnr(output, target, shave))
         if with_ssim:
             ssims.append(ssim(output, target, shave))
     return Quality(tuple(images.names), tuple(psnrs), tuple(ssims))
+
+
+@torch.no_grad()
+def measure_set(network: nn.Module | None, images, task: str) -> dict[str, float]:
+    """Means over an extra test set by both protocols: psnr, ssim (RGB, as `measure`), psnr_y and ssim_y."""
+    shave, shave_y = border(task, images.scale), luma_border(task, images.scale)
+    rows = [
+        (psnr(*pair, shave), ssim(*pair, shave), psnr_y(*pair, shave_y), ssim_y(*pair, shave_y))
+        for pair in _restored(network, images)
+    ]
+    return dict(zip(("psnr", "ssim", "psnr_y", "ssim_y"), np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def _restored(network: nn.Module | None, images) -> Iterator[tuple[Tensor, Tensor]]:
+    if network is not None:
+        network.eval()
+    for i in range(len(images)):
+        inputs, target = images.pair(i)
+        yield (images.reference(i) if network is None else network(inputs)), target
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,52 @@ def test_the_shaved_border_doesnt_count() -> None:
 def test_super_resolution_shaves_scale_plus_six_and_low_light_nothing() -> None:
     assert quality.border("super_resolution", 2) == 8
     assert quality.border("super_resolution", 3) == 9
-    assert quality.border("low_light", 2) == 0
+    assert quality.border("low_light", 2) == quality.border("restoration", 1) == 0
+    assert [quality.luma_border("super_resolution", scale) for scale in (2, 3, 4)] == [2, 3, 4]
+    assert quality.luma_border("restoration", 1) == 0
+
+
+def test_luma_is_matlabs_rgb2ycbcr_of_the_rounded_image() -> None:
+    colours = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 150, 200]])
+    image = colours.T.view(1, 3, 1, 6).float() / 255 + 0.001  # a quarter of a level: rounded away
+    expected = [16, 235, 81.481, 144.553, 40.966, 16 + (65.481 * 100 + 128.553 * 150 + 24.966 * 200) / 255]
+    assert quality.luma(image)[0].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_and_ssim_of_the_y_channel_are_those_of_its_levels(splits: dict[str, Images]) -> None:
+    assert quality.psnr_y(flat(128), flat(118)) == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
+    assert quality.psnr_y(flat(7), flat(7)) == 100
+    images = splits["validation"]
+    output, target = images.reference(0), images.pair(0)[1]
+    levels = [
+        16 + np.tensordot(np.array([65.481, 128.553, 24.966]) / 255, x[0].clamp(0, 1).mul(255).round().numpy(), axes=1)
+        for x in (output, target)
+    ]
+    first, second = (x[2:-2, 2:-2].astype(float) for x in levels)
+    assert quality.psnr_y(output, target, 2) == pytest.approx(
+        10 * math.log10(255**2 / np.mean((first - second) ** 2)), abs=1e-4
+    )
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))  # Wang et al. 2004, by its formula on whole windows
+    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return np.einsum("ijkl,kl->ij", np.lib.stride_tricks.sliding_window_view(x, (11, 11)), kernel)
+
+    a, b = mean(first), mean(second)
+    spread = mean(first**2) - a**2, mean(second**2) - b**2, mean(first * second) - a * b
+    one, two = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similar = (2 * a * b + one) * (2 * spread[2] + two) / ((a**2 + b**2 + one) * (spread[0] + spread[1] + two))
+    assert quality.ssim_y(output, target, 2) == pytest.approx(similar.mean(), abs=1e-5)
+
+
+def test_a_test_sets_figures_are_means_by_both_protocols(splits: dict[str, Images]) -> None:
+    images = splits["validation"]
+    found = quality.measure_set(None, images, "super_resolution")
+    whole = quality.measure(None, images, 8)
+    assert (found["psnr"], found["ssim"]) == pytest.approx((whole.mean_psnr, whole.mean_ssim))
+    by_hand = [quality.psnr_y(images.reference(i), images.pair(i)[1], 2) for i in range(2)]
+    assert found["psnr_y"] == pytest.approx(np.mean(by_hand))
+    assert 0.3 < found["ssim_y"] < 0.99
 
 
 def test_ssim_is_scikit_images_on_the_rounded_and_shaved_images(splits: dict[str, Images]) -> None:
