@@ -28,7 +28,7 @@ def test_published_sizes_have_the_published_number_of_parameters() -> None:
     assert parameters(SID()) == 7_760_268
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_edsr_enlarges_by_its_scale(scale: int) -> None:
     assert EDSR(scale, blocks=1, channels=4)(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
 
@@ -121,7 +121,7 @@ def test_input_channels_and_paper_size_fit_the_network(name: str) -> None:
         ("a:", {}, ["'a:'", "edsr, sid"]),
         ("edsr", {"block": 3}, ["'edsr'", "'block'", "scale, blocks, channels"]),
         ("sid", {"channels": 3}, ["'sid'", "'channels'", "base, upsample_bias"]),
-        ("edsr", {"scale": 5}, ["scale", "from 2 to 4", "5"]),
+        ("edsr", {"scale": 5}, ["scale", "from 1 to 4", "5"]),
         ("edsr", {"blocks": 0}, ["blocks", "at least 1", "0"]),
         ("edsr", {"channels": 8.0}, ["channels", "8.0"]),
         ("sid", {"base": True}, ["base", "True"]),

@@ -30,14 +30,14 @@ class EDSR(nn.Module):
     The defaults are the published EDSR-baseline ×2 with 1,369,859 parameters. The weights start as torch starts
     every convolution, which is what the published code does.
 
-    Raises UserError unless scale is 2, 3 or 4 and blocks and channels are whole numbers of at least 1.
+    Raises UserError unless scale is 1 (restoration), 2, 3 or 4 and blocks and channels are whole numbers of at least 1.
     """
 
     mean: Tensor
 
     def __init__(self, scale: int = 2, blocks: int = 16, channels: int = 64) -> None:
         super().__init__()
-        check_whole_number("edsr", "scale", scale, 2, 4)
+        check_whole_number("edsr", "scale", scale, 1, 4)
         check_whole_number("edsr", "blocks", blocks, 1)
         check_whole_number("edsr", "channels", channels, 1)
         # A buffer rather than the published 1×1 convolution: it is fixed, and only real convolutions count as cost.
@@ -46,7 +46,7 @@ class EDSR(nn.Module):
         self.body = nn.ModuleList(ResidualBlock(channels) for _ in range(blocks))
         self.body_end = nn.Conv2d(channels, channels, 3, padding=1)
         steps: list[nn.Module] = []
-        for factor in (2, 2) if scale == 4 else (scale,):
+        for factor in {1: (), 4: (2, 2)}.get(scale, (scale,)):
             steps += [nn.Conv2d(channels, channels * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
         self.upsample = nn.Sequential(*steps)
         self.tail = nn.Conv2d(channels, 3, 3, padding=1)
