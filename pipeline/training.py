@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,10 @@ def fit(
         average = state["average"]
         start, curve = state["step"], [Point(**point) for point in state["curve"]]
     saved = time.monotonic()
-    for step in range(start, recipe.steps):
+    for step, (inputs, targets) in enumerate(batches(images, recipe, seed, start), start=start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
         torch.manual_seed(seed + step)  # for dropout and the like, so that these too don't depend on a stop
-        inputs, targets = images.batch(step, seed, recipe.batch, recipe.patch)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
             outputs = forward(network, inputs, targets, step)
@@ -136,6 +136,21 @@ def forward(network: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> T
             f"the forward of {type(network).__name__} gives {found} in training, but {tuple(targets.shape)} is needed"
         )
     return outputs
+
+
+def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of steps `start` … steps-1: each is made by a thread of its own while the step before it is trained.
+
+    A batch depends on (seed, step) and draws from generators of its own, so that the thread changes no bits.
+    """
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        coming = None
+        for step in range(start, recipe.steps):
+            made = coming or worker.submit(images.batch, step, seed, recipe.batch, recipe.patch)
+            ready = made.result()
+            if step + 1 < recipe.steps:
+                coming = worker.submit(images.batch, step + 1, seed, recipe.batch, recipe.patch)
+            yield ready
 
 
 def read_state(path: Path | None, machine: Machine) -> dict | None:
