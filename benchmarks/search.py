@@ -25,8 +25,10 @@ import torch
 
 from pipeline import checkpoint, config, networks, pruning, search
 from pipeline.data import photographs
-from pipeline.data.degradations import prepare_super_resolution
 from pipeline.data.patches import load_images
+from pipeline.data.splits import Making, make
+from pipeline.data.splits import photographs as sources
+from pipeline.data.storage import gathered
 from pipeline.device import choose
 from pipeline.job import Job
 from pipeline.training import fit
@@ -46,8 +48,9 @@ def problem(folder: Path) -> Problem:
     paths = {path.name: path for path in photographs.list_images(photos)}
     splits = photographs.read_splits(photos / "splits.json", sorted(paths))
     chosen = {"train": splits["train"], "validation": splits["validation"][:8]}
+    making = Making("super_resolution", scale=2, minimum=48)
     images = {
-        name: load_images(prepare_super_resolution([paths[x] for x in names], 2, 48), machine.device)
+        name: load_images(gathered(*make(sources([paths[x] for x in names]), making)), machine.device)
         for name, names in chosen.items()
     }
     args = {"scale": 2, "blocks": 2, "channels": 8}

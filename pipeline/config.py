@@ -6,6 +6,7 @@ The models below are the reference for every key: its type, its unit and its bou
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=1, le=300)]
+Span = Annotated[tuple[Count, Count], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rule = Literal["adaptive", "depth", "efficiency", "balance"]
 
@@ -45,36 +47,76 @@ class Network(Section):
 
     factory: str
     args: dict[str, Any] = {}
-    task: Literal["super_resolution", "low_light"]
+    task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
     scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
 
     @model_validator(mode="after")
     def _fits(self) -> Network:
         if self.task == "low_light" and self.scale != 2:
             raise ValueError(f"scale is {self.scale}, but low_light goes from packed Bayer to twice its sides: 2")
-        return self
-
-
-class LowLight(Section):
-    """The synthetic low light: how dark, how noisy. Two numbers each, lowest first."""
-
-    ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (100.0, 300.0)  # exposure ratios; SID clips at 300
-    shot: Annotated[tuple[Positive, Positive], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LowLight:
-        for key in ("ratio", "shot"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key} is [{low:g}, {high:g}], but the lowest must come first")
+        if self.task == "restoration" and self.scale != 1:
+            raise ValueError(f"scale is {self.scale}, but restoration keeps an image's size: 1")
         return self
 
 
 class Prepare(Section):
-    """Where the photographs are, and what is done to them."""
+    """Where a network's images are, and what is made of them."""
 
-    photos: str  # a folder; its splits.json lists the images of each split, without one they are split by series
-    low_light: LowLight = LowLight()
+    layout: Literal["photographs", "paired", "div2k", "sid"]
+    # photographs: a folder of targets; paired: with inputs/ and targets/, pairs of one stem; both are divided by a
+    # splits.json in it (of the targets' names), or by series. div2k, sid: as the archives unpack
+    folder: str
+    train: Span = (1, 800)  # div2k: first and last number of the images; 1 to 800 are DIV2K_train_HR's
+    validation: Span = (801, 810)
+    test: Span = (811, 900)
+    # synthetic low light, of photographs or div2k; two numbers each, lowest first
+    ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (100.0, 300.0)  # exposure ratios; SID clips at 300
+    shot: Annotated[tuple[Positive, Positive], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
+    noise: Annotated[float, Field(gt=0, le=255)] | None = None  # restoration: σ of Gaussian noise, in 8-bit levels
+    # more folders of targets to measure on, by name. Changed images in them are prepared anew by `dvc repro -f` alone
+    test_sets: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Prepare:
+        for key, layouts in LAYOUT_KEYS.items():
+            if key in self.model_fields_set and self.layout not in layouts:
+                raise ValueError(f"layout {self.layout} can't have {key}, which is for {_listed(layouts)}")
+        for key in ("train", "validation", "test", "ratio", "shot"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}], but the lowest must come first")
+        for one, other in combinations(("train", "validation", "test"), 2):
+            (low, high), (start, end) = getattr(self, one), getattr(self, other)
+            if low <= end and start <= high:
+                raise ValueError(f"{one} and {other} share image {max(low, start)}; no image may serve two splits")
+        for name in self.test_sets:  # they become folders
+            if not NAME.fullmatch(name):
+                raise ValueError(f"test_sets has the name {name!r}; letters, digits, - and _ make one")
+        return self
+
+    def check(self, task: str) -> None:
+        """ValueError for keys that the network's task doesn't go with."""
+        if self.layout not in TASK_LAYOUTS[task]:
+            raise ValueError(f"layout is {self.layout!r}, but the task {task} has {_listed(TASK_LAYOUTS[task])}")
+        for key, wanted in (("ratio", "low_light"), ("shot", "low_light"), ("noise", "restoration")):
+            if key in self.model_fields_set and task != wanted:
+                raise ValueError(f"{key} is for the task {wanted}, not {task}")
+        made = task == "restoration" and self.layout != "paired"
+        if made and self.noise is None:
+            raise ValueError(f"noise is missing: with layout {self.layout}, restoration takes away noise made here")
+        if self.test_sets and not made and task != "super_resolution":
+            raise ValueError("test_sets are folders of targets: for super_resolution and restoration of noise")
+
+
+LAYOUT_KEYS = {  # key -> layouts that it goes with
+    "train": ("div2k",), "validation": ("div2k",), "test": ("div2k",), "ratio": ("photographs", "div2k"),
+    "shot": ("photographs", "div2k"), "noise": ("photographs", "div2k"),
+}  # fmt: skip
+TASK_LAYOUTS = {
+    "super_resolution": ("photographs", "paired", "div2k"),
+    "low_light": ("photographs", "div2k", "sid"),
+    "restoration": ("photographs", "paired", "div2k"),
+}
 
 
 class Train(Section):
@@ -256,7 +298,7 @@ class Params(Section):
     precision: Literal["auto", "fp32", "bf16"]  # of the multiplications while training; quality is always fp32
     run: Run
     networks: dict[str, Network]
-    prepare: Prepare
+    prepare: dict[str, Prepare]
     train: dict[str, Train]
     analyze: dict[str, Analyze]
     prune: Prune
@@ -284,9 +326,18 @@ class Params(Section):
                 raise ValueError(
                     f"prune.methods.{name}.overrides can't hold max_iterations: it is common to all methods"
                 )
+        for network, section in self.prepare.items():  # each is a stage of dvc.yaml, which needs train.NETWORK too
+            for key, owner in (("networks", self.networks), ("train", self.train)):
+                if network not in owner:
+                    raise ValueError(f"prepare has {network!r}, which {key} doesn't have; it has {_listed(owner)}")
+            try:
+                section.check(self.networks[network].task)
+            except ValueError as error:
+                raise ValueError(f"prepare.{network}: {error}") from None
         for network in self.run.networks:
             for key, section in (
                 ("networks", self.networks),
+                ("prepare", self.prepare),
                 ("train", self.train),
                 ("analyze", self.analyze),
                 ("prune.networks", self.prune.networks),
@@ -309,10 +360,6 @@ class Params(Section):
             if name not in allowed:
                 raise ValueError(f"search.{key} is {name!r}; allowed here: {_listed(allowed)}")
         return self
-
-    @property
-    def photos(self) -> Path:
-        return Path(self.prepare.photos)
 
     def rules(self, method: str) -> Rules:
         """The numbers for one method: those of `prune`, with the method's overrides."""

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,26 @@ def digest(*parts: Any) -> str:
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new, empty folder to write into, which takes the name `folder` when the block ends well, and else goes.
+
+    UserError when it can't be written or the disk is full.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a run that was killed
+            shutil.rmtree(left)
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written: {error.strerror or error}; a writable folder with free space is needed"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

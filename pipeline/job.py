@@ -84,8 +84,8 @@ def load_job(params: config.Params, network: str, results: Path) -> Job:
     return Job(
         name=network,
         network=params.networks[network],
-        train=load_images(data / "train.npz", machine.device),
-        validation=load_images(data / "validation.npz", machine.device),
+        train=load_images(data / "train", machine.device),
+        validation=load_images(data / "validation", machine.device),
         recipe=params.train[network],
         retrain=params.prune.networks[network],
         gate=params.gate,

@@ -180,7 +180,10 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
         for row in tables.rows(results, network, params.run.methods, params.networks[network].task)
     ]
     sizes = {network: params.analyze[network].size for network in params.run.networks}
-    table = tables.markdown(rows, sizes, params.gate)
+    tasks = {network: params.networks[network].task for network in params.run.networks}
+    synthetic = [n for n, task in tasks.items() if task == "low_light" and params.prepare[n].layout != "sid"]
+    sets = [row for n, task in tasks.items() for row in tables.set_rows(results, n, params.run.methods, task)]
+    table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
     pictures = draw(results, folder, params, rows)
     latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
     text = markdown(params, rows, latency, pictures, table)

@@ -12,14 +12,18 @@ from pipeline import config
 from pipeline.files import read_json
 from pipeline.quality import Quality
 
-INPUT = {"super_resolution": "bicubic", "low_light": "amplified input"}
+INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 NOTES = """\
 `baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
 removed. Validation drop: against the {reference}, the gate's reference (of `original`: against the baseline); the gate
 allows {drop:g} dB. Test drops are paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM:
 clamped, rounded to 8 bit, RGB, super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's
-`structural_similarity(channel_axis=-1, data_range=1.0)`. SID's images are *synthetic low light* made of photographs,
+`structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
+SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
+SET_NOTES = """\
+Extra test sets: means over the images. RGB as above. Y: BT.601 luma (16 to 235) of the images rounded to 8 bit, shaved
+by scale pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian window."""
 
 
 def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
@@ -41,8 +45,10 @@ def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list
     return table
 
 
-def markdown(table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gate: config.Gate) -> str:
-    """The table for people. Costs are counted at `sizes`, input height and width."""
+def markdown(
+    table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gate: config.Gate, synthetic: Sequence[str]
+) -> str:
+    """The table for people. Costs are counted at `sizes`, input height and width; `synthetic` names networks."""
     header = (
         "| network | solution | MAC (%) | weights (%) | activations (%) | BW (%) | PSNR (dB) | SSIM "
         "| validation drop (dB) | test drop against baseline (dB) | against control (dB) | extra steps |"
@@ -57,8 +63,36 @@ def markdown(table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gat
         cells = [row["network"], row["solution"], *shares, f"{row['psnr']:.3f}", f"{row['ssim']:.4f}", validation]
         lines.append("| " + " | ".join([*cells, *drops, str(row.get("steps", ""))]) + " |")
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
-    notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop)
+    light = SYNTHETIC.format(" and ".join(synthetic)) if synthetic else ""
+    notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop, synthetic=light)
     return "\n".join(lines) + f"\n\nCosts: {at}.\n\n{notes}\n"
+
+
+def set_rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
+    """One row for each solution of a network on each of its extra test sets."""
+    found = read_json(results / "evaluate" / network / "sets.json")
+    return [
+        {"network": network, "set": name, "images": figures["images"], **figures[solution]}
+        | {"solution": INPUT[task] if solution == "input" else solution}
+        for name, figures in found.items()
+        for solution in ("input", "baseline", "original", *methods)
+    ]
+
+
+def sets_markdown(table: list[dict[str, Any]]) -> str:
+    """The extra test sets' table; nothing when there are none."""
+    if not table:
+        return ""
+    header = (
+        "| network | test set | images | solution | PSNR RGB (dB) | SSIM RGB | PSNR Y (dB) | SSIM Y |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 4,
+    )
+    rows = (
+        f"| {row['network']} | {row['set']} | {row['images']} | {row['solution']} | {row['psnr']:.3f} "
+        f"| {row['ssim']:.4f} | {row['psnr_y']:.3f} | {row['ssim_y']:.4f} |"
+        for row in table
+    )
+    return "\n" + "\n".join([*header, *rows]) + f"\n\n{SET_NOTES}\n"
 
 
 def images(scores: dict[str, Quality]) -> str:

@@ -8,25 +8,28 @@ import sys
 from pathlib import Path
 
 from pipeline import config
-from pipeline.data.photographs import list_images
 from pipeline.errors import UserError
 from pipeline.files import digest
 from stages.common import RESULTS, given_weights, writable
 
 
 def main() -> None:
-    """Check the parameters, the photographs' folder and the given weights."""
+    """Check the parameters, that the images are there, and the given weights."""
     parser = argparse.ArgumentParser(prog="python -m stages.check", description=main.__doc__)
     parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
     try:
         params = config.read()
-        list_images(params.photos)
+        if not (given.networks or given.results):  # they come after a call without either
+            from pipeline.data import layouts
+
+            for network in params.run.networks:
+                layouts.faultless(params, network)
+            for network in params.run.networks:
+                if params.train[network].checkpoint:
+                    check_weights(params, network)
         writable(RESULTS)
-        for network in params.run.networks:
-            if params.train[network].checkpoint:
-                check_weights(params, network)
     except UserError as error:
         print(f"check: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -34,7 +37,7 @@ def main() -> None:
         print(*params.run.networks)
     if given.results:
         print((RESULTS / "report" / "table.md").read_text(encoding="utf-8"))
-        print(f"The table: {RESULTS}/report/table.md and .csv; pictures: {RESULTS}/report/pictures/")
+        print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
 
 

@@ -82,6 +82,11 @@ def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
         raise UserError(f"train.{network}.checkpoint: {error}") from None
 
 
+def images_of(network: str) -> list[Path]:
+    """The files that say what the training and validation images are: they hold their checksums."""
+    return [RESULTS / "prepare" / network / split / "index.json" for split in ("train", "validation")]
+
+
 def finished(folder: Path) -> None:
     """The stage's results are written: nothing is left to go on with."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline import config, tracking
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from stages.common import RESULTS, finished, flat, main, scratch
+from stages.common import RESULTS, finished, flat, images_of, main, scratch
 
 
 def control(params: config.Params, network: str) -> None:
@@ -19,11 +19,10 @@ def control(params: config.Params, network: str) -> None:
 
         wanted = params.networks[network]
         job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        data = RESULTS / "prepare" / network
         training = {key: value for key, value in flat(retrain).items() if not key.endswith("_loan")}
         work = scratch(
             "control", params, network, training, flat(last), iterations, flat(job.recipe), baseline,
-            data / "train.npz", data / "validation.npz",
+            *images_of(network),
         )  # fmt: skip
         progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
         net, _ = checkpoint.load(baseline, wanted.factory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pipeline import config, tracking
-from pipeline.files import write_json, write_text
+from pipeline.files import read_json, write_json, write_text
 from stages.common import RESULTS, main
 
 
@@ -18,7 +18,8 @@ def evaluate(params: config.Params, network: str) -> None:
         from pipeline.device import choose
 
         machine = choose(params.device, params.threads, params.precision)
-        images = load_images(RESULTS / "prepare" / network / "test.npz", machine.device)
+        data = RESULTS / "prepare" / network
+        images = load_images(data / "test", machine.device)
         paths = {"baseline": RESULTS / "train" / network, "original": RESULTS / "control" / network}
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
         nets = {name: checkpoint.load(path / "network.pt", wanted.factory)[0] for name, path in paths.items()}
@@ -53,6 +54,13 @@ def evaluate(params: config.Params, network: str) -> None:
         widths = {name: {layer.name: layer.out_channels for layer in costs[name].layers} for name in nets}
         write_json(folder / "widths.json", widths)
         write_json(folder / "metrics.json", summary)
+        sets = {}
+        for name in read_json(data / "sets" / "names.json"):
+            images = load_images(data / "sets" / name, machine.device)
+            sets[name] = {"images": len(images)}
+            for solution, net in {"input": None, **nets}.items():
+                sets[name][solution] = quality.measure_set(net, images, wanted.task)
+        write_json(folder / "sets.json", sets)
         for name, row in summary.items():
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name})
             child.metrics({key: value for key, value in row.items() if not isinstance(value, dict)})

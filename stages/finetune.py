@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json
-from stages.common import RESULTS, finished, flat, main, scratch
+from stages.common import RESULTS, finished, flat, images_of, main, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
@@ -15,7 +15,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         from pipeline.job import load_job
         from pipeline.progress import Progress
 
-        job, data = load_job(params, network, RESULTS), RESULTS / "prepare" / network
+        job = load_job(params, network, RESULTS)
         candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
         control = RESULTS / "control" / network
         reference = read_json(control / "curve.json")[0]
@@ -23,7 +23,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
             reference = read_json(control / "metrics.json")
         work = scratch(
             "finetune", params, network, method, flat(recipe), flat(params.gate), reference, flat(job.recipe),
-            *candidates, data / "train.npz", data / "validation.npz",
+            *candidates, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         target = (reference["psnr"], reference["ssim"])

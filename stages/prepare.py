@@ -1,43 +1,86 @@
-"""Split the photographs and make each network's inputs and targets."""
+"""Split the images and make each network's inputs and targets."""
 
 from __future__ import annotations
 
-from pipeline import config, quality
-from pipeline.data import degradations, photographs
-from pipeline.data.raw import Exposures
+import shutil
+import sys
+
+from pipeline import config
+from pipeline.data import layouts, splits, storage
+from pipeline.errors import UserError
 from pipeline.files import write_json
-from stages.common import RESULTS, main
+from stages.common import RESULTS, guarded, main
+
+SHOWN = 50  # faults of one network that --check prints; SID has thousands of files
 
 
 def prepare(params: config.Params, network: str) -> None:
-    """Make train, validation and test images of one network's task."""
+    """Make train, validation and test images of one network's task; --check alone says what was found of them."""
     from pipeline import tracking
 
-    folder, wanted = RESULTS / "prepare" / network, params.networks[network]
-    paths = {path.name: path for path in photographs.list_images(params.photos)}
-    listed = params.photos / "splits.json"
-    if listed.exists():
-        splits = photographs.read_splits(listed, sorted(paths))
-    else:
-        splits = photographs.make_splits(sorted(paths), params.seed)
-    shave = quality.border(wanted.task, wanted.scale)
-    minimum = max(params.train[network].patch * wanted.scale, 2 * shave + 8)  # SSIM's window is 7 pixels wide
-    made = {}
+    folder, wanted, section = RESULTS / "prepare" / network, params.networks[network], params.prepare[network]
+    found = layouts.faultless(params, network)
+    room(sum(part.bytes for part in found.parts.values()))
     with tracking.stage("prepare", network, params={"task": wanted.task, "scale": wanted.scale}) as run:
-        for number, (split, names) in enumerate(splits.items()):
-            chosen = [paths[name] for name in names]
-            if wanted.task == "super_resolution":
-                made[split] = degradations.prepare_super_resolution(chosen, wanted.scale, minimum)
-            else:
-                seed, exposures = params.seed * 10 + number, Exposures(**dict(params.prepare.low_light))
-                made[split] = degradations.prepare_low_light(chosen, seed, minimum, split != "train", exposures)
-        for split, images in made.items():
-            degradations.save_split(folder / f"{split}.npz", images)
-        counts = {split: len(names) for split, names in splits.items()}
+        shutil.rmtree(folder / "sets", ignore_errors=True)  # those that params.yaml no longer names
+        for name, part in found.parts.items():
+            storage.save_split(folder / name, *splits.make(part.sources, part.making))
+        sets = [name for name in found.parts if name.startswith("sets/")]
+        write_json(folder / "sets" / "names.json", [name.removeprefix("sets/") for name in sets])
+        counts = {name: len(part.sources) for name, part in found.parts.items() if name not in sets}
         write_json(folder / "counts.json", counts)
         run.metrics(counts)
-        tracking.parent_of(run).tags({"data": f"{params.prepare.photos}: {counts}"})
+        tracking.parent_of(run).tags({"data": f"{section.folder}: {counts}"})
+
+
+def room(needed: int) -> None:
+    """UserError when the disk can't take so many bytes."""
+    free = shutil.disk_usage(RESULTS if RESULTS.is_dir() else RESULTS.parent).free
+    if free < needed:
+        raise UserError(f"{RESULTS}: {needed / 1e9:.1f} GB are needed on this disk, which has {free / 1e9:.1f} GB free")
+
+
+def check() -> None:
+    """Say what each network's folders hold, and what of it is missing or broken; status 2 when something is."""
+    params, total, faulty = config.read(), 0, False
+    for network in params.run.networks:
+        section, wanted = params.prepare[network], params.networks[network]
+        found = layouts.find(params, network)
+        print(f"{network}: {wanted.task} ×{wanted.scale}, layout {section.layout}, {section.folder}")
+        for name, part in found.parts.items():
+            print(f"  {name}: {summary(part)}")
+            total += part.bytes
+        for fault in found.faults[:SHOWN]:
+            print(f"  missing or broken: {fault}")
+        if len(found.faults) > SHOWN:
+            print(f"  missing or broken: {len(found.faults) - SHOWN} more")
+        if section.layout in layouts.ARCHIVES:
+            print(f"  official archives: {layouts.ARCHIVES[section.layout]}")
+        faulty = faulty or bool(found.faults)
+    print(f"prepare will write {total / 1e9:.2f} GB, and DVC's cache may keep as much again")
+    if faulty:
+        raise UserError("something is missing or broken, as listed above")
+    room(total)
+
+
+def summary(part: layouts.Part) -> str:
+    """How many images, how large, and what their inputs are."""
+    if not part.sources:
+        return "no image that can be used"
+    low, high = ("×".join(str(side * part.making.scale) for side in reversed(size)) for size in spread(part.sizes))
+    sizes = low if low == high else f"{low} to {high}"
+    return f"{len(part.sources)} image{'s' * (len(part.sources) > 1)}, {sizes} pixels; {part.inputs}"
+
+
+def spread(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The smallest and the largest by area."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    return ordered[0], ordered[-1]
 
 
 if __name__ == "__main__":
-    main(prepare, "network")
+    if sys.argv[1:] == ["--check"]:
+        with guarded("prepare --check"):
+            check()
+    else:
+        main(prepare, "network")

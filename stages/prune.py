@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json, write_text
-from stages.common import RESULTS, finished, flat, main, scratch
+from stages.common import RESULTS, finished, flat, images_of, main, scratch
 
 CROP = 96  # pixels; side of the picture that the UI shows by iteration
 
@@ -22,12 +22,12 @@ def prune(params: config.Params, network: str, method: str) -> None:
         from pipeline.progress import Progress
 
         job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        data, curve = RESULTS / "prepare" / network, read_json(RESULTS / "control" / network / "curve.json")
+        curve = read_json(RESULTS / "control" / network / "curve.json")
         points = curve if params.gate.reference == "control" else curve[:1]
         target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
         work = scratch(
             "prune", params, network, method, settings, active, flat(job.recipe), job.size, asdict(target), baseline,
-            data / "train.npz", data / "validation.npz",
+            *images_of(network),
         )  # fmt: skip
         progress = Progress(f"prune {network} {method}", numbers.max_iterations * job.iteration_steps)
         net, _ = checkpoint.load(baseline, params.networks[network].factory)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import config, quality, tracking
 from pipeline.errors import UserError
 from pipeline.files import digest, write_json, write_text
-from stages.common import RESULTS, finished, flat, given_weights, main, scratch
+from stages.common import RESULTS, finished, flat, given_weights, images_of, main, scratch
 
 
 def train(params: config.Params, network: str) -> None:
@@ -26,10 +26,7 @@ def train(params: config.Params, network: str) -> None:
         net = networks.build(wanted.factory, wanted.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
         job.check(net)
-        data = RESULTS / "prepare" / network
-        work = scratch(
-            "train", params, network, flat(recipe), flat(wanted), data / "train.npz", data / "validation.npz"
-        )
+        work = scratch("train", params, network, flat(recipe), flat(wanted), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
         curve, source = [], {}
         if how:

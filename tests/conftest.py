@@ -12,8 +12,9 @@ from skimage import data
 from torch import nn
 
 from pipeline import config, networks
-from pipeline.data.degradations import prepare_super_resolution
 from pipeline.data.patches import Images, load_images
+from pipeline.data.splits import Making, make, photographs
+from pipeline.data.storage import gathered
 from pipeline.device import Machine, choose
 from pipeline.pruning import Job
 
@@ -45,7 +46,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="session")
 def splits(pictures: dict[str, list[Path]]) -> dict[str, Images]:
-    return {name: load_images(prepare_super_resolution(paths, 2, 24), "cpu") for name, paths in pictures.items()}
+    making = Making("super_resolution", scale=2, minimum=24)
+    made = {name: gathered(*make(photographs(paths), making)) for name, paths in pictures.items()}
+    return {name: load_images(split, "cpu") for name, split in made.items()}
 
 
 @pytest.fixture

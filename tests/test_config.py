@@ -75,11 +75,14 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
         ("train/edsr/schedule", "linear", "train.edsr.schedule is 'linear' but should be 'cosine' or 'step'"),
         ("train/edsr", 3, "train.edsr is 3 but should be a section of keys"),
         ("train", None, "train is None but should be a section of keys"),
-        ("prepare/low_light/ratio", [200.0, 100.0],
-         "prepare.low_light: ratio is [200, 100], but the lowest must come first"),
-        ("prepare/low_light/ratio", [100.0, 400.0],
-         "prepare.low_light.ratio.1 is 400.0 but should be less than or equal to 300"),
-        ("prepare/low_light/shot", [0.0, 0.1], "prepare.low_light.shot.0 is 0.0 but should be greater than 0"),
+        ("prepare/sid/ratio", [200.0, 100.0], "prepare.sid: ratio is [200, 100], but the lowest must come first"),
+        ("prepare/sid/ratio", [100.0, 400.0],
+         "prepare.sid.ratio.1 is 400.0 but should be less than or equal to 300"),
+        ("prepare/sid/shot", [0.0, 0.1], "prepare.sid.shot.0 is 0.0 but should be greater than 0"),
+        ("prepare/edsr/photos", "x", "prepare.edsr.photos is an unknown key; allowed here: layout, folder, train, "
+                                     "validation, test, ratio, shot, noise, test_sets"),
+        ("prepare/edsr/layout", "flickr",
+         "prepare.edsr.layout is 'flickr' but should be 'photographs', 'paired', 'div2k' or 'sid'"),
         ("prune/target_mac", 1.5, "prune.target_mac is 1.5 but should be less than or equal to 1"),
         ("prune/max_share", 0, "prune.max_share is 0 but should be greater than 0"),
         ("prune/balance_range", [2.0, 3.0],
@@ -93,7 +96,8 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
         ("run/methods", ["A", "Z"],
          "run.methods names 'Z', which prune.methods doesn't have; it has 'A', 'B', 'C', 'D'"),
         ("run/networks", ["vdsr"], "run.networks names 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
-        ("train/sid", MISSING, "run.networks names 'sid', which train doesn't have; it has 'edsr'"),
+        ("train/sid", MISSING, "prepare has 'sid', which train doesn't have; it has 'edsr'"),
+        ("finetune/sid", MISSING, "run.networks names 'sid', which finetune doesn't have; it has 'edsr'"),
         ("prune/methods/D/rules", ["adaptive", "magic"],
          "prune.methods.D.rules.1 is 'magic' but should be 'adaptive', 'depth', 'efficiency' or 'balance'"),
         ("prune/methods/B/rules", ["depth"],
@@ -149,7 +153,7 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, text: str
 
 
 def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
-    assert config.read(changed(tmp_path, "prepare/photos", "2e-photos")).photos == Path("2e-photos")
+    assert config.read(changed(tmp_path, "prepare/edsr/folder", "2e-photos")).prepare["edsr"].folder == "2e-photos"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,53 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path} can't be read: Is a directory"
 
 
+RESTORATION = {"factory": "edsr", "args": {"scale": 1}, "task": "restoration", "scale": 1}
+
+
+@pytest.mark.parametrize(
+    ("network", "section", "sentence"),
+    [
+        ("edsr", {"layout": "sid"},
+         "prepare.edsr: layout is 'sid', but the task super_resolution has 'photographs', 'paired', 'div2k'"),
+        ("sid", {"layout": "paired"}, "prepare.sid: layout is 'paired', but the task low_light has"),
+        ("sid", {"layout": "sid", "ratio": [1.0, 2.0]},
+         "prepare.sid: layout sid can't have ratio, which is for 'photographs', 'div2k'"),
+        ("edsr", {"layout": "photographs", "train": [1, 5]},
+         "prepare.edsr: layout photographs can't have train, which is for 'div2k'"),
+        ("edsr", {"layout": "div2k", "train": [9, 5]},
+         "prepare.edsr: train is [9, 5], but the lowest must come first"),
+        ("edsr", {"layout": "div2k", "test": [805, 820]},
+         "prepare.edsr: validation and test share image 805; no image may serve two splits"),
+        ("edsr", {"layout": "photographs", "ratio": [1.0, 2.0]},
+         "prepare.edsr: ratio is for the task low_light, not super_resolution"),
+        ("edsr", {"layout": "photographs", "noise": 25.0},
+         "prepare.edsr: noise is for the task restoration, not super_resolution"),
+        ("edsr", {"layout": "photographs", "test_sets": {"Set 5": "x"}},
+         "prepare.edsr: test_sets has the name 'Set 5'; letters, digits, - and _ make one"),
+        ("sid", {"layout": "photographs", "test_sets": {"Set5": "x"}}, "prepare.sid: test_sets are folders of targets"),
+        ("clean", {"layout": "photographs"}, "prepare.clean: noise is missing: with layout photographs, restoration"),
+        ("clean", {"layout": "paired", "noise": 25.0}, "prepare.clean: layout paired can't have noise"),
+        ("clean", {"layout": "paired", "test_sets": {"Set5": "x"}}, "prepare.clean: test_sets are folders of targets"),
+        ("clean", {"layout": "photographs", "noise": 256.0}, "prepare.clean.noise is 256.0 but should be less than"),
+        ("vdsr", {"layout": "photographs"},
+         "prepare has 'vdsr', which networks doesn't have; it has 'edsr', 'sid', 'clean'"),
+    ],
+)  # fmt: skip
+def test_keys_of_prepare_that_dont_fit_their_layout_or_task_are_refused(
+    tmp_path: Path, network: str, section: dict[str, Any], sentence: str
+) -> None:
+    path = changed(tmp_path, f"prepare/{network}", {"folder": "x"} | section)
+    values = yaml.safe_load(path.read_text())
+    values["networks"]["clean"], values["train"]["clean"] = RESTORATION, values["train"]["edsr"]
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert sentence in complaint(path)
+
+
+def test_a_network_to_run_needs_its_section_of_prepare(tmp_path: Path) -> None:
+    text = complaint(changed(tmp_path, "prepare/sid", MISSING))
+    assert "run.networks names 'sid', which prepare doesn't have; it has 'edsr'" in text
+
+
 METHOD = GOOD["prune"]["methods"]["A"]
 
 
@@ -188,6 +239,7 @@ METHOD = GOOD["prune"]["methods"]["A"]
         ("run/methods", ["A", "D", "A"], "run.methods names 'A' twice"),
         ("run/networks", ["sid", "sid"], "run.networks names 'sid' twice"),
         ("prune/methods/D/overrides", {"max_iterations": 9}, "prune.methods.D.overrides can't hold max_iterations"),
+        ("networks/edsr/task", "restoration", "scale is 2, but restoration keeps an image's size: 1"),
         ("networks/sid/scale", 3, "scale is 3, but low_light goes from packed Bayer to twice its sides: 2"),
     ],
 )

@@ -1,8 +1,9 @@
-"""Small pictures as DIV2K's, the way back to raw, the noise, and the prepared files."""
+"""Small pictures as DIV2K's, the way back to raw, the noise, and splits made of photographs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,11 @@ from pipeline.data.degradations import (
     bicubic_downscale,
     bicubic_upscale,
     draw_camera,
-    load_split,
-    prepare_low_light,
-    prepare_super_resolution,
-    save_split,
     unprocess,
 )
 from pipeline.data.photographs import load_image
+from pipeline.data.splits import Making, make, photographs
+from pipeline.data.storage import Prepared, gathered
 from pipeline.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -201,6 +200,14 @@ def test_the_estimate_returns_the_noise_that_was_put_in() -> None:
     assert shot == pytest.approx(6.5e-4, rel=0.03)
 
 
+def low_light(seed: int, minimum: int = 96, fixed: bool = True, exposures: raw.Exposures | None = None) -> Making:
+    return Making("low_light", 2, minimum, exposures or raw.Exposures(), seed=seed, fixed=fixed)
+
+
+def prepared(paths: list[Path], making: Making) -> Prepared:
+    return gathered(*make(photographs(paths), making))
+
+
 def write(path: Path, h: int, w: int) -> Path:
     Image.fromarray(np.random.default_rng(h * w).integers(0, 256, (h, w, 3), dtype=np.uint8)).save(path)
     return path
@@ -208,26 +215,21 @@ def write(path: Path, h: int, w: int) -> Path:
 
 def test_preparing_cuts_right_and_bottom_to_a_multiple_of_the_scale(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.png", 31, 40), write(tmp_path / "b.png", 36, 38)]
-    split = prepare_super_resolution(paths, scale=3, minimum=30)
+    split = prepared(paths, Making("super_resolution", scale=3, minimum=30))
     assert split["sizes"].tolist() == [[10, 13], [12, 12]]
     high = split["high"]
     assert np.array_equal(high[: 30 * 39].reshape(30, 39, 3), load_image(paths[0])[:30, :39])
     assert np.array_equal(high[30 * 39 :].reshape(36, 36, 3), load_image(paths[1])[:, :36])
     assert len(split["low"]) == 10 * 13 + 12 * 12
-    assert prepare_low_light(paths, 0, 30, fixed_noise=True, exposures=raw.Exposures())["sizes"].tolist() == [
-        [15, 20],
-        [18, 19],
-    ]
+    assert prepared(paths, low_light(0, 30))["sizes"].tolist() == [[15, 20], [18, 19]]
 
 
 @pytest.mark.parametrize("task", ["super_resolution", "low_light"])
 def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str) -> None:
     paths = [write(tmp_path / "fine.png", 96, 96), write(tmp_path / "small.png", 97, 95)]
 
-    def prepare(minimum: int) -> dict[str, np.ndarray]:
-        if task == "super_resolution":
-            return prepare_super_resolution(paths, 2, minimum)
-        return prepare_low_light(paths, 0, minimum, fixed_noise=False, exposures=raw.Exposures())
+    def prepare(minimum: int) -> Prepared:
+        return prepared(paths, replace(low_light(0, minimum, fixed=False), task=task))
 
     assert len(prepare(94)["names"]) == 2
     with pytest.raises(UserError, match=r"small\.png.*95×97.*at least 95"):
@@ -236,19 +238,19 @@ def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str)
 
 def test_no_picture_at_all_is_refused() -> None:
     with pytest.raises(UserError, match="at least one"):
-        prepare_super_resolution([], 2, 8)
+        prepared([], Making("super_resolution", 2, 8))
 
 
 def test_low_light_is_each_pictures_own_and_fixed_by_the_seed() -> None:
-    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True, exposures=raw.Exposures())
-    again = prepare_low_light(PHOTOS[::-1], 7, 96, fixed_noise=True, exposures=raw.Exposures())
+    split = prepared(PHOTOS, low_light(7))
+    again = prepared(PHOTOS[::-1], low_light(7))
     samples = split["raw"].reshape(3, 4, 128, 128)
     assert np.array_equal(samples[0], again["raw"].reshape(3, 4, 128, 128)[2])  # whatever else is in the split
-    other = prepare_low_light(PHOTOS, 8, 96, fixed_noise=True, exposures=raw.Exposures())
+    other = prepared(PHOTOS, low_light(8))
     assert not np.array_equal(samples[0], other["raw"].reshape(3, 4, 128, 128)[0])
     assert len(set(split["ratio"].tolist())) == 3
     assert ((split["ratio"] >= 100) & (split["ratio"] <= 300)).all()
-    assert prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=False, exposures=raw.Exposures()).keys() == {
+    assert prepared(PHOTOS[:1], low_light(7, fixed=False)).keys() == {
         "task",
         "names",
         "scale",
@@ -259,7 +261,7 @@ def test_low_light_is_each_pictures_own_and_fixed_by_the_seed() -> None:
 
 
 def test_the_dark_samples_show_the_photograph() -> None:
-    split = prepare_low_light(PHOTOS[:1], 7, 96, fixed_noise=True, exposures=raw.Exposures())
+    split = prepared(PHOTOS[:1], low_light(7))
     samples = split["raw"].reshape(4, 16, 8, 16, 8).mean(axis=(0, 2, 4)).ravel()  # blocks: the noise averages out
     bright = split["high"].reshape(16, 16, 16, 16, 3).mean(axis=(1, 3, 4)).ravel()
     rank = np.corrcoef(np.argsort(np.argsort(samples)), np.argsort(np.argsort(bright)))[0, 1]
@@ -267,35 +269,10 @@ def test_the_dark_samples_show_the_photograph() -> None:
     assert (samples.min() > 512, samples.max() < 512 + 15871 / 100 + 20) == (True, True)  # 1/ratio of the range
 
 
-def test_saving_is_repeatable_to_the_byte_and_read_back_whole(tmp_path: Path) -> None:
-    split = prepare_low_light(PHOTOS[:1], 1, 96, fixed_noise=True, exposures=raw.Exposures())
-    save_split(tmp_path / "new" / "a.npz", split)
-    save_split(tmp_path / "b.npz", dict(reversed(split.items())))
-    assert (tmp_path / "new" / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.npz", "new"]  # nothing temporary is left
-    back = load_split(tmp_path / "b.npz")
-    assert back.keys() == split.keys()
-    assert all(np.array_equal(back[key], split[key]) and back[key].dtype == split[key].dtype for key in split)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"text", b"\x93NUMPY one array"])
-def test_a_file_that_is_no_split_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "train.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"train\.npz"):
-        load_split(tmp_path / "train.npz")
-
-
-def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) -> None:
-    save_split(tmp_path / "train.npz", {"task": np.array("low_light"), "scale": np.array(2)})
-    with pytest.raises(UserError, match=r"train\.npz: lacks exposures, high, names, sizes"):
-        load_split(tmp_path / "train.npz")
-
-
 def test_the_exposures_asked_for_are_drawn() -> None:
     bright = raw.Exposures(ratio=(100.0, 100.0), shot=(1e-4, 1e-4))
-    split = prepare_low_light(PHOTOS, 7, 96, fixed_noise=True, exposures=bright)
+    split = prepared(PHOTOS, low_light(7, exposures=bright))
     assert split["ratio"].tolist() == [100.0] * len(PHOTOS)
-    noisy = prepare_low_light(PHOTOS, 7, 96, True, raw.Exposures(ratio=(100.0, 100.0), shot=(0.01, 0.01)))
+    noisy = prepared(PHOTOS, low_light(7, exposures=raw.Exposures((100.0, 100.0), (0.01, 0.01))))
     assert noisy["raw"].astype(float).std() > 5 * split["raw"].astype(float).std()
     assert split["exposures"].tolist() == [[100.0, 100.0], [1e-4, 1e-4]]

@@ -9,14 +9,10 @@ import pytest
 import torch
 
 from pipeline.data import degradations, raw
-from pipeline.data.degradations import (
-    Prepared,
-    bicubic_upscale,
-    prepare_low_light,
-    prepare_super_resolution,
-    save_split,
-)
+from pipeline.data.degradations import bicubic_upscale
 from pipeline.data.patches import load_images
+from pipeline.data.splits import Making, make, photographs
+from pipeline.data.storage import Prepared, gathered, save_split
 from pipeline.errors import UserError
 
 PHOTOS = [
@@ -98,12 +94,12 @@ def test_flips_and_turns_leave_red_at_the_corner_of_the_bayer_cell(monkeypatch: 
 
 @pytest.fixture(scope="module")
 def low_light() -> Prepared:
-    return prepare_low_light(PHOTOS, 5, 96, fixed_noise=True, exposures=raw.Exposures())
+    return gathered(*make(photographs(PHOTOS), Making("low_light", 2, 96, raw.Exposures(), seed=5, fixed=True)))
 
 
 @pytest.fixture(scope="module")
 def super_resolution() -> Prepared:
-    return prepare_super_resolution(PHOTOS, 2, 96)
+    return gathered(*make(photographs(PHOTOS), Making("super_resolution", 2, 96)))
 
 
 @pytest.mark.parametrize("task", ["super_resolution", "low_light"])
@@ -194,8 +190,112 @@ def test_references_are_bicubic_and_the_amplified_input(low_light: Prepared, sup
     assert small.reference(1).shape == dark.reference(1).shape == (1, 3, 256, 256)
 
 
-def test_a_split_reads_the_same_from_its_file(tmp_path: Path, super_resolution: Prepared) -> None:
-    save_split(tmp_path / "train.npz", super_resolution)
-    from_file, direct = load_images(tmp_path / "train.npz", "cpu"), load_images(super_resolution, "cpu")
+@pytest.mark.parametrize("task", ["super_resolution", "low_light"])
+def test_a_split_reads_the_same_from_its_files(tmp_path: Path, task: str, request: pytest.FixtureRequest) -> None:
+    prepared = request.getfixturevalue(task)
+    save_split(tmp_path / "train", prepared)
+    from_file, direct = load_images(tmp_path / "train", "cpu"), load_images(prepared, "cpu")
     assert from_file.names == [path.name for path in PHOTOS]
     assert all(torch.equal(a, b) for a, b in zip(from_file.batch(1, 2, 3, 24), direct.batch(1, 2, 3, 24), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(from_file.pair(2), direct.pair(2), strict=True))
+
+
+def test_a_batch_from_files_larger_than_memory_reads_the_patches_alone(tmp_path: Path) -> None:
+    """Four gigabytes of pixels, a hole in the disk: the process must not grow by a hundredth of them."""
+    import resource
+
+    save_split(tmp_path / "train", common("super_resolution", 1) | {"sizes": np.array([[32000, 20000]] * 3)})
+    for key in ("high", "low"):
+        np.lib.format.open_memmap(tmp_path / "train" / f"{key}.npy", "w+", np.uint8, (3 * 32000 * 20000, 3)).flush()
+    images = load_images(tmp_path / "train", "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    given, _ = images.batch(0, 0, 4, 16)
+    assert given.shape == (4, 3, 16, 16)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB
+
+
+def raw_pairs() -> Prepared:
+    """Two short exposures of one scene and one of another: samples that tell their place, targets likewise.
+
+    A sample of the mosaic at row y and column x is 512 + 97·y + x, and so is the target's red; green says the colour
+    under the place, blue the scene.
+    """
+    scenes = [(20, 24), (18, 30)]
+    high, raws = [], []
+    for number, (h, w) in enumerate(scenes):
+        rows, columns = np.mgrid[: 2 * h, : 2 * w]
+        value = 512 + 97 * rows + columns
+        high.append(np.stack([value, 2 * (rows % 2) + columns % 2, np.full_like(value, number)], axis=2))
+        raws.append(np.stack([value[dy::2, dx::2] for dy, dx in raw.PACKING]).astype(np.int16).ravel())
+    return {
+        "task": np.array("low_light"),
+        "names": np.array(["a", "b", "c"]),
+        "scale": np.array(2),
+        "sizes": np.array([scenes[0], scenes[0], scenes[1]]),
+        "shown": np.array([0, 0, 1]),
+        "ratio": np.array([1.0, 2.0, 1.0], dtype=np.float32),
+        "high": np.concatenate([picture.reshape(-1, 3) for picture in high]).astype(np.uint16),
+        "raw": np.concatenate([raws[0], raws[0], raws[1]]),
+    }
+
+
+def test_flipped_patches_of_real_raw_begin_with_red_and_show_their_targets_place() -> None:
+    images = load_images(raw_pairs(), "cpu")
+    orientations = set()
+    for step in range(12):
+        given, target = images.batch(step, seed=0, batch=16, patch=12)
+        assert (given.shape, target.shape) == ((16, 4, 12, 12), (16, 3, 24, 24))
+        levels = (target * 65535).round().int()
+        for k, (dy, dx) in enumerate(raw.PACKING):
+            place = levels[:, 0, dy::2, dx::2].float()
+            exact = (place - 512) / raw.RANGE
+            seen = torch.isclose(given[:, k], exact, atol=1e-6) | torch.isclose(given[:, k], 2 * exact, atol=1e-6)
+            assert seen.all()  # ratio 1 or 2
+            colour = levels[:, 1, dy::2, dx::2]  # 0 red, 3 blue, else green
+            assert {0: (colour == 0), 1: (colour % 3 > 0), 2: (colour == 3), 3: (colour % 3 > 0)}[k].all()
+        assert all(len(picture.unique()) == 1 for picture in levels[:, 2])
+        steps = (levels[:, 0, 1, 0] - levels[:, 0, 0, 0], levels[:, 0, 0, 1] - levels[:, 0, 0, 0])
+        orientations |= set(zip(*(s.tolist() for s in steps), strict=True))
+    assert len(orientations) == 8
+
+
+def test_a_raw_patch_as_high_as_its_picture_is_never_flipped_out_of_it() -> None:
+    images = load_images(raw_pairs(), "cpu")
+    rows = torch.cat([images.batch(step, 0, 8, 18)[1] for step in range(6)]) * 65535
+    scene = rows[rows[:, 2, 0, 0].round() == 1]  # 18 cells high
+    assert len(scene) > 4
+    places = (scene[:, 0].round() - 512) // 97
+    assert (places.amin(dim=(1, 2)) == 0).all()
+    assert (places.amax(dim=(1, 2)) == 35).all()
+
+
+def test_inputs_that_share_a_target_show_it_whole() -> None:
+    images = load_images(raw_pairs(), "cpu")
+    assert torch.equal(images.pair(0)[1], images.pair(1)[1])
+    assert torch.allclose(2 * images.pair(0)[0], images.pair(1)[0])
+    given, target = images.pair(2)
+    assert (given.shape, target.shape) == ((1, 4, 18, 30), (1, 3, 36, 60))
+    assert (target[0, 2] * 65535).round().unique().tolist() == [1]
+    assert images.reference(2).shape == target.shape
+
+
+def noisy() -> Prepared:
+    return gathered(*make(photographs(PHOTOS), Making("restoration", 1, 96, noise=25.0, seed=11)))
+
+
+def test_noise_is_fresh_in_training_fixed_in_evaluation_and_of_the_stated_strength() -> None:
+    images = load_images(noisy(), "cpu")
+    for given, target in (images.batch(0, 0, 8, 96), images.pair(1)):
+        off = (given - target) * 255
+        assert given.shape == target.shape
+        assert float(off.std()) == pytest.approx(25, rel=0.02)
+        assert abs(float(off.mean())) < 0.3
+    assert torch.equal(images.pair(1)[0], images.pair(1)[0])
+    alone = load_images(
+        gathered(*make(photographs(PHOTOS[1:2]), Making("restoration", 1, 96, noise=25.0, seed=11))), "cpu"
+    )
+    assert torch.equal(images.pair(1)[0], alone.pair(0)[0])  # whatever else is in the split
+    assert not torch.equal(images.pair(0)[0] - images.pair(0)[1], images.pair(1)[0] - images.pair(1)[1])
+    first, second = (images.batch(step, 0, 1, 256) for step in (0, 1))
+    assert not torch.equal(first[0] - first[1], second[0] - second[1])
+    assert torch.equal(images.reference(2), images.pair(2)[0])

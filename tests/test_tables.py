@@ -58,7 +58,7 @@ def test_the_table_has_the_input_the_baseline_the_control_and_each_method(result
 
 def test_the_table_for_people_gives_drops_with_their_intervals(results: Path) -> None:
     table = tables.rows(results, "edsr", ["D"], "super_resolution")
-    text = tables.markdown(table, {"edsr": (1020, 1021)}, GATE)
+    text = tables.markdown(table, {"edsr": (1020, 1021)}, GATE, ["sid", "sony"])
     lines = text.splitlines()
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[5] == (
@@ -70,7 +70,23 @@ def test_the_table_for_people_gives_drops_with_their_intervals(results: Path) ->
     assert cells[0][10] == cells[1][11] == ""  # neither is compared with itself
     assert cells[1][10].startswith("-0.250 [")
     assert "edsr at 1020×1021 input pixels" in text
-    assert "*synthetic low light*" in text
+    assert "The images of sid and sony are *synthetic low light*" in text
+    assert "synthetic" not in tables.markdown(table, {}, GATE, [])
+
+
+def test_extra_test_sets_have_a_table_of_their_own_with_both_protocols(results: Path) -> None:
+    def figures_(psnr: float) -> dict[str, float]:
+        return {"psnr": psnr, "ssim": 0.9, "psnr_y": psnr + 2, "ssim_y": 0.95}
+
+    solutions = {name: figures_(30.0 + i) for i, name in enumerate(("input", "baseline", "original", "D"))}
+    write_json(results / "evaluate/edsr/sets.json", {"Set5": {"images": 5, **solutions}})
+    text = tables.sets_markdown(tables.set_rows(results, "edsr", ["D"], "super_resolution"))
+    lines = text.splitlines()
+    assert lines[3] == "| edsr | Set5 | 5 | bicubic | 30.000 | 0.9000 | 32.000 | 0.9500 |"
+    assert lines[6] == "| edsr | Set5 | 5 | D | 33.000 | 0.9000 | 35.000 | 0.9500 |"
+    assert len({line.count("|") for line in lines[1:7]}) == 1
+    assert tables.set_rows(results, "edsr", ["D"], "restoration")[0]["solution"] == "input"
+    assert tables.sets_markdown([]) == ""
 
 
 def test_the_table_for_machines_reads_back_whatever_the_names(results: Path) -> None:

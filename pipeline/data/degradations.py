@@ -1,40 +1,15 @@
-"""From clean photographs to the two tasks' data: small pictures for super-resolution, dark raw for low light.
-
-A prepared split is a dict of arrays without pickles; every picture's pixels follow one another in flat arrays, because
-pictures may differ in size. N pictures, input sides h×w, target sides scale·h × scale·w:
-
-| key | type | shape | what |
-| --- | --- | --- | --- |
-| task | str | () | "super_resolution" or "low_light" |
-| names | str | [N] | file names |
-| scale | int64 | () | target pixels for one input pixel, along a side |
-| sizes | int64 | [N, 2] | input height and width |
-| high | uint8 | [Σ scale²·h·w, 3] | the target, sRGB |
-| low | uint8 | [Σ h·w, 3] | super-resolution: the input, sRGB |
-| exposures | float64 | [2, 2] | low light: lowest and highest exposure ratio, lowest and highest λ_shot |
-| ratio | float32 | [N] | low light with a fixed exposure: the exposure ratio |
-| raw | int16 | [Σ 4·h·w] | low light with a fixed exposure: dark samples, packed [4, h, w] a picture |
-"""
+"""What is done to clean photographs: small pictures for super-resolution, dark raw for low light, Gaussian noise."""
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.photographs import load_image
 from pipeline.data.raw import Exposures, expose, mosaic_packed, sample_noise
-from pipeline.errors import UserError
-from pipeline.files import write_bytes
-
-Prepared = dict[str, np.ndarray]
 
 HIGHLIGHT = 0.9  # above this grey level the inverse gains fade out, so that white stays white
 
@@ -80,18 +55,6 @@ def bicubic_upscale(low: Tensor, scale: int) -> Tensor:
     return F.interpolate(low, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def prepare_super_resolution(paths: list[Path], scale: int, minimum: int) -> Prepared:
-    """The split of these photographs for super-resolution by `scale`; the arrays are listed at the top of this module.
-
-    Pictures are cut at the right and the bottom to multiples of `scale`. Raises UserError, naming the file, for one
-    that then has a side under `minimum` target pixels or can't be read.
-    """
-    high = [_load_cropped(path, scale, minimum) for path in paths]
-    split = _common("super_resolution", paths, high, scale)
-    split["low"] = np.concatenate([bicubic_downscale(picture, scale).reshape(-1, 3) for picture in high])
-    return split
-
-
 # --- synthetic low light ------------------------------------------------------------------------------------------
 
 
@@ -134,25 +97,6 @@ def unprocess(pictures: Tensor, matrices: Tensor, gains: Tensor) -> Tensor:
     return colour.mul_(torch.maximum(keep + (1 - keep) * undo, undo)).clamp_(0, 1).view(pictures.shape)
 
 
-def prepare_low_light(paths: list[Path], seed: int, minimum: int, fixed_noise: bool, exposures: Exposures) -> Prepared:
-    """The split of these photographs as synthetic low light; the arrays are listed at the top of this module.
-
-    With `fixed_noise` (validation and test) one dark exposure of each picture is made now and kept: its camera, ratio
-    and noise are drawn from `seed` and the file's name, so that they don't depend on what else is in the split. Without
-    (training) every patch of every batch gets its own. Pictures are cut to even sides. Raises UserError, naming the
-    file, for one that then has a side under `minimum` target pixels or can't be read.
-    """
-    high = [_load_cropped(path, 2, minimum) for path in paths]
-    split = _common("low_light", paths, high, 2)
-    split["exposures"] = np.array([exposures.ratio, exposures.shot])
-    if fixed_noise:
-        drawn = [np.random.default_rng((seed, zlib.crc32(path.name.encode()))) for path in paths]
-        dark = [darken(_image(picture), rng, exposures) for picture, rng in zip(high, drawn, strict=True)]
-        split["ratio"] = np.concatenate([ratio.numpy() for _, ratio in dark])
-        split["raw"] = np.concatenate([samples.to(torch.int16).numpy().ravel() for samples, _ in dark])
-    return split
-
-
 def darken(pictures: Tensor, rng: np.random.Generator, exposures: Exposures) -> tuple[Tensor, Tensor]:
     """Dark raw of [B, 3, 2h, 2w] sRGB (uint8): samples [B, 4, h, w] in sensor steps, and the exposure ratios [B].
 
@@ -169,55 +113,14 @@ def darken(pictures: Tensor, rng: np.random.Generator, exposures: Exposures) -> 
     return expose(clean, ratio, shot, read, generator), ratio
 
 
-def _image(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).contiguous()
+# --- noise --------------------------------------------------------------------------------------------------------
 
 
-# --- both ---------------------------------------------------------------------------------------------------------
+def add_noise(clean: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
+    """Pictures in 0 … 1 with white Gaussian noise of `sigma` 8-bit levels, neither clipped nor rounded.
 
-
-def _load_cropped(path: Path, multiple: int, minimum: int) -> np.ndarray:
-    picture = load_image(path)
-    h, w = picture.shape[:2]
-    cropped = picture[: h - h % multiple, : w - w % multiple]
-    if min(cropped.shape[:2]) < max(minimum, multiple):
-        usable = f"{cropped.shape[1]}×{cropped.shape[0]} usable" if cropped.shape != picture.shape else "all usable"
-        raise UserError(
-            f"{path}: the picture has {w}×{h} pixels ({usable}), but each side needs at least {max(minimum, multiple)}"
-        )
-    return np.ascontiguousarray(cropped)
-
-
-def _common(task: str, paths: list[Path], high: list[np.ndarray], scale: int) -> Prepared:
-    if not paths:
-        raise UserError(f"{task}: there is no picture to prepare; a split needs at least one")
-    return {
-        "task": np.array(task),
-        "names": np.array([path.name for path in paths]),
-        "scale": np.array(scale, dtype=np.int64),
-        "sizes": np.array([picture.shape[:2] for picture in high], dtype=np.int64) // scale,
-        "high": np.concatenate([picture.reshape(-1, 3) for picture in high]),
-    }
-
-
-def save_split(path: Path, prepared: Prepared) -> None:
-    """Write a prepared split as one .npz: equal content gives equal bytes; a half-written file never has the name."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{key: prepared[key] for key in sorted(prepared)})
-    write_bytes(path, buffer.getvalue())
-
-
-def load_split(path: Path) -> Prepared:
-    """Read what `save_split` wrote. Raises UserError, naming the file, when it is missing or not such a file."""
-    try:
-        # Opened here, as numpy leaves a broken archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            prepared = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as a prepared split ({error}); the prepare stage writes it") from error
-    missing = {"task", "names", "scale", "sizes", "high"} - prepared.keys()
-    if str(prepared.get("task")) == "low_light":
-        missing |= {"exposures"} - prepared.keys()
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; the prepare stage writes it anew")
-    return prepared
+    That is the usual test of denoisers. The noise is drawn on the pictures' device, from a generator that `rng` seeds.
+    """
+    generator = torch.Generator(clean.device).manual_seed(int(rng.integers(2**63)))
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    return clean + noise * (sigma / 255)

@@ -1,12 +1,14 @@
 """One prepared split on a device: training batches by step, whole pictures for evaluation.
 
 All pictures lie in flat tensors, pixel after pixel, and a batch is one indexed read of them: no loop over samples,
-whatever the pictures' sizes. A step's batch depends on (seed, step) alone, so that a resumed training sees what it
-would have seen.
+whatever the pictures' sizes. On a CPU the tensors are memory-mapped files, so that memory doesn't grow with a data set.
+A step's batch depends on (seed, step) alone, so that a resumed training sees what it would have seen.
 """
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +16,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.degradations import Prepared, bicubic_upscale, darken, load_split
-from pipeline.data.raw import Exposures, amplify, demosaic_amplified
+from pipeline.data.degradations import add_noise, bicubic_upscale, darken
+from pipeline.data.raw import PACKING, Exposures, amplify, demosaic_amplified, pack_bayer
+from pipeline.data.storage import Prepared, bytes_of, load_split
 from pipeline.errors import UserError
 
 CANDIDATES = 4  # patches looked at for each one taken; the one with the largest variance is
+RESIDENT = 8 * 2**30  # bytes; a larger split stays in its files, and a GPU gets its batches one by one
 
 
 @dataclass(frozen=True)
 class Images:
     """A split of N pictures. Sizes and first pixels count input pixels, each over `scale`² target pixels."""
 
-    task: str  # "super_resolution" or "low_light"
+    task: str  # "super_resolution", "low_light" or "restoration"
     names: list[str]
     scale: int
     sizes: np.ndarray  # int64 [N, 2]: input height and width
     first: np.ndarray  # int64 [N]: input pixels before each picture's own
-    high: Tensor  # uint8 [pixels, 3]
-    low: Tensor | None  # super-resolution: uint8 [pixels, 3]
+    first_high: np.ndarray  # int64 [N]: target pixels before each picture's target
+    high: Tensor  # uint8 [pixels, 3]; of real raw int16, to be read as uint16
+    low: Tensor | None  # inputs that aren't made while training: uint8 [pixels, 3]
     raw: Tensor | None  # low light with a fixed exposure: int16 [samples]
     ratio: Tensor | None  # low light with a fixed exposure: float32 [N]
-    exposures: Exposures | None  # low light: what training draws from
+    exposures: Exposures | None  # synthetic low light: what training draws from
+    noise: float | None  # restoration of noise: σ in 8-bit levels
+    seed: int  # what the noise of whole pictures is drawn from, with their names
+    device: torch.device  # of what is given out; the tensors above may lie on the CPU
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,10 +50,10 @@ class Images:
     def batch(self, step: int, seed: int, batch: int, patch: int) -> tuple[Tensor, Tensor]:
         """One step's input [batch, C, patch, patch] and target [batch, 3, scale·patch, scale·patch], float32 in 0 … 1.
 
-        C is 3 (super-resolution) or 4 (low light). Pictures and places are drawn evenly, the most varied of
-        `CANDIDATES` places is taken, and flipped or turned in one of eight ways. In low light each patch gets a camera,
-        an exposure ratio and noise of its own. Bit-equal for equal arguments on one device. Raises UserError for a
-        patch larger than a picture.
+        C is 3, or 4 in low light. Pictures and places are drawn evenly, the most varied of `CANDIDATES` places is
+        taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets a camera, an exposure
+        ratio and noise of its own; Gaussian noise is as fresh, and may leave 0 … 1. Bit-equal for equal arguments on
+        one device. Raises UserError for a patch larger than a picture.
         """
         smallest = int(self.sizes.min(axis=1).argmin())
         if patch > self.sizes[smallest].min():
@@ -56,10 +64,15 @@ class Images:
             )
         rng = np.random.default_rng((seed, step))
         grid = self._choose(rng, batch, patch)
-        pixels = _read(self.high, grid(self.scale))
-        target = pixels.float().div_(255)
-        if self.task == "super_resolution":
-            return _read(self.low, grid(1)).float().div_(255), target
+        pixels = self._read(self.high, grid.targets())
+        target = _unit(pixels)
+        if self.low is not None:
+            return _unit(self._read(self.low, grid.inputs())), target
+        if self.noise is not None:
+            return add_noise(target, self.noise, rng), target
+        if self._real_raw:
+            samples = self.raw[grid.samples()].to(self.device)
+            return amplify(samples, self.ratio[grid.pictures].to(self.device)), target
         # The turned full-resolution RGB is sampled by the mosaic, and not a mosaic turned: the latter would move red
         # away from the corner of the 2×2 cell.
         return amplify(*darken(pixels, rng, self.exposures)), target
@@ -70,22 +83,35 @@ class Images:
         In low light this needs a split with a fixed exposure: validation or test.
         """
         h, w = (int(side) for side in self.sizes[i])
-        target = self._whole(self.high, i, self.scale).float().div_(255)
-        if self.task == "super_resolution":
-            return self._whole(self.low, i, 1).float().div_(255), target
+        target = _unit(self._whole(self.high, int(self.first_high[i]), self.scale * h, self.scale * w))
+        if self.low is not None:
+            return _unit(self._whole(self.low, int(self.first[i]), h, w)), target
+        if self.noise is not None:  # on the CPU: the same on every device
+            rng = np.random.default_rng((self.seed, zlib.crc32(self.names[i].encode())))
+            return add_noise(target.cpu(), self.noise, rng).to(self.device), target
         start = 4 * int(self.first[i])
         samples = self.raw[start : start + 4 * h * w].view(1, 4, h, w)
-        return amplify(samples, self.ratio[i : i + 1]), target
+        return amplify(samples.to(self.device), self.ratio[i : i + 1].to(self.device)), target
 
     def reference(self, i: int) -> Tensor:
-        """What to beat on picture `i`, [1, 3, scale·h, scale·w] in 0 … 1: bicubic, or the amplified input in RGB."""
+        """What to beat on picture `i`, [1, 3, scale·h, scale·w]: bicubic, the amplified input in RGB, or the input."""
         given, _ = self.pair(i)
-        return bicubic_upscale(given, self.scale) if self.task == "super_resolution" else demosaic_amplified(given)
+        if self.task == "super_resolution":
+            return bicubic_upscale(given, self.scale)
+        return demosaic_amplified(given) if self.task == "low_light" else given
 
-    def _whole(self, pixels: Tensor, i: int, scale: int) -> Tensor:
-        h, w = (int(side) * scale for side in self.sizes[i])
-        start = int(self.first[i]) * scale * scale
-        return pixels[start : start + h * w].view(1, h, w, 3).permute(0, 3, 1, 2)
+    @property
+    def _real_raw(self) -> bool:
+        return self.raw is not None and self.exposures is None
+
+    def _whole(self, pixels: Tensor, start: int, h: int, w: int) -> Tensor:
+        return pixels[start : start + h * w].to(self.device).view(1, h, w, 3).permute(0, 3, 1, 2)
+
+    def _read(self, pixels: Tensor, grid: Tensor) -> Tensor:
+        """[B, 3, side, side] of the flat [pixels, 3] at the pixel numbers [B, side, side]."""
+        # index_select, as it is three times faster here than pixels[...].
+        read = pixels.index_select(0, grid.flatten()).to(self.device)
+        return read.view(*grid.shape, 3).permute(0, 3, 1, 2).contiguous()
 
     def _choose(self, rng: np.random.Generator, batch: int, patch: int) -> _Grid:
         """Where the pixels of the chosen patches are."""
@@ -95,33 +121,69 @@ class Images:
         top = rng.integers(height - patch + 1)
         left = rng.integers(width - patch + 1)
         turn, flip_down, flip_right = rng.integers(2, size=(3, count)).astype(bool)
-        columns = np.stack([picture, self.first[picture], width, top, left, turn, flip_down, flip_right])
+        if self._real_raw:  # a flipped patch begins a row or a column earlier, see _Grid
+            flip_down &= np.where(turn, width, height) > patch
+            flip_right &= np.where(turn, height, width) > patch
+            top = np.maximum(top, np.where(turn, flip_right, flip_down))
+            left = np.maximum(left, np.where(turn, flip_down, flip_right))
+        first, first_high = self.first[picture], self.first_high[picture]
+        columns = np.stack([picture, first, first_high, height, width, top, left, turn, flip_down, flip_right])
         drawn = torch.from_numpy(columns).to(self.high.device)
         # One green sample for each input pixel is enough to rank places by variance. (Flips don't matter to it.)
-        places = _Grid(drawn, patch)(self.scale, every=self.scale).flatten()
-        green = self.high.view(-1).index_select(0, places.mul_(3).add_(1)).view(count, -1).float()
+        places = _Grid(drawn, patch, self.scale, self._real_raw).targets(every=self.scale).flatten()
+        green = _levels(self.high.view(-1).index_select(0, places.mul_(3).add_(1))).view(count, -1)
         variance = green.square().mean(dim=1) - green.mean(dim=1).square()
         best = variance.view(batch, CANDIDATES).argmax(dim=1) + torch.arange(batch, device=drawn.device) * CANDIDATES
-        return _Grid(drawn[:, best], patch)
+        return _Grid(drawn[:, best], patch, self.scale, self._real_raw)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where patches lie. `drawn`, int64 [8, B]: picture, first pixel, width, top, left, turn, flip down, flip right."""
+    """Where patches lie.
+
+    `drawn`, int64 [10, B]: picture, first input pixel, first target pixel, height, width (of the input), top, left,
+    turn, flip down, flip right. A flipped patch of real raw (`bayer`) begins one target row or column earlier, so that
+    its first sample is red again; turning a mosaic leaves red where it is. The target is moved with it.
+    """
 
     drawn: Tensor
     patch: int
+    scale: int
+    bayer: bool = False
 
-    def __call__(self, scale: int, every: int = 1) -> Tensor:
-        """Pixel numbers, int64 [B, side, side] with side = scale·patch/every, in pictures `scale` times the input.
+    @property
+    def pictures(self) -> Tensor:
+        return self.drawn[0]
+
+    def inputs(self) -> Tensor:
+        """Input pixel numbers, int64 [B, patch, patch]."""
+        return self.drawn[1][:, None, None] + self._inside(1)
+
+    def targets(self, every: int = 1) -> Tensor:
+        """Target pixel numbers, int64 [B, side, side] with side = scale·patch/every."""
+        return self.drawn[2][:, None, None] + self._inside(self.scale, every)
+
+    def samples(self) -> Tensor:
+        """Numbers of packed raw samples, int64 [B, 4, patch, patch]."""
+        first, height, width = (self.drawn[k][:, None, None] for k in (1, 3, 4))
+        number = self._inside(2)
+        row, column = number // (2 * width), number % (2 * width)
+        channel = torch.empty(2, 2, dtype=torch.int64)
+        for k, (dy, dx) in enumerate(PACKING):
+            channel[dy, dx] = k
+        plane = channel.to(number.device)[row % 2, column % 2]
+        return pack_bayer(4 * first + (plane * height + row // 2) * width + column // 2)
+
+    def _inside(self, scale: int, every: int = 1) -> Tensor:
+        """Pixel numbers within a picture `scale` times the input, int64 [B, side, side], side = scale·patch/every.
 
         Pixel (i, j) of the turned patch is start + i·down + j·right, with strides that swap for a turn and reverse for
         a flip: the eight orientations need no copy of their own.
         """
-        _, first, width, top, left, turn, flip_down, flip_right = self.drawn
-        last = scale * self.patch - 1
+        width, top, left, turn, flip_down, flip_right = self.drawn[4:]
+        last = scale * self.patch - 1 - self.bayer
         width = width * scale
-        start = first * scale * scale + top * scale * width + left * scale
+        start = top * scale * width + left * scale
         down, right = torch.where(turn == 1, 1, width), torch.where(turn == 1, width, 1)
         start = start + last * (flip_down * down + flip_right * right)
         down, right = down * (1 - 2 * flip_down), right * (1 - 2 * flip_right)
@@ -130,29 +192,50 @@ class _Grid:
         return rows[:, :, None] + (right[:, None] * steps)[:, None, :]
 
 
-def _read(pixels: Tensor, grid: Tensor) -> Tensor:
-    """[B, 3, side, side] of the flat [pixels, 3] at the pixel numbers [B, side, side]."""
-    # index_select, as it is three times faster here than pixels[...].
-    return pixels.index_select(0, grid.flatten()).view(*grid.shape, 3).permute(0, 3, 1, 2).contiguous()
+def _levels(pixels: Tensor) -> Tensor:
+    """Levels as float32: 0 … 255, or 0 … 65535 of int16 that stands for uint16, in which torch can't select."""
+    return pixels.float() if pixels.dtype == torch.uint8 else pixels.int().bitwise_and_(0xFFFF).float()
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """The same as 0 … 1."""
+    return _levels(pixels).div_(255 if pixels.dtype == torch.uint8 else 65535)
 
 
 def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
-    """A prepared split, or the file `save_split` made of it, on `device`. UserError for an unreadable file."""
+    """A prepared split, or the folder that holds it, for batches on `device`. UserError for unreadable files.
+
+    On a CPU the pixels stay in their files. A GPU takes them whole up to `RESIDENT` bytes.
+    """
     prepared = load_split(source) if isinstance(source, Path) else source
+    device = torch.device(device)
+    home = device if bytes_of(prepared) <= RESIDENT else torch.device("cpu")
 
     def moved(key: str) -> Tensor | None:
-        return torch.from_numpy(prepared[key]).to(device) if key in prepared else None
+        if key not in prepared:
+            return None
+        array = prepared[key]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a file mapped for reading can't be written to: nor is it
+            return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array).to(home)
 
-    pixels = prepared["sizes"].prod(axis=1)
+    scale, pixels = int(prepared["scale"]), prepared["sizes"].prod(axis=1)
+    shown = prepared.get("shown", np.arange(len(pixels)))
+    _, owner = np.unique(shown, return_index=True)  # each target's first picture
+    targets = pixels[owner] * scale**2
     return Images(
         task=str(prepared["task"]),
         names=[str(name) for name in prepared["names"]],
-        scale=int(prepared["scale"]),
+        scale=scale,
         sizes=prepared["sizes"],
         first=np.cumsum(pixels) - pixels,
+        first_high=(np.cumsum(targets) - targets)[shown],
         high=moved("high"),
         low=moved("low"),
         raw=moved("raw"),
         ratio=moved("ratio"),
         exposures=Exposures(*map(tuple, prepared["exposures"])) if "exposures" in prepared else None,
+        noise=float(prepared["noise"]) if "noise" in prepared else None,
+        seed=int(prepared.get("seed", 0)),
+        device=device,
     )

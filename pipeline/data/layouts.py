@@ -1,0 +1,203 @@
+"""How folders of images are laid out: which files make which split, and what of them is missing or broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import config, quality
+from pipeline.data import photographs, sid
+from pipeline.data.photographs import SPLITS
+from pipeline.data.raw import Exposures
+from pipeline.data.splits import Making, Source, bytes_needed, measure
+from pipeline.errors import UserError
+
+ARCHIVES = {
+    "div2k": "https://data.vision.ee.ethz.ch/cvl/DIV2K/",
+    "sid": "https://github.com/cchen156/Learning-to-See-in-the-Dark",
+}
+DIV2K_TRAIN = 800  # the images up to this number are in DIV2K_train_HR, those after it in DIV2K_valid_HR
+SSIM_WINDOW = 11  # pixels, of the Y channel's SSIM
+
+
+@dataclass
+class Part:
+    """One split, or one extra test set."""
+
+    sources: list[Source]
+    making: Making
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # of the inputs: height, width
+
+    @property
+    def bytes(self) -> int:
+        """What it will take on disk."""
+        return bytes_needed(self.sources, self.sizes, self.making)
+
+    @property
+    def inputs(self) -> str:
+        """What will be made of the images here, in words."""
+        making, lone = self.making, sum(source.given is None for source in self.sources)
+        if making.exposures is not None:
+            low, high = making.exposures.ratio
+            return f"inputs made here: synthetic low light, exposure ratio {low:g} to {high:g}"
+        if making.noise is not None:
+            return f"inputs made here: Gaussian noise, σ = {making.noise:g} levels"
+        if making.task == "low_light":
+            return "raw pairs, packed and developed here once"
+        if not lone:
+            return "inputs read"
+        some = "" if lone == len(self.sources) else f" of {lone} of them"
+        return f"inputs{some} made here: bicubic, 1/{making.scale} of each side"
+
+
+@dataclass
+class Found:
+    """What one network's section of `prepare` leads to; nothing but headers has been read."""
+
+    parts: dict[str, Part]  # "train", "validation", "test", "sets/NAME": also their folders' names
+    faults: list[str]  # one sentence each
+
+
+def find(params: config.Params, network: str) -> Found:
+    """Look for one network's images; every fault is kept, none is raised."""
+    section, wanted = params.prepare[network], params.networks[network]
+    exposures = Exposures(section.ratio, section.shot) if wanted.task == "low_light" else None
+    if section.layout == "sid":
+        exposures = None
+    shave = quality.border(wanted.task, wanted.scale)
+    measurable = 2 * shave + 8  # SSIM's window is 7 pixels wide
+    minimum = max(params.train[network].patch * wanted.scale, measurable)
+    found = Found({}, [])
+    try:
+        splits = _splits(section, wanted, params.seed, found)
+    except UserError as error:
+        found.faults.append(str(error))
+        splits = {}
+    for number, split in enumerate(SPLITS):
+        if split in splits:
+            seed = params.seed * 10 + number
+            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train")
+            found.parts[split] = Part(splits[split], making)
+    for name, folder in section.test_sets.items():
+        try:
+            sources = [Source(path.name, path) for path in photographs.list_images(Path(folder))]
+        except UserError as error:
+            found.faults.append(f"test_sets.{name}: {error}")
+            continue
+        minimum = max(measurable, SSIM_WINDOW + 2 * quality.luma_border(wanted.task, wanted.scale))
+        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True)
+        found.parts[f"sets/{name}"] = Part(sources, making)
+    for part in found.parts.values():
+        whole = []
+        for source in part.sources:
+            try:
+                part.sizes.append(measure(source, part.making))
+                whole.append(source)
+            except UserError as error:
+                found.faults.append(str(error))
+        part.sources = whole
+    found.faults = list(dict.fromkeys(found.faults))  # a long exposure is read for each of its short ones
+    return found
+
+
+def faultless(params: config.Params, network: str) -> Found:
+    """`find`, with UserError for the first fault."""
+    found = find(params, network)
+    if found.faults:
+        more = len(found.faults) - 1
+        tail = f" ({more} more: python -m stages.prepare --check lists them)" if more else ""
+        raise UserError(f"prepare.{network}: {found.faults[0]}{tail}")
+    return found
+
+
+def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: Found) -> dict[str, list[Source]]:
+    folder = Path(section.folder)
+    if section.layout == "photographs":
+        paths = {path.name: path for path in photographs.list_images(folder)}
+        divided = _divided(folder, sorted(paths), seed)
+        return {split: [Source(name, paths[name]) for name in names] for split, names in divided.items()}
+    if section.layout == "paired":
+        return _paired(folder, seed, found)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; it comes from {ARCHIVES[section.layout]}")
+    if section.layout == "div2k":
+        return _div2k(section, wanted, found)
+    return _sid(folder, found)
+
+
+def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
+    listed = folder / "splits.json"
+    if listed.exists():
+        return photographs.read_splits(listed, names)
+    try:
+        return photographs.make_splits(names, seed)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _paired(folder: Path, seed: int, found: Found) -> dict[str, list[Source]]:
+    sides: list[dict[str, Path]] = []
+    for side in ("inputs", "targets"):
+        paths = photographs.list_images(folder / side)
+        sides.append({path.stem: path for path in paths})
+        names = {path.name for path in sides[-1].values()}
+        for path in paths:
+            if path.name not in names:
+                found.faults.append(f"{path}: {sides[-1][path.stem].name} has the same stem; one of each is allowed")
+    inputs, targets = sides
+    for stem in sorted(inputs.keys() ^ targets.keys()):
+        path, other = (inputs[stem], "targets") if stem in inputs else (targets[stem], "inputs")
+        found.faults.append(f"{path}: has no partner of the same name in {folder / other}")
+    both = {targets[stem].name: stem for stem in sorted(inputs.keys() & targets.keys())}
+    divided = _divided(folder, sorted(path.name for path in targets.values()), seed)
+    return {
+        split: [Source(name, targets[both[name]], inputs[both[name]]) for name in names if name in both]
+        for split, names in divided.items()
+    }
+
+
+def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dict[str, list[Source]]:
+    """Super-resolution's small images are read where their folder is there, and else made."""
+    folder, scale = Path(section.folder), wanted.scale
+    splits: dict[str, list[Source]] = {}
+    absent: dict[Path, list[str]] = {}
+    for split in SPLITS:
+        splits[split] = []
+        low, high = getattr(section, split)
+        for number in range(low, high + 1):
+            part = "train" if number <= DIV2K_TRAIN else "valid"
+            target = folder / f"DIV2K_{part}_HR" / f"{number:04d}.png"
+            small = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
+            read = wanted.task == "super_resolution" and small.is_dir()
+            given = small / f"{number:04d}x{scale}.png" if read else None
+            missing = [path for path in (target, given) if path is not None and not path.is_file()]
+            for path in missing:
+                absent.setdefault(path.parent, []).append(path.name)
+            if not missing:
+                splits[split].append(Source(target.name, target, given))
+    for parent, names in absent.items():
+        if not parent.is_dir():
+            found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")
+        else:
+            found.faults += [f"{parent / name}: there is no such file; DIV2K has it" for name in names]
+    return splits
+
+
+def _sid(folder: Path, found: Found) -> dict[str, list[Source]]:
+    splits: dict[str, list[Source]] = {}
+    absent: dict[Path, None] = {}
+    for split, name in sid.LISTS.items():
+        splits[split] = []
+        try:
+            for short, long in sid.read_list(folder / name):
+                missing = [path for path in (short, long) if not path.is_file()]
+                absent |= dict.fromkeys(missing)
+                if not missing:
+                    splits[split].append(Source(short.name, long, short, sid.exposure_ratio(short, long)))
+        except UserError as error:
+            found.faults.append(str(error))
+    for parent in dict.fromkeys(path.parent for path in absent):
+        if not parent.is_dir():
+            found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
+    found.faults += [f"{path}: there is no such file; a list names it" for path in absent if path.parent.is_dir()]
+    return splits

@@ -1,0 +1,155 @@
+"""One split out of files: each picture read, degraded as the task asks, and handed on, one at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data import sid
+from pipeline.data.degradations import bicubic_downscale, darken
+from pipeline.data.photographs import image_size, load_image
+from pipeline.data.raw import Exposures
+from pipeline.data.storage import Prepared
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture on disk."""
+
+    name: str
+    target: Path
+    given: Path | None = None  # the input; None: it is made of the target
+    ratio: float | None = None  # of a pair of raw files: the exposure ratio
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is made of the pictures of one split."""
+
+    task: str
+    scale: int
+    minimum: int  # target pixels that each side needs
+    exposures: Exposures | None = None  # synthetic low light
+    noise: float | None = None  # restoration of noise: σ in 8-bit levels
+    seed: int = 0
+    fixed: bool = False  # whether each picture gets one exposure for ever, or each patch of each batch its own
+
+
+def photographs(paths: list[Path]) -> list[Source]:
+    """Targets whose inputs are made here."""
+    return [Source(path.name, path) for path in paths]
+
+
+def measure(source: Source, making: Making) -> tuple[int, int]:
+    """Height and width of a picture's input, from the headers of its files alone.
+
+    Targets are cut at the right and the bottom to multiples of the scale. Raises UserError, naming the file, for one
+    that can't be read, has a side under `making.minimum` target pixels, or doesn't fit its input.
+    """
+    scale, path = making.scale, source.target
+    if source.ratio is not None:
+        short, long = sid.place(source.given), sid.place(path)
+        if short != long:
+            sizes = " and ".join(f"{2 * w}×{2 * h} from row {top}, column {left}" for h, w, top, left in (short, long))
+            raise UserError(f"{source.given}: doesn't fit {path}: their mosaics are {sizes}")
+        full = h, w = 2 * short[0], 2 * short[1]
+    else:
+        full = image_size(path)
+        h, w = (side - side % scale for side in full)
+    least = max(making.minimum, scale)
+    if min(h, w) < least:
+        usable = f"{w}×{h} usable" if (h, w) != full else "all usable"
+        raise UserError(
+            f"{path}: the picture has {full[1]}×{full[0]} pixels ({usable}), but each side needs at least {least}"
+        )
+    wanted = (h // scale, w // scale)
+    if source.given is not None and source.ratio is None and image_size(source.given) != wanted:
+        has = "×".join(map(str, reversed(image_size(source.given))))
+        raise UserError(
+            f"{source.given}: the input has {has} pixels, but its target {path.name} with scale {scale} needs "
+            f"{wanted[1]}×{wanted[0]}"
+        )
+    return wanted
+
+
+def bytes_needed(sources: list[Source], sizes: list[tuple[int, int]], making: Making) -> int:
+    """What the split will take on disk."""
+    total, targets = 0, set()
+    for source, (h, w) in zip(sources, sizes, strict=True):
+        real = source.ratio is not None
+        if source.target not in targets:
+            total += 3 * h * w * making.scale**2 * (2 if real else 1)
+            targets.add(source.target)
+        if making.task == "low_light":
+            total += 8 * h * w if making.fixed or real else 0
+        elif making.noise is None:
+            total += 3 * h * w
+    return total
+
+
+def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prepared]]:
+    """A split as storage.save_split takes it: what is known from headers, then picture by picture the rest.
+
+    With `making.fixed` (validation and test) an input's camera, exposure and noise are drawn from the seed and the
+    file's name, so that they don't depend on what else is in the split. Without (training) every patch of every batch
+    gets its own. Raises UserError, naming the file, for what `measure` refuses, and while reading for what can't be
+    decoded.
+    """
+    if not sources:
+        raise UserError(f"{making.task}: there is no picture to prepare; a split needs at least one")
+    sizes = [measure(source, making) for source in sources]
+    split = {
+        "task": np.array(making.task),
+        "names": np.array([source.name for source in sources]),
+        "scale": np.array(making.scale, dtype=np.int64),
+        "sizes": np.array(sizes, dtype=np.int64),
+    }
+    if making.exposures is not None:
+        split["exposures"] = np.array([making.exposures.ratio, making.exposures.shot])
+    if making.noise is not None:
+        split |= {"noise": np.array(making.noise), "seed": np.array(making.seed, dtype=np.int64)}
+    if sources[0].ratio is not None:
+        targets = list(dict.fromkeys(source.target for source in sources))
+        split["shown"] = np.array([targets.index(source.target) for source in sources], dtype=np.int64)
+    return split, _pictures(sources, sizes, making)
+
+
+def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Making) -> Iterator[Prepared]:
+    developed = set()
+    for source, (h, w) in zip(sources, sizes, strict=True):
+        if source.ratio is not None:
+            piece = {"ratio": np.array([source.ratio], dtype=np.float32), "raw": sid.read_packed(source.given).ravel()}
+            if source.target not in developed:
+                piece["high"] = sid.read_target(source.target).reshape(-1, 3)
+                developed.add(source.target)
+            yield piece
+            continue
+        high = _read(source.target, h * making.scale, w * making.scale, making.scale)
+        piece = {"high": high.reshape(-1, 3)}
+        if making.task == "low_light":
+            if making.fixed:
+                rng = np.random.default_rng((making.seed, zlib.crc32(source.name.encode())))
+                samples, ratio = darken(_image(high), rng, making.exposures)
+                piece |= {"ratio": ratio.numpy(), "raw": samples.to(torch.int16).numpy().ravel()}
+        elif making.noise is None:
+            low = bicubic_downscale(high, making.scale) if source.given is None else _read(source.given, h, w, 1)
+            piece["low"] = low.reshape(-1, 3)
+        yield piece
+
+
+def _read(path: Path, h: int, w: int, multiple: int) -> np.ndarray:
+    picture = load_image(path)
+    if tuple(side - side % multiple for side in picture.shape[:2]) != (h, w):
+        raise UserError(f"{path}: its orientation stands behind its pixels, where no header is; store it upright")
+    return np.ascontiguousarray(picture[:h, :w])
+
+
+def _image(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).contiguous()

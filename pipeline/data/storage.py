@@ -1,0 +1,154 @@
+"""A prepared split on disk: a folder of plain .npy files, memory-mapped when they are read.
+
+A split is a dict of arrays; every picture's pixels follow one another in flat arrays, because pictures may differ in
+size. N pictures, input sides h×w, target sides scale·h × scale·w. What is small lies in the folder's index.json, with
+a checksum of the rest, so that this file alone says whether a split changed:
+
+| key | type | shape | what |
+| --- | --- | --- | --- |
+| task | str | () | "super_resolution", "low_light" or "restoration" |
+| names | str | [N] | file names |
+| scale | int64 | () | target pixels for one input pixel, along a side |
+| sizes | int64 | [N, 2] | input height and width |
+| shown | int64 | [N] | which target is each picture's; absent: each has its own (SID's inputs share theirs) |
+| ratio | float32 | [N] | low light with a fixed exposure: the exposure ratio |
+| exposures | float64 | [2, 2] | synthetic low light: lowest and highest exposure ratio, lowest and highest λ_shot |
+| noise | float64 | () | restoration of noise made here: σ in 8-bit levels |
+| seed | int64 | () | with `noise`: what a whole picture's noise is drawn from, with its name |
+
+What is large is a file KEY.npy each:
+
+| key | type | shape | what |
+| --- | --- | --- | --- |
+| high | uint8, or uint16 of raw | [Σ scale²·h·w, 3] | the targets, sRGB |
+| low | uint8 | [Σ h·w, 3] | super-resolution, paired restoration: the inputs, sRGB |
+| raw | int16 | [Σ 4·h·w] | low light with a fixed exposure: dark samples, packed [4, h, w] a picture |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, replacing, write_json
+
+Prepared = dict[str, np.ndarray]
+
+INDEX = "index.json"
+SMALL = {
+    "task": np.str_, "names": np.str_, "scale": np.int64, "sizes": np.int64, "shown": np.int64, "ratio": np.float32,
+    "exposures": np.float64, "noise": np.float64, "seed": np.int64,
+}  # fmt: skip
+LARGE = ("high", "low", "raw")
+
+
+def save_split(folder: Path, split: Prepared, pictures: Iterable[Prepared] = ()) -> None:
+    """Write a split: its arrays, then those that `pictures` gives one picture at a time, behind one another.
+
+    No more than one picture is held in memory. Equal content gives equal bytes; a folder that was not written to its
+    end never has the name. Raises UserError when the folder can't be written or the disk is full, and whatever
+    `pictures` raises.
+    """
+    with replacing(folder) as temporary:
+        small: dict[str, list] = {key: [split[key]] for key in SMALL if key in split}
+        files: dict[str, _Array] = {}
+        whole = {key: split[key] for key in LARGE if key in split}
+        for piece in itertools.chain([whole], pictures):
+            _append(temporary, files, small, piece)
+        content = {key: file.close() for key, file in sorted(files.items())}
+        values = {key: _joined(parts).tolist() for key, parts in small.items()}
+        write_json(temporary / INDEX, values | {"content": content})
+
+
+def _append(folder: Path, files: dict[str, _Array], small: dict[str, list], piece: Prepared) -> None:
+    for key, value in piece.items():
+        if key in SMALL:
+            small.setdefault(key, []).append(value)
+            continue
+        if key not in files:
+            files[key] = _Array(folder / f"{key}.npy", value)
+        files[key].append(value)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def gathered(split: Prepared, pictures: Iterable[Prepared]) -> Prepared:
+    """The same split in memory."""
+    parts: dict[str, list] = {}
+    for piece in pictures:
+        for key, value in piece.items():
+            parts.setdefault(key, []).append(value)
+    return split | {key: np.concatenate(values) for key, values in parts.items()}
+
+
+class _Array:
+    """An .npy file that grows at its end. (A writable memory-map would die of a full disk, instead of saying so.)"""
+
+    def __init__(self, path: Path, like: np.ndarray) -> None:
+        self.file = open(path, "w+b")  # noqa: SIM115
+        self.descr, self.rest, self.rows = np.lib.format.dtype_to_descr(like.dtype), like.shape[1:], 0
+        self._header()
+        self.start = self.file.tell()
+
+    def _header(self) -> None:
+        shape = (self.rows, *self.rest)
+        header = {"descr": self.descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)  # padded, so that a longer shape takes no more bytes
+
+    def append(self, rows: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def close(self) -> str:
+        """Write the final shape; the file's SHA-256."""
+        self.file.seek(0)
+        self._header()
+        if self.file.tell() != self.start:
+            raise RuntimeError(f"{self.file.name}: its header outgrew its place")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.seek(0)
+        checksum = hashlib.file_digest(self.file, "sha256").hexdigest()
+        self.file.close()
+        return checksum
+
+
+def load_split(folder: Path) -> Prepared:
+    """What `save_split` wrote, the large arrays memory-mapped. UserError, naming the file, when one isn't whole."""
+    index = folder / INDEX
+    values = read_json(index)
+    if not isinstance(values, dict) or not isinstance(values.get("content"), dict):
+        raise UserError(f"{index}: isn't the index of a prepared split; the prepare stage writes it anew")
+    try:
+        split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{index}: cannot be read as a prepared split ({error}); prepare writes it anew") from error
+    for key in LARGE:
+        if key in values["content"]:
+            split[key] = _mapped(folder / f"{key}.npy")
+    missing = {"task", "names", "scale", "sizes", "high"} - split.keys()
+    if str(split.get("task")) == "low_light" and not {"exposures", "raw"} & split.keys():
+        missing |= {"exposures"}
+    if missing:
+        raise UserError(f"{folder}: lacks {', '.join(sorted(missing))}; the prepare stage writes it anew")
+    return split
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as a prepared split ({error}); prepare writes it anew") from error
+
+
+def bytes_of(split: Prepared) -> int:
+    """What the large arrays take, in bytes."""
+    return sum(split[key].nbytes for key in LARGE if key in split)

@@ -1,0 +1,296 @@
+"""Folders as people have them: what is found, what is missing or broken, and what is made of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from raw_files import write_dng, write_sid
+from skimage import data
+
+from pipeline import config
+from pipeline.data import layouts
+from pipeline.data.degradations import bicubic_downscale
+from pipeline.data.layouts import Found
+from pipeline.data.patches import load_images
+from pipeline.data.photographs import load_image
+from pipeline.data.splits import make
+from pipeline.data.storage import gathered
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+TASKS = {  # networks that params.yaml doesn't have
+    "clean": {"factory": "edsr", "args": {"scale": 1, "blocks": 1, "channels": 4}, "task": "restoration", "scale": 1},
+}
+
+
+def params_of(network: str, section: dict[str, Any]) -> dict[str, Any]:
+    """The shipped parameters with one network alone, trained on small patches."""
+    values = copy.deepcopy(GOOD)
+    values["run"]["networks"], values["prepare"] = [network], {network: section}
+    values["networks"] |= TASKS
+    for part in (values["train"], values["analyze"], values["prune"]["networks"], values["finetune"]):
+        part[network] = part.get(network) or part["edsr"]
+    values["train"][network] = values["train"][network] | {"patch": 8}
+    return values
+
+
+def look(at: Path, network: str, **section: Any) -> Found:
+    path = at / "params.yaml"
+    path.write_text(yaml.safe_dump(params_of(network, section)))
+    return layouts.find(config.read(path), network)
+
+
+def named(found: Found) -> dict[str, list[str]]:
+    return {key: [source.name for source in part.sources] for key, part in found.parts.items()}
+
+
+def crop(number: int, height: int = 64, width: int = 48) -> np.ndarray:
+    """A window of a photograph, another for each number."""
+    return np.ascontiguousarray(data.astronaut()[8 * number : 8 * number + height, 100 : 100 + width])
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_div2k(folder: Path, small: bool = True) -> Path:
+    """DIV2K's tree in miniature: images 1 to 3, 801 and 811, small ones at ×2 if asked for."""
+    for k, number in enumerate((1, 2, 3, 801, 811)):
+        part, pixels = "train" if number <= 800 else "valid", crop(k)
+        save(folder / f"DIV2K_{part}_HR" / f"{number:04d}.png", pixels)
+        if small:
+            path = folder / f"DIV2K_{part}_LR_bicubic" / "X2" / f"{number:04d}x2.png"
+            save(path, 255 - bicubic_downscale(pixels, 2))  # inverted: seen to be read, and not made
+    return folder
+
+
+RANGES = {"train": [1, 3], "validation": [801, 801], "test": [811, 811]}
+
+
+def test_photographs_of_every_format_and_depth_make_a_split(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for k, suffix in enumerate(("png", "jpg", "tif", "bmp", "webp")):
+        save(photos / f"{'abcde'[k]}.{suffix}", crop(k))
+    grey16 = (crop(6)[..., 0].astype(np.uint16) * 257).astype(np.uint16)
+    save(photos / "f.png", grey16)
+    save(photos / "g.png", np.dstack([crop(7), np.full((64, 48), 255, np.uint8)]))
+    found = look(tmp_path, "edsr", layout="photographs", folder=str(photos))
+    assert not found.faults
+    assert sorted(name for names in named(found).values() for name in names) == sorted(p.name for p in photos.iterdir())
+    for part in found.parts.values():
+        images = load_images(gathered(*make(part.sources, part.making)), "cpu")
+        for i, source in enumerate(part.sources):
+            target = images.pair(i)[1][0].permute(1, 2, 0).mul(255).round().byte().numpy()
+            assert np.array_equal(target, load_image(source.target))
+
+
+def test_pairs_are_of_one_stem_whatever_their_suffixes(tmp_path: Path) -> None:
+    for k, name in enumerate("abcd"):
+        save(tmp_path / "set" / "targets" / f"{name}.png", crop(k))
+        save(tmp_path / "set" / "inputs" / f"{name}.bmp", 255 - crop(k))
+    (tmp_path / "set" / "splits.json").write_text(
+        json.dumps({"train": ["a.png", "c.png"], "validation": ["b.png"], "test": ["d.png"]})
+    )
+    found = look(tmp_path, "clean", layout="paired", folder=str(tmp_path / "set"))
+    assert (found.faults, named(found)["train"]) == ([], ["a.png", "c.png"])
+    assert found.parts["train"].inputs == "inputs read"
+    part = found.parts["train"]
+    images = load_images(gathered(*make(part.sources, part.making)), "cpu")
+    for given, target in (images.pair(1), images.batch(0, 0, 4, 8)):
+        assert given.shape == target.shape
+        assert np.allclose(given.numpy(), 1 - target.numpy(), atol=1e-6)
+
+
+def test_faults_of_pairs_are_all_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for k, name in enumerate("abcd"):
+        save(folder / "targets" / f"{name}.png", crop(k))
+        save(folder / "inputs" / f"{name}.png", bicubic_downscale(crop(k), 2))
+    save(folder / "inputs" / "b.png", crop(1)[:20, :20])
+    save(folder / "inputs" / "e.png", crop(4))
+    (folder / "inputs" / "c.png").unlink()
+    (folder / "inputs" / "d.png").write_bytes(b"no picture")
+    save(folder / "inputs" / "a.bmp", crop(0))
+    found = look(tmp_path, "edsr", layout="paired", folder=str(folder))
+    text = "\n".join(found.faults)
+    assert len(found.faults) == 5, text
+    assert "has the same stem" in text
+    assert f"{folder}/targets/c.png: has no partner of the same name in {folder}/inputs" in text
+    assert f"{folder}/inputs/e.png: has no partner of the same name in {folder}/targets" in text
+    assert "inputs/b.png: the input has 20×20 pixels, but its target b.png with scale 2 needs 24×32" in text
+    assert "inputs/d.png: cannot be read as an image" in text
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_div2k_is_read_as_it_unpacks_and_small_images_made_where_there_are_none(tmp_path: Path, small: bool) -> None:
+    folder = write_div2k(tmp_path / "DIV2K", small)
+    found = look(tmp_path, "edsr", layout="div2k", folder=str(folder), **RANGES)
+    assert found.faults == []
+    assert named(found) == {
+        "train": ["0001.png", "0002.png", "0003.png"],
+        "validation": ["0801.png"],
+        "test": ["0811.png"],
+    }
+    part = found.parts["train"]
+    assert part.inputs == ("inputs read" if small else "inputs made here: bicubic, 1/2 of each side")
+    given = load_images(gathered(*make(part.sources, part.making)), "cpu").pair(1)[0][0].permute(1, 2, 0) * 255
+    expected = bicubic_downscale(crop(1), 2)
+    assert np.array_equal(given.round().byte().numpy(), 255 - expected if small else expected)
+
+
+def test_div2ks_small_images_serve_super_resolution_alone(tmp_path: Path) -> None:
+    folder = str(write_div2k(tmp_path / "DIV2K"))
+    for network, more in (("clean", {"noise": 15.0}), ("sid", {"ratio": [100.0, 100.0]})):
+        found = look(tmp_path, network, layout="div2k", folder=folder, **RANGES, **more)
+        assert found.faults == []
+        assert all(source.given is None for part in found.parts.values() for source in part.sources)
+        assert "made here" in found.parts["train"].inputs
+
+
+def test_what_div2k_lacks_is_named_with_where_it_comes_from(tmp_path: Path) -> None:
+    folder = write_div2k(tmp_path / "DIV2K")
+    (folder / "DIV2K_train_HR" / "0002.png").unlink()
+    (folder / "DIV2K_train_LR_bicubic" / "X2" / "0003x2.png").unlink()
+    shutil.rmtree(folder / "DIV2K_valid_HR")
+    found = look(tmp_path, "edsr", layout="div2k", folder=str(folder), **RANGES)
+    assert found.faults == [
+        f"{folder}/DIV2K_train_HR/0002.png: there is no such file; DIV2K has it",
+        f"{folder}/DIV2K_train_LR_bicubic/X2/0003x2.png: there is no such file; DIV2K has it",
+        f"{folder}/DIV2K_valid_HR: there is no such folder; it comes from https://data.vision.ee.ethz.ch/cvl/DIV2K/",
+    ]
+    assert named(found)["train"] == ["0001.png"]
+    absent = look(tmp_path, "edsr", layout="div2k", folder=str(tmp_path / "none"))
+    assert absent.faults == [
+        f"{tmp_path}/none: there is no such folder; it comes from https://data.vision.ee.ethz.ch/cvl/DIV2K/"
+    ]
+
+
+def test_sid_is_read_as_it_unpacks(tmp_path: Path) -> None:
+    folder = write_sid(tmp_path / "SID")
+    found = look(tmp_path, "sid", layout="sid", folder=str(folder))
+    assert found.faults == []
+    assert named(found) == {
+        "train": ["00001_00_0.04s.ARW", "00001_00_0.1s.ARW"],
+        "validation": ["20001_00_0.033s.ARW"],
+        "test": ["10001_00_0.1s.ARW"],
+    }
+    assert [source.ratio for source in found.parts["train"].sources] == pytest.approx([250, 100])
+    part = found.parts["test"]
+    split = gathered(*make(part.sources, part.making))
+    assert part.bytes == sum(split[key].nbytes for key in ("high", "raw"))
+    images = load_images(split, "cpu")
+    given, target = images.pair(0)
+    assert (given.shape, target.shape) == ((1, 4, 24, 24), (1, 3, 48, 48))
+    assert images.ratio.tolist() == [300]
+    darkest, brightest = given.mean(dim=1).flatten().argmin(), given.mean(dim=1).flatten().argmax()
+    seen = target.mean(dim=1)[:, ::2, ::2].flatten()
+    assert seen[darkest] < seen[brightest]  # of one scene
+    assert images.batch(0, 0, 2, 8)[0].shape == (2, 4, 8, 8)
+
+
+def test_what_sid_lacks_and_what_is_broken_is_named(tmp_path: Path) -> None:
+    folder = write_sid(tmp_path / "SID")
+    (folder / "Sony/short/00001_00_0.1s.ARW").unlink()
+    (folder / "Sony/long/20001_00_10s.ARW").write_bytes(b"no raw file")
+    (folder / "Sony_test_list.txt").unlink()
+    found = look(tmp_path, "sid", layout="sid", folder=str(folder))
+    text = "\n".join(found.faults)
+    assert len(found.faults) == 3, text
+    assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; a list names it" in text
+    assert f"{folder}/Sony/long/20001_00_10s.ARW: cannot be read as a raw file" in text
+    assert f"{folder}/Sony_test_list.txt: cannot be read as a list of raw files (No such file" in text
+    shutil.rmtree(folder / "Sony")
+    text = "\n".join(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults)
+    assert f"{folder}/Sony/short: there is no such folder; it comes from https://github.com/cchen156/" in text
+
+
+def test_a_broken_long_exposure_is_named_once(tmp_path: Path) -> None:
+    folder = write_sid(tmp_path / "SID")
+    (folder / "Sony/long/00001_00_10s.ARW").write_bytes(b"no raw file")
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+
+
+def test_test_sets_are_found_by_name_and_their_faults_too(tmp_path: Path) -> None:
+    for k, name in enumerate(("baby", "bird")):
+        save(tmp_path / "Set5" / f"{name}.png", crop(k, 45, 47))
+    save(tmp_path / "Set14" / "tiny.png", crop(0, 20, 20))
+    sets = {"Set5": str(tmp_path / "Set5"), "Set14": str(tmp_path / "Set14"), "B100": str(tmp_path / "none")}
+    found = look(tmp_path, "edsr", layout="photographs", folder=str(ROOT / "data/photos"), test_sets=sets)
+    assert named(found)["sets/Set5"] == ["baby.png", "bird.png"]
+    assert found.parts["sets/Set5"].sizes == [(22, 23)] * 2
+    assert len(found.faults) == 2
+    assert found.faults[0].startswith(f"test_sets.B100: {tmp_path}/none: there is no such folder")
+    assert (
+        "Set14/tiny.png: the picture has 20×20 pixels (all usable), but each side needs at least 24" in found.faults[1]
+    )
+
+
+def prepare(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    for name in ("pipeline", "stages"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    words = (sys.executable, "-m", "stages.prepare", *words)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:
+    write_div2k(tmp_path / "DIV2K")
+    (tmp_path / "DIV2K/DIV2K_train_HR/0002.png").write_bytes(b"broken")
+    (tmp_path / "DIV2K/DIV2K_valid_HR/0811.png").unlink()
+    section = {"layout": "div2k", "folder": "DIV2K", **RANGES}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params_of("edsr", section)))
+    began = time.monotonic()
+    done = prepare(tmp_path, "--check")
+    assert time.monotonic() - began < 60
+    assert done.returncode == 2
+    assert "train: 2 images, 48×64 pixels; inputs read" in done.stdout
+    assert "test: no image that can be used" in done.stdout
+    assert "missing or broken: DIV2K/DIV2K_valid_HR/0811.png: there is no such file" in done.stdout
+    assert "missing or broken: DIV2K/DIV2K_train_HR/0002.png: cannot be read as an image" in done.stdout
+    assert "official archives: https://data.vision.ee.ethz.ch/cvl/DIV2K/" in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    real = prepare(tmp_path, "edsr")
+    assert real.returncode == 2
+    assert "DIV2K/DIV2K_valid_HR/0811.png: there is no such file; DIV2K has it (1 more: python -m" in real.stderr
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+    for path in ("DIV2K/DIV2K_train_HR/0002.png", "DIV2K/DIV2K_valid_HR/0811.png"):
+        save(tmp_path / path, crop(4))
+    shutil.rmtree(tmp_path / "results")
+    done = prepare(tmp_path, "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "missing" not in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_too_large_for_the_disk_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.prepare import room
+
+    monkeypatch.chdir(tmp_path)
+    room(1000)
+    with pytest.raises(UserError, match=r"results: 1000000000\.0 GB are needed on this disk, which has"):
+        room(10**18)
+
+
+def test_a_raw_file_of_another_camera_is_refused_while_it_is_packed(tmp_path: Path) -> None:
+    folder = write_sid(tmp_path / "SID")
+    write_dng(folder / "Sony/short/00001_00_0.1s.ARW", np.full((48, 48), 600), black=64)
+    part = look(tmp_path, "sid", layout="sid", folder=str(folder)).parts["train"]
+    with pytest.raises(UserError, match=r"00001_00_0\.1s\.ARW: its black level is 64"):
+        gathered(*make(part.sources, part.making))

@@ -1,0 +1,116 @@
+"""Prepared splits as folders: whole or absent, equal bytes for equal content, mapped when they are read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.raw import Exposures
+from pipeline.data.splits import Making, make, photographs
+from pipeline.data.storage import Prepared, gathered, load_split, save_split
+from pipeline.errors import UserError
+
+PHOTOS = [Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
+LOW_LIGHT = Making("low_light", 2, 96, Exposures(), seed=1, fixed=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_streaming_a_picture_at_a_time_writes_the_bytes_of_the_whole_split(tmp_path: Path) -> None:
+    whole = gathered(*make(photographs(PHOTOS), LOW_LIGHT))
+    save_split(tmp_path / "new" / "whole", whole)
+    save_split(tmp_path / "streamed", *make(photographs(PHOTOS), LOW_LIGHT))
+    assert contents(tmp_path / "new" / "whole") == contents(tmp_path / "streamed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "streamed"]  # nothing temporary is left
+    back = load_split(tmp_path / "streamed")
+    assert back.keys() == whole.keys()
+    assert all(np.array_equal(back[key], whole[key]) and back[key].dtype == whole[key].dtype for key in whole)
+    assert all(isinstance(back[key], np.memmap) for key in ("high", "raw"))
+    assert not back["high"].flags.writeable
+
+
+def test_no_more_than_one_picture_is_asked_for_before_it_is_written(tmp_path: Path) -> None:
+    split, pictures = make(photographs(PHOTOS), Making("super_resolution", 2, 96))
+
+    def watched() -> Iterator[Prepared]:
+        for number, piece in enumerate(pictures):
+            (temporary,) = tmp_path.glob(".train.*.tmp")
+            written = sum(path.stat().st_size for path in temporary.glob("*.npy"))
+            assert written >= number * (256 * 256 * 3 + 128 * 128 * 3) - 2 * 2**17  # less two files' buffers
+            yield piece
+
+    save_split(tmp_path / "train", split, watched())
+    assert load_split(tmp_path / "train")["high"].shape == (3 * 256 * 256, 3)
+
+
+def test_the_index_changes_with_a_single_level_of_a_single_pixel(tmp_path: Path) -> None:
+    split = gathered(*make(photographs(PHOTOS[:1]), Making("super_resolution", 2, 96)))
+    save_split(tmp_path / "a", split)
+    changed = split["high"].copy()
+    changed[5, 1] ^= 1
+    save_split(tmp_path / "b", split | {"high": changed})
+    first, second = (json.loads((tmp_path / name / "index.json").read_text()) for name in "ab")
+    assert first["content"]["low"] == second["content"]["low"]
+    assert first["content"]["high"] != second["content"]["high"]
+
+
+def test_a_broken_picture_leaves_the_old_split_whole_and_nothing_beside_it(tmp_path: Path) -> None:
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    before = contents(tmp_path / "train")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(PHOTOS[1].read_bytes()[:-5000])
+    with pytest.raises(UserError, match=r"cut\.jpg: cannot be read as an image"):
+        save_split(tmp_path / "train", *make(photographs([PHOTOS[0], cut]), LOW_LIGHT))
+    assert contents(tmp_path / "train") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jpg", "train"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.data.storage.os.fsync", full)
+    with pytest.raises(UserError, match=r"train can't be written: No space left on device; a writable folder"):
+        save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".train.999999.tmp").mkdir()
+    (tmp_path / ".train.999999.tmp" / "high.npy").write_bytes(b"half")
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize("file", ["high.npy", "index.json"])
+@pytest.mark.parametrize("content", [None, b"", b"text", b"\x93NUMPY cut", b"{}", b'{"content": {}, "sizes": "many"}'])
+def test_a_file_that_is_no_part_of_a_split_is_refused_by_name(tmp_path: Path, file: str, content: bytes | None) -> None:
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    (tmp_path / "train" / file).unlink()
+    if content is not None:
+        (tmp_path / "train" / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"train/{file}") as caught:
+        load_split(tmp_path / "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_array_is_refused_by_name(tmp_path: Path) -> None:
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    path = tmp_path / "train" / "high.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train/high\.npy"):
+        load_split(tmp_path / "train")
+
+
+def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) -> None:
+    save_split(tmp_path / "train", {"task": np.array("low_light"), "scale": np.array(2)})
+    with pytest.raises(UserError, match=r"train: lacks exposures, high, names, sizes"):
+        load_split(tmp_path / "train")
