@@ -1,11 +1,13 @@
 """SRResNet: super-resolution by residual blocks with batch norm.
 
 After Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network" (CVPR 2017),
-the generator of figure 4.
+the generator of figure 4, with one change: what it makes is added to the bicubic enlargement, so that a training of
+minutes starts from there.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -29,6 +31,7 @@ class SRResNet(nn.Module):
 
     def __init__(self, scale: int, blocks: int, channels: int) -> None:
         super().__init__()
+        self.scale = scale
         self.head = nn.Sequential(nn.Conv2d(3, channels, 9, padding=4), nn.PReLU(channels))
         self.body = nn.ModuleList(Block(channels) for _ in range(blocks))
         self.body_end = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
@@ -47,7 +50,8 @@ class SRResNet(nn.Module):
         features = first
         for block in self.body:
             features = block(features)
-        return self.tail(self.upsample(first + self.body_end(features)))
+        enlarged = F.interpolate(x, scale_factor=float(self.scale), mode="bicubic")
+        return enlarged + self.tail(self.upsample(first + self.body_end(features)))
 
 
 def build(scale: int = 2, blocks: int = 16, channels: int = 64) -> nn.Module:
