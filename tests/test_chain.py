@@ -48,9 +48,9 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
     params = yaml.safe_load(path.read_text())
     params["precision"] = "fp32"
-    params["networks"]["edsr"]["args"] |= {"blocks": 2, "channels": 8}
-    params["networks"]["sid"]["args"] = {"base": 4}
-    for network in ("edsr", "sid"):
+    small = {"edsr": {"blocks": 2, "channels": 8}, "sid": {"base": 4}}
+    for network in params["networks"]:
+        params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
         params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
         params["prune"]["networks"][network] |= {"train_steps": 1, "retrain_steps": 2, "psnr_loan": 50, "ssim_loan": 1}
         params["finetune"][network]["steps"] = 2
@@ -58,6 +58,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     params["prune"] |= {"max_iterations": 2, "patience": 1}
     params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
     params["evaluate"]["bootstrap"] = 200
+    params["latency"] = {"sides": [32], "repeats": 1}
     for key, value in changes.items():
         section = params
         *above, last = key.split("__")
@@ -69,7 +70,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
 
 def checkout(folder: Path, params: dict[str, Any]) -> Path:
     """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
-    for name in ("pipeline", "stages", ".dvc"):
+    for name in ("pipeline", "stages", "examples", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
@@ -458,7 +459,7 @@ prune.prune(params, "edsr", "D")
 EVERY_STAGE = """
 import stages
 from pipeline import config
-from stages import analyze, control, evaluate, finetune, prepare, prune, report, train
+from stages import analyze, control, evaluate, finetune, latency, prepare, prune, report, train
 params = config.read()
 for network in params.run.networks:
     for stage in (prepare.prepare, train.train, analyze.analyze, control.control):
@@ -467,6 +468,7 @@ for network in params.run.networks:
         prune.prune(params, network, method)
         finetune.finetune(params, network, method)
     evaluate.evaluate(params, network)
+    latency.latency(params, network)
 report.report(params)
 """
 
@@ -474,12 +476,14 @@ report.report(params)
 @pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
 def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
     """Two steps on small images, in one process, as 20 starts of Python would take most of the time."""
-    folder = checkout(tmp_path, tiny(ROOT / "presets" / preset, run__methods=["D"]))
+    params = tiny(ROOT / "presets" / preset, run__methods=["D"])
+    folder = checkout(tmp_path, params)
     done = run(folder, sys.executable, "-c", EVERY_STAGE)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = np.genfromtxt(folder / "results/report/table.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
-    assert list(rows["network"]).count("edsr") == list(rows["network"]).count("sid") == 4
-    assert torch.load(folder / "results/finetune/sid/D/network.pt", weights_only=True)
+    for network in params["run"]["networks"]:
+        assert list(rows["network"]).count(network) == 4
+        assert torch.load(folder / f"results/finetune/{network}/D/network.pt", weights_only=True)
 
 
 def test_every_layout_and_task_runs_to_the_report(tmp_path: Path) -> None:
