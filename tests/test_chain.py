@@ -429,7 +429,7 @@ prune.prune(params, "edsr", "D")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "given.pth instead of training: keys of BasicSR, biases divided by 255" in done.stderr
 
-    images = load_images(folder / "results/prepare/edsr/validation.npz", "cpu")
+    images = load_images(folder / "results/prepare/edsr/validation", "cpu")
     wanted = quality.measure(network, images, quality.border("super_resolution", 2))
     measured = json.loads((folder / "results/train/edsr/metrics.json").read_text())
     assert measured["psnr"] == pytest.approx(wanted.mean_psnr, abs=1e-3)
