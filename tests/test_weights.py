@@ -390,7 +390,7 @@ def check(folder: Path, path: Path, factory: str = "edsr") -> subprocess.Complet
     for name in ("pipeline", "stages", "data"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    words = [sys.executable, "-m", "stages.check", "--networks"]
+    words = [sys.executable, "-m", "stages.check"]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
