@@ -6,7 +6,6 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import topologies
 import torch
@@ -16,8 +15,9 @@ from torch import nn
 
 from pipeline import checkpoint, config, cost
 from pipeline.coupling import find_groups, kept_indices, remove
-from pipeline.data.degradations import prepare_super_resolution
 from pipeline.data.patches import load_images
+from pipeline.data.splits import Making, make, photographs
+from pipeline.data.storage import gathered
 from pipeline.networks import build
 from pipeline.pruning import Job
 
@@ -88,16 +88,13 @@ def test_a_fresh_denoisers_blocks_are_the_identity() -> None:
 
 
 def job_of(job: Job, factory: str, args: dict, pictures: dict[str, list[Path]]) -> Job:
-    """The fixtures' job for an example: super-resolution as it is, or the same pictures with noise at scale 1."""
-    network = config.Network(factory=factory, args=args, task="super_resolution", scale=args.get("scale", 1))
-    if network.scale == 2:
-        return replace(job, network=network)
-    rng, made = np.random.default_rng(0), {}
+    """The fixtures' job for an example: super-resolution as it is, or the same pictures with noise to take away."""
+    if args.get("scale", 1) == 2:
+        return replace(job, network=config.Network(factory=factory, args=args, task="super_resolution", scale=2))
+    network, made = config.Network(factory=factory, args=args, task="restoration", scale=1), {}
     for split, paths in pictures.items():
-        prepared = prepare_super_resolution(paths, 1, 24)
-        noise = rng.normal(0, 25, prepared["low"].shape)
-        prepared["low"] = (prepared["low"] + noise).round().clip(0, 255).astype(np.uint8)
-        made[split] = load_images(prepared, "cpu")
+        making = Making("restoration", scale=1, minimum=24, noise=25.0, fixed=split == "validation")
+        made[split] = load_images(gathered(*make(photographs(paths), making)), "cpu")
     return replace(job, network=network, **made)
 
 
