@@ -45,7 +45,7 @@ search: setup
 	@python -m stages.search $(ARGS)
 
 test: setup lint
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .

@@ -166,17 +166,25 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         module.out_features, module.in_features = module.weight.shape
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file's checked contents, as a dictionary with the keys of _KEYS."""
+def plain(path: Path) -> Any:
+    """What torch.save wrote to the file, on the CPU, if it is plain tensors and numbers; UserError names the file."""
     try:
         packed = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
-            content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common class for what a damaged or foreign file raises
-        raise UserError(f"{path} is not a checkpoint: it is damaged or holds more than plain tensors") from error
+            return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    except Exception:  # torch names no common class for what a damaged or foreign file raises
+        raise UserError(
+            f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
+            "never loaded since they could run code; torch.save(network.state_dict(), FILE) writes one that is"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's checked contents, as a dictionary with the keys of _KEYS."""
+    content = plain(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
     for key, kind in _KEYS.items():

@@ -15,10 +15,8 @@ or under one of HOLDERS, or is a checkpoint of this project with nothing removed
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,18 +86,7 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
 
 def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's state_dict: names and dense tensors on the CPU."""
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
-            content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    except Exception:  # torch names no common class for what a damaged or foreign file raises
-        raise UserError(
-            f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
-            "never loaded since they could run code; torch.save(network.state_dict(), FILE) writes one that is"
-        ) from None
+    content = checkpoint.plain(path)
     if isinstance(content, dict) and {"format", "kept"} <= content.keys():
         whole, meta = checkpoint.load(path, factory)
         state = whole.state_dict()

@@ -244,4 +244,7 @@ def test_a_program_with_torch_and_a_few_copied_files_loads_a_pruned_network(
     used = ["checkpoint", "errors", "files", "networks", f"networks.{name}"]
     assert modules.split() == [f"pipeline.{module}" for module in used]
     network, _ = checkpoint.load(path)
-    assert torch.equal(torch.load(tmp_path / "output.pt"), network(torch.ones(1, networks.input_channels(name), 9, 12)))
+    image = torch.ones(1, networks.input_channels(name), 9, 12)
+    torch.testing.assert_close(
+        torch.load(tmp_path / "output.pt"), network(image)
+    )  # threads may differ, so last bits may

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from payload import Payload
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -321,16 +321,6 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     theirs.conv_last.bias.data[1] = float("nan")
     text = refusal(published(theirs, tmp_path / "nan.pt"), build("edsr", {"blocks": 1, "channels": 4}), "edsr")
     assert "conv_last.bias must be finite" in text
-
-
-class Payload:
-    """Pickles as a call that creates a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
