@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.faults import checked, floats
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
@@ -364,61 +365,16 @@ class Params(Section):
     def rules(self, method: str) -> Rules:
         """The numbers for one method: those of `prune`, with the method's overrides."""
         common = {key: getattr(self.prune, key) for key in Rules.model_fields}
-        return _checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
+        return checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
 
 
 def checked_rules(numbers: Rules, values: dict[str, float]) -> Rules:
     """The numbers with some of them changed; UserError when one isn't allowed."""
-    return _checked(Rules, numbers.model_dump() | values, "prune")
+    return checked(Rules, numbers.model_dump() | values, "prune")
 
 
 def _listed(names: Any) -> str:
     return ", ".join(repr(name) for name in names) or "nothing"
-
-
-def _checked(model: type[Section], values: Any, where: str) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_sentence(model, error, where)) from None
-
-
-def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    """The first fault as one sentence: where, what, what is allowed."""
-    fault = error.errors()[0]
-    path = ".".join(str(part) for part in fault["loc"])
-    name = f"{where}: {path}" if path else where
-    more = len(error.errors()) - 1
-    tail = f" ({more} more fault{'s' if more > 1 else ''} after this one)" if more else ""
-    if fault["type"] == "extra_forbidden":
-        owner = _model_at(model, fault["loc"][:-1])
-        allowed = f"; allowed here: {', '.join(owner.model_fields)}" if owner else ""
-        return f"{name} is an unknown key{allowed}{tail}"
-    if fault["type"] == "missing":
-        return f"{name} is missing{tail}"
-    if fault["type"] == "value_error":
-        return f"{name}: {fault['ctx']['error']}{tail}"
-    if fault["type"] in ("model_type", "dict_type"):
-        message = "should be a section of keys"
-    elif fault["type"] == "tuple_type":
-        message = "should be a list"
-    else:
-        message = re.sub("(Input|Tuple|String) should", "should", fault["msg"])
-        message = message.partition(" after validation")[0]
-    return f"{name} is {fault['input']!r} but {message}{tail}"
-
-
-def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The model that a path of keys leads to; dictionaries count as their values."""
-    for part in path:
-        field = model.model_fields.get(str(part)) if model else None
-        if field is None:
-            continue  # a key of a dictionary: the values' model was already entered
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if model is None:
-            return None
-    return model
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
@@ -434,25 +390,11 @@ def read(path: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{path} isn't YAML{place}: {' '.join(reason.split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
-    params = _checked(Params, _floats(values), str(path))
+    params = checked(Params, floats(values), str(path))
     for method in params.prune.methods:
         params.rules(method)
     for key, wanted in params.search.space.items():
         for end in (wanted.low, wanted.high):
             changed = {key: int(end) if whole_number(key) else end}
-            _checked(Rules, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
+            checked(Rules, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
     return params
-
-
-def _floats(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text, since it has no dot; take such text for the number that was meant."""
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower() and value.lstrip("+-")[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import digest
-from stages.common import RESULTS, given_weights, writable
+from stages.command import writable
+from stages.common import RESULTS, given_weights
 
 
 def main() -> None:

@@ -1,66 +1,20 @@
-"""What every stage file shares: its command line, its parameters, its scratch folder, and how it ends."""
+"""What stage files share: the folders of results and of what is unfinished, and the parameters in other shapes."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import digest, write_bytes
+from pipeline.files import digest
 
 if TYPE_CHECKING:
     from torch import nn
 
 RESULTS = Path("results")
 SCRATCH = Path(".scratch")
-
-
-def main(stage: Callable[..., None], *arguments: str) -> None:
-    """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on."""
-    parser = argparse.ArgumentParser(prog=f"python -m {stage.__module__}", description=stage.__doc__)
-    for argument in arguments:
-        parser.add_argument(argument, help=f"a {argument} of params.yaml")
-    given = vars(parser.parse_args())
-    name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
-    with guarded(name):
-        params = config.read()
-        for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
-            if key in given and given[key] not in allowed:
-                raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
-        writable(RESULTS)
-        stage(params, *given.values())
-
-
-@contextmanager
-def guarded(name: str) -> Iterator[None]:
-    """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
-    try:
-        yield
-    except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        reason = f"{error.strerror or error}; free space and writable folders are needed"
-        print(f"{name}: error: {place}{reason}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
-        sys.exit(130)
-
-
-def writable(folder: Path) -> None:
-    """Find out before any training that results can be written."""
-    probe = folder / f".probe-{os.getpid()}"
-    write_bytes(probe, b"probe")
-    probe.unlink()
 
 
 def scratch(stage: str, params: config.Params, *key: Any) -> Path:

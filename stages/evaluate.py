@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json, write_text
-from stages.common import RESULTS, main
+from stages.command import main
+from stages.common import RESULTS
 
 
 def evaluate(params: config.Params, network: str) -> None:

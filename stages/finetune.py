@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json
-from stages.common import RESULTS, finished, flat, images_of, main, scratch
+from stages.command import main
+from stages.common import RESULTS, finished, flat, images_of, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:

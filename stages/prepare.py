@@ -9,7 +9,8 @@ from pipeline import config
 from pipeline.data import layouts, splits, storage
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from stages.common import RESULTS, guarded, main
+from stages.command import guarded, main
+from stages.common import RESULTS
 
 SHOWN = 50  # faults of one network that --check prints; SID has thousands of files
 
@@ -48,7 +49,7 @@ def check() -> None:
         found = layouts.find(params, network)
         print(f"{network}: {wanted.task} ×{wanted.scale}, layout {section.layout}, {section.folder}")
         for name, part in found.parts.items():
-            print(f"  {name}: {summary(part)}")
+            print(f"  {name}: {layouts.summary(part)}")
             total += part.bytes
         for fault in found.faults[:SHOWN]:
             print(f"  missing or broken: {fault}")
@@ -61,21 +62,6 @@ def check() -> None:
     if faulty:
         raise UserError("something is missing or broken, as listed above")
     room(total)
-
-
-def summary(part: layouts.Part) -> str:
-    """How many images, how large, and what their inputs are."""
-    if not part.sources:
-        return "no image that can be used"
-    low, high = ("×".join(str(side * part.making.scale) for side in reversed(size)) for size in spread(part.sizes))
-    sizes = low if low == high else f"{low} to {high}"
-    return f"{len(part.sources)} image{'s' * (len(part.sources) > 1)}, {sizes} pixels; {part.inputs}"
-
-
-def spread(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The smallest and the largest by area."""
-    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
-    return ordered[0], ordered[-1]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from pipeline import config, tracking
 from pipeline.files import read_json, write_json, write_text
-from stages.common import RESULTS, finished, flat, images_of, main, scratch
+from stages.command import main
+from stages.common import RESULTS, finished, flat, images_of, scratch
 
 CROP = 96  # pixels; side of the picture that the UI shows by iteration
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline import config, tracking
 from pipeline.files import read_json
-from stages.common import RESULTS, main
+from stages.command import main
+from stages.common import RESULTS
 
 
 def report(params: config.Params) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline import config, quality, tracking
 from pipeline.errors import UserError
 from pipeline.files import digest, write_json, write_text
-from stages.common import RESULTS, finished, flat, given_weights, images_of, main, scratch
+from stages.command import main
+from stages.common import RESULTS, finished, flat, given_weights, images_of, scratch
 
 
 def train(params: config.Params, network: str) -> None:

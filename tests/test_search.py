@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.job import Job
 from pipeline.progress import Silent
 from pipeline.trial import CannotWinError, Outcome, Problem, Report, Values, least_share, measure
-from stages.search import apply
+from stages.study.winner import apply
 
 ROOT = Path(__file__).parents[1]
 SPACE = {"x": FloatDistribution(0, 1)}

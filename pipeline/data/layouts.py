@@ -201,3 +201,18 @@ def _sid(folder: Path, found: Found) -> dict[str, list[Source]]:
             found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
     found.faults += [f"{path}: there is no such file; a list names it" for path in absent if path.parent.is_dir()]
     return splits
+
+
+def summary(part: Part) -> str:
+    """How many images, how large, and what their inputs are."""
+    if not part.sources:
+        return "no image that can be used"
+    low, high = ("×".join(str(side * part.making.scale) for side in reversed(size)) for size in _spread(part.sizes))
+    sizes = low if low == high else f"{low} to {high}"
+    return f"{len(part.sources)} image{'s' * (len(part.sources) > 1)}, {sizes} pixels; {part.inputs}"
+
+
+def _spread(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The smallest and the largest by area."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    return ordered[0], ordered[-1]
