@@ -2,16 +2,15 @@
 
     python benchmarks/search.py
 
-The problem is real and cheap: an EDSR with 2 blocks of 8 channels, trained here for a minute on the photographs, pruned
+The problem is real and cheap: an EDSR with 3 blocks of 12 channels, trained here for a minute on the photographs, pruned
 by method D in trials of a few seconds. Both samplers begin with the default parameters and get as many trials. The
-second table shows what storage and sampling cost a trial, and what several workers gain where trials only sleep.
+last line says what storage and sampling cost a trial.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +36,6 @@ from pipeline.trial import Outcome, Problem, Report, Values, measure
 ROOT = Path(__file__).parents[1]
 SEEDS, TRIALS = 4, 14
 ALLOWED = 0.1  # dB; so small a network has nothing to spare, and trials of seconds pay nothing back
-SLEEPING, SECONDS = 12, 1.0
 
 
 def problem(folder: Path) -> Problem:
@@ -53,7 +51,7 @@ def problem(folder: Path) -> Problem:
         name: load_images(gathered(*make(sources([paths[x] for x in names]), making)), machine.device)
         for name, names in chosen.items()
     }
-    args = {"scale": 2, "blocks": 2, "channels": 8}
+    args = {"scale": 2, "blocks": 3, "channels": 12}
     recipe = params.train["edsr"].model_copy(update={"steps": 2000, "validate_every": 2000})
     job = Job(
         name="edsr",
@@ -74,7 +72,7 @@ def problem(folder: Path) -> Problem:
     start = job.quality(network)
     return Problem(
         job=job,
-        numbers=params.rules("D").model_copy(update={"max_iterations": 3}),
+        numbers=params.rules("D").model_copy(update={"max_iterations": 4, "max_share": 0.3}),
         active=params.prune.methods["D"].rules,
         recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
         baseline=folder / "network.pt",
@@ -112,22 +110,6 @@ def best_by_trial(given: Problem, folder: Path, seed: int, sampler: str) -> tupl
     return path, inside, around
 
 
-def sleeping(folder: Path, workers: int) -> float:
-    """Seconds that so many workers need for a study of sleeping trials, their start not counted."""
-    words = [sys.executable, str(ROOT / "tests" / "search_worker.py"), f"sqlite:///{folder / f'{workers}.db'}", "study"]
-    log = folder / f"{workers}.log"
-    words += [str(SLEEPING), str(SECONDS), "20", str(log)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    search.open_study(f"sqlite:///{folder / f'{workers}.db'}", "study", {"baseline": "one"})
-    running = [subprocess.Popen(words, env=environment) for _ in range(workers)]
-    while not log.exists():
-        time.sleep(0.05)
-    began = time.monotonic()
-    for process in running:
-        process.wait()
-    return time.monotonic() - began
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -151,10 +133,6 @@ def main() -> None:
             print(f"| {count} | " + " | ".join(cells) + " |")
         trials = SEEDS * TRIALS
         print(f"a trial takes {inside / trials:.1f} s here, sampling and storage {around / trials:.2f} s beside it")
-        alone = sleeping(folder, 1)
-        print(
-            f"{SLEEPING} trials that sleep for {SECONDS:g} s: 4 workers take {sleeping(folder, 4) / alone:.2f} of one's"
-        )
 
 
 if __name__ == "__main__":

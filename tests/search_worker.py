@@ -6,6 +6,7 @@ import sys
 import time
 
 from optuna.distributions import FloatDistribution
+from optuna.samplers import RandomSampler
 
 from pipeline import search
 from pipeline.trial import Outcome, Report
@@ -16,7 +17,7 @@ def outcome(values: dict[str, float]) -> Outcome:
     return Outcome(abs(values["x"] - 0.3), {"psnr_drop": 0.5 - values["x"]}, {"psnr_drop": 0.5 - values["x"]})
 
 
-def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str) -> None:
+def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str, sampler: str = "") -> None:
     def run(number: int, values: dict[str, float], report: Report) -> Outcome:
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"begun {number}\n")
@@ -24,9 +25,10 @@ def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, l
         return outcome(values)
 
     study = search.open_study(storage, name, {"baseline": "one"}, heartbeat)
-    proposals = search.Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9})
+    make = RandomSampler if sampler == "random" else None  # never the same point twice: each trial really sleeps
+    proposals = search.Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9}, make)
     search.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2, grace=3 * heartbeat)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]), *sys.argv[6:])

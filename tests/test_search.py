@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+import postgres
 import pytest
 import yaml
 from optuna.distributions import FloatDistribution
@@ -30,7 +30,6 @@ from stages.study.winner import apply
 ROOT = Path(__file__).parents[1]
 SPACE = {"x": FloatDistribution(0, 1)}
 DROP = ("psnr_drop",)
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
 def new(tmp_path: Path, name: str = "study", seed: int = 1) -> tuple[optuna.Study, search.Proposals]:
@@ -388,36 +387,15 @@ def test_a_killed_workers_trial_is_taken_up_by_another(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """A server of its own on a free port of the loopback, with its data in a temporary folder."""
-    if not POSTGRES:
+def server(tmp_path: Path) -> Iterator[str]:
+    if not postgres.installed():
         pytest.skip("PostgreSQL's server isn't installed: apt-get install postgresql")
-    folder, data = POSTGRES[-1].parent, tmp_path / "data"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    user = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        tmp_path.chmod(0o755)
-        for above in tmp_path.parents[:3]:
-            if os.access(above, os.W_OK) and above != Path("/tmp"):
-                above.chmod(0o755)
-        data.mkdir()
-        shutil.chown(data, "postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/", **user}
-    subprocess.run([folder / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], **quiet)
-    control = [folder / "pg_ctl", "-D", data, "-w"]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-    subprocess.run([*control, "-l", data / "log", "-o", options, "start"], **quiet)
-    try:
-        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    with postgres.served(tmp_path) as storage:
+        yield storage
 
 
-def test_three_workers_on_postgresql_lose_nothing_when_one_is_killed(postgres: str, tmp_path: Path) -> None:
-    kill_one_of_three(postgres, tmp_path)
+def test_three_workers_on_postgresql_lose_nothing_when_one_is_killed(server: str, tmp_path: Path) -> None:
+    kill_one_of_three(server, tmp_path)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
