@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
@@ -32,6 +34,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:  # after the rename there is nothing left to remove
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of this file or folder."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        except PermissionError:  # another user's process lives
+            continue
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,8 +98,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a run that was killed
-            shutil.rmtree(left)
+        _sweep(folder)
         temporary.mkdir()
         yield temporary
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +50,6 @@ def guarded(name: str) -> Iterator[None]:
 
 def writable(folder: Path) -> None:
     """Find out before any training that results can be written."""
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / ".probe"
     write_bytes(probe, b"probe")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another stage may have been faster

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,13 @@ def test_a_digest_stands_for_values_and_for_what_is_in_files(tmp_path: Path) -> 
     assert one != three
     assert one == files.digest({"y": 2, "x": 1}, tmp_path / "a")
     assert one != files.digest({"y": 2, "x": 3}, tmp_path / "a")
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead, living = (tmp_path / f".a.json.{pid}.tmp" for pid in (child.pid, os.getppid()))
+    dead.touch()
+    living.touch()
+    files.write_text(tmp_path / "a.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", living.name}
