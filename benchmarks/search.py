@@ -3,8 +3,8 @@
     python benchmarks/search.py
 
 The problem is real and cheap: an EDSR with 3 blocks of 12 channels, trained here for a minute on the photographs,
-pruned by method D in trials of a few seconds. Both samplers begin with the default parameters and get as many trials. The
-last line says what storage and sampling cost a trial.
+pruned by method D in trials of a few seconds. Both samplers begin with the default parameters and get as many trials.
+The last line says what storage and sampling cost a trial.
 """
 
 from __future__ import annotations
