@@ -72,7 +72,10 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
     if name is not None and name != stored:
         raise UserError(f"{path} holds a checkpoint of '{stored}', but '{name}' is asked for")
     if ":" in stored and name is None:
-        raise UserError(f"{path} holds a network of the factory '{stored}': ask for it by this name to run its code")
+        raise UserError(
+            f"{path} holds a network of the factory '{stored}': ask for it by this name to run its code "
+            "(checkpoint.load(path, NAME); --network NAME on a command line)"
+        )
     state: dict[str, Tensor] = content["state_dict"]
     try:
         with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.faults import checked, floats
+from pipeline.faults import Unambiguous, checked, floats
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
@@ -362,6 +362,16 @@ class Params(Section):
                 raise ValueError(f"search.{key} is {name!r}; allowed here: {_listed(allowed)}")
         return self
 
+    def require(self, network: str, *keys: str) -> None:
+        """UserError unless a network has its section in each of these keys; all that stages read when none is named."""
+        sections = {
+            "prepare": self.prepare, "train": self.train, "analyze": self.analyze,
+            "prune.networks": self.prune.networks, "finetune": self.finetune,
+        }  # fmt: skip
+        for key in keys or sections:
+            if network not in sections[key]:
+                raise UserError(f"network {network!r} isn't in {key}, which has {', '.join(sections[key])}")
+
     def rules(self, method: str) -> Rules:
         """The numbers for one method: those of `prune`, with the method's overrides."""
         common = {key: getattr(self.prune, key) for key in Rules.model_fields}
@@ -380,17 +390,17 @@ def _listed(names: Any) -> str:
 def read(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file; UserError with one sentence on the first fault."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = floats(yaml.load(path.read_text(encoding="utf-8"), Unambiguous))  # a safe loader
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or an impossible date
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
         raise UserError(f"{path} isn't YAML{place}: {' '.join(reason.split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
-    params = checked(Params, floats(values), str(path))
+    params = checked(Params, values, str(path))
     for method in params.prune.methods:
         params.rules(method)
     for key, wanted in params.search.space.items():

@@ -170,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> str:
+    if arguments.output.is_dir():  # "." and "" are folders too
+        raise UserError(f"--output {arguments.output} is a folder; the name of a file to write is needed")
     network, meta = checkpoint.load(arguments.checkpoint, arguments.network)
     name = str(meta["name"])
     channels = (3, 4) if ":" in name else (input_channels(name),)  # a factory's network may read RGB or packed Bayer

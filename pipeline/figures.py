@@ -173,7 +173,8 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
     from matplotlib.figure import Figure
 
     found = read_json(results / "evaluate" / network / "widths.json")
-    names = list(found["baseline"])
+    with open(results / "analyze" / network / "layers.csv", encoding="utf-8") as file:
+        names = [row["layer"] for row in csv.DictReader(file)]  # in the order of the network
     figure = Figure(figsize=(2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
     for axes, method in zip(panels, methods, strict=True):

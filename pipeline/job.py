@@ -47,34 +47,43 @@ class Job:
 
     def example(self) -> Tensor:
         """The image that the network is traced with: any size gives the same groups, if the network can take it."""
-        side = max(16, min(64, self.recipe.patch))
-        return torch.zeros(1, 4 if self.network.task == "low_light" else 3, side, side)
+        return example(self.network, self.recipe)
 
     def check(self, network: nn.Module) -> None:
-        """UserError unless the network makes of an input what its task asks for."""
-        example, scale = self.example(), self.network.scale
-        wanted = (1, 3, scale * example.shape[2], scale * example.shape[3])
-        try:
-            with torch.no_grad():
-                output = network.eval()(example)
-        except (RuntimeError, TypeError, ValueError) as error:
-            found = f"it fails: {str(error).splitlines()[0]}"
-        else:
-            if isinstance(output, Tensor) and output.shape == wanted and output.dtype == torch.float32:
-                return
-            found = (
-                f"it gives {tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else "it gives no tensor"
-            )
-        raise UserError(
-            f"networks.{self.name}: of an input {tuple(example.shape)} the task {self.network.task} with scale {scale} "
-            f"needs an output {wanted} in torch.float32, but {found}"
-        )
+        check(self.name, self.network, self.example(), network)
 
     def quality(self, network: nn.Module) -> quality.Quality:
         return quality.measure(network, self.validation, self.shave)
 
     def validate(self, network: nn.Module) -> float:
         return quality.measure(network, self.validation, self.shave, with_ssim=False).mean_psnr
+
+
+def example(section: config.Network, recipe: config.Train) -> Tensor:
+    """A black input of the network's task: [1, channels, side, side] in float32."""
+    side = max(16, min(64, recipe.patch))
+    return torch.zeros(1, 4 if section.task == "low_light" else 3, side, side)
+
+
+def check(name: str, section: config.Network, example: Tensor, network: nn.Module) -> None:
+    """UserError unless the network can be trained and makes of an input what its task asks for."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"networks.{name}: the network of {section.factory!r} has no parameter that can be trained")
+    scale = section.scale
+    wanted = (1, 3, scale * example.shape[2], scale * example.shape[3])
+    try:
+        with torch.no_grad():
+            output = network.eval()(example)
+    except (RuntimeError, TypeError, ValueError) as error:
+        found = f"it fails: {str(error).splitlines()[0]}"
+    else:
+        if isinstance(output, Tensor) and output.shape == wanted and output.dtype == torch.float32:
+            return
+        found = f"it gives {tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else "it gives no tensor"
+    raise UserError(
+        f"networks.{name}: of an input {tuple(example.shape)} the task {section.task} with scale {scale} "
+        f"needs an output {wanted} in torch.float32, but {found}"
+    )
 
 
 def load_job(params: config.Params, network: str, results: Path) -> Job:

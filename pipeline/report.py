@@ -35,6 +35,8 @@ def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str
     mine = {row["solution"]: row for row in rows if row["network"] == network}
     best = min(methods, key=lambda method: mine[method]["mac"])
     row = mine[best]
+    if row["mac_percent"] == 100:
+        return f"**{network}: nothing was removed**, as no iteration held; results/prune/{network} says why."
     removed = f"**{network}, method {best}: {100 - row['mac_percent']:.0f}% of the MACs removed**"
     return (
         f"{removed}, BW −{100 - row['bw_percent']:.0f}%; test PSNR {_gain(row['against_baseline'])} against the "
@@ -92,7 +94,9 @@ def draw(results: Path, folder: Path, params: config.Params, rows: list[dict[str
             word = rule.replace(" ", "-")
             file = f"{network}-{word}.png"
             figures.looks(frames / "pictures" / word, at / file, shown, params.report.crop)
-            named[f"Looking closer, {rule}: {name}, {-drop:+.3f} dB against the baseline"] = file
+            said = {"largest loss": "smallest gain"}.get(rule, rule) if drop <= 0 else rule
+            said = {"largest gain": "smallest loss"}.get(rule, said) if drop >= 0 else said
+            named[f"Looking closer, {said}: {name}, {-drop:+.3f} dB against the baseline"] = file
         made[network] = named
     return made
 
@@ -123,9 +127,11 @@ def markdown(
     rows: list[dict[str, Any]],
     latency: dict[str, list[dict[str, Any]]],
     pictures: dict[str, dict[str, str]],
+    whole: dict[str, list[str]],
     table: str,
 ) -> str:
-    """The whole report. `latency`: by network, what was timed; `pictures`: what `draw` made; `table`: the main one."""
+    """The whole report. `latency`: by network, what was timed; `pictures`: what `draw` made; `whole`: what
+    can't be pruned, and why; `table`: the main one."""
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
     parts += [f"> {verdict(rows, methods, network)}\n" for network in params.run.networks]
@@ -135,6 +141,8 @@ def markdown(
         parts += ["## Beside the paper", paper, PAPER_NOTE]
     for network, named in pictures.items():
         parts += [f"## {network}", "### Where the time goes", times(rows, latency[network], network), TIME_NOTE]
+        if whole[network]:
+            parts += ["### What stays whole", *(f"- {sentence}" for sentence in whole[network]), ""]
         for heading, file in named.items():
             parts += [f"### {heading}", f"![{network}: {heading}](pictures/{file})", ""]
     return "\n".join(parts)
@@ -149,7 +157,7 @@ lower than this project's definition.
 
 TIME_NOTE = """\
 MACs removed are not time saved. Medians on this machine, original and pruned run in turns; the time's share is the
-median over rounds; memory is what one run holds at its peak, beyond the network itself.
+median over rounds, the range is the pruned network's; memory is what one run holds at its peak, beyond the network.
 """
 
 
@@ -186,7 +194,8 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
     pictures = draw(results, folder, params, rows)
     latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
-    text = markdown(params, rows, latency, pictures, table)
+    whole = {n: read_json(results / "analyze" / n / "groups.json")["frozen"] for n in params.run.networks}
+    text = markdown(params, rows, latency, pictures, whole, table)
     example = next(file for file in pictures[params.run.networks[0]].values() if "largest" in file)
     write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
     for name, content in {

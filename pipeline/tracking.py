@@ -178,6 +178,7 @@ def _client() -> tuple[MlflowClient, str]:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
+        _create(uri)
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
@@ -187,8 +188,20 @@ def _client() -> tuple[MlflowClient, str]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
             f"the MLflow store {uri} can't be reached: {str(error).splitlines()[0]}; "
-            "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file"
+            "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"
         ) from None
+
+
+def _create(uri: str) -> None:
+    """Make an absent SQLite store under another name and rename it: MLflow can't go on with one half-made."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    new = path.with_name(f".{path.name}.new")
+    for left in path.parent.glob(f"{new.name}*"):  # by a process that was killed; its journal too
+        left.unlink()
+    MlflowClient(f"sqlite:///{new}").search_experiments()
+    os.replace(new, path)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from pipeline import config, tracking
 from pipeline.files import write_json, write_text
 from stages.command import main
@@ -29,6 +31,10 @@ def analyze(params: config.Params, network: str) -> None:
                 "readers": list(group.readers), "mac_per_channel": state.mac, "weights_per_channel": state.weights,
                 "magnitude": {"least": ranked[0], "median": ranked[len(ranked) // 2], "largest": ranked[-1]},
             })  # fmt: skip
+        for sentence in found.frozen:
+            print(f"analyze {network}: {sentence}", file=sys.stderr)
+        if not groups:
+            print(f"analyze {network}: no channel can be removed, so pruning will change nothing", file=sys.stderr)
         folder = RESULTS / "analyze" / network
         write_json(folder / "groups.json", {"groups": groups, "frozen": list(found.frozen)})
         rows = [

@@ -28,18 +28,32 @@ def main() -> None:
             for network in params.run.networks:
                 layouts.faultless(params, network)
             for network in params.run.networks:
+                check_network(params, network)
                 if params.train[network].checkpoint:
                     check_weights(params, network)
         writable(RESULTS)
+        table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
+    except FileNotFoundError as error:
+        print(f"check: error: {error.filename} isn't there; dvc repro makes it", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"check: error: {error}", file=sys.stderr)
         sys.exit(2)
     if given.networks:
         print(*params.run.networks)
     if given.results:
-        print((RESULTS / "report" / "table.md").read_text(encoding="utf-8"))
+        print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
+
+
+def check_network(params: config.Params, network: str) -> None:
+    """UserError when a network can't be built, or doesn't do what its task asks for."""
+    from pipeline import job, networks
+
+    section = params.networks[network]
+    net = networks.build(section.factory, section.args)
+    job.check(network, section, job.example(section, params.train[network]), net)
 
 
 def check_weights(params: config.Params, network: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,18 @@ from stages.common import RESULTS
 
 def main(stage: Callable[..., None], *arguments: str) -> None:
     """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on."""
-    parser = argparse.ArgumentParser(prog=f"python -m {stage.__module__}", description=stage.__doc__)
+    name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
     given = vars(parser.parse_args())
-    name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
     with guarded(name):
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
             if key in given and given[key] not in allowed:
                 raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
+        if "network" in given:
+            params.require(given["network"], *(["prepare"] if name == "prepare" else []))
         writable(RESULTS)
         stage(params, *given.values())
 
@@ -33,6 +36,10 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
 @contextmanager
 def guarded(name: str) -> Iterator[None]:
     """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
+    located = warnings.formatwarning
+    warnings.formatwarning = lambda message, kind, *rest: (
+        f"{name}: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+    )
     try:
         yield
     except UserError as error:

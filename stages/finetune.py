@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config, tracking
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from stages.command import main
 from stages.common import RESULTS, finished, flat, images_of, scratch
@@ -11,13 +12,15 @@ from stages.common import RESULTS, finished, flat, images_of, scratch
 def finetune(params: config.Params, network: str, method: str) -> None:
     """Fine-tune one method's last accepted network until the gate lets it pass."""
     recipe = params.finetune[network]
+    candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
+    if not candidates:
+        raise UserError(f"{RESULTS}/prune/{network}/{method}/networks holds no accepted-*.pt: prune makes them")
     with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
         from pipeline import checkpoint, pruning
         from pipeline.job import load_job
         from pipeline.progress import Progress
 
         job = load_job(params, network, RESULTS)
-        candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
         control = RESULTS / "control" / network
         reference = read_json(control / "curve.json")[0]
         if params.gate.reference == "control":

@@ -343,6 +343,15 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
         ("train", ["vdsr"], lambda p: None, "network 'vdsr' isn't in params.yaml"),
         ("prune", ["edsr", "Z"], lambda p: None, "method 'Z' isn't in params.yaml"),
         ("prepare", ["edsr"], lambda p: p["prepare"]["edsr"].update(folder="empty"), "empty"),
+        (
+            "prepare",
+            ["sid"],
+            lambda p: [p["prepare"].pop("sid"), p["run"].update(networks=["edsr"])],
+            "isn't in prepare",
+        ),
+        ("finetune", ["edsr", "B"], lambda p: None, "holds no accepted-*.pt: prune makes them"),
+        ("check", [], lambda p: p["networks"]["edsr"].update(factory="nomod:x"), "'nomod:x' cannot be imported"),
+        ("check", ["--results"], lambda p: None, "table.md isn't there"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_writes_nothing(

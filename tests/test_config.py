@@ -247,3 +247,22 @@ def test_names_and_overrides_that_would_break_the_comparison_are_refused(
     tmp_path: Path, key: str, value: Any, sentence: str
 ) -> None:
     assert sentence in complaint(changed(tmp_path, key, value))
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 1\nrun: {}\nseed: 2\n")
+    assert complaint(path) == f"{path} isn't YAML at line 3: key 'seed' stands twice"
+
+
+def test_a_section_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: &a [*a]\n")
+    assert f"{path} isn't YAML" in complaint(path)
+
+
+def test_a_network_without_a_section_is_named() -> None:
+    params = config.read(ROOT / "params.yaml")
+    params.require("edsr")
+    with pytest.raises(UserError, match="network 'mine' isn't in prepare, which has edsr, sid"):
+        params.require("mine", "prepare")

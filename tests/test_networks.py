@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import config, job
 from pipeline.errors import UserError
 from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
 from pipeline.networks.edsr import EDSR
@@ -122,7 +123,7 @@ def test_input_channels_and_paper_size_fit_the_network(name: str) -> None:
         ("edsr", {"block": 3}, ["'edsr'", "'block'", "scale, blocks, channels"]),
         ("sid", {"channels": 3}, ["'sid'", "'channels'", "base, upsample_bias"]),
         ("edsr", {"scale": 5}, ["scale", "from 1 to 4", "5"]),
-        ("edsr", {"blocks": 0}, ["blocks", "at least 1", "0"]),
+        ("edsr", {"blocks": 0}, ["blocks", "from 1 to 1024", "0"]),
         ("edsr", {"channels": 8.0}, ["channels", "8.0"]),
         ("sid", {"base": True}, ["base", "True"]),
         ("sid", {"base": "32"}, ["base", "'32'"]),
@@ -168,3 +169,23 @@ def toy_module() -> ModuleType:
     module.network = network  # type: ignore[attr-defined]
     module.number = lambda: 3  # type: ignore[attr-defined]
     return module
+
+
+def test_a_network_that_cant_be_trained_or_answers_otherwise_than_its_task_is_refused() -> None:
+    section = config.Network(factory="toy:build", task="restoration", scale=1)
+    image = torch.zeros(1, 3, 16, 16)
+    job.check("toy", section, image, torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(
+        UserError, match=r"networks\.toy: the network of 'toy:build' has no parameter that can be trained"
+    ):
+        job.check("toy", section, image, torch.nn.Identity())
+    with pytest.raises(UserError, match=r"networks\.toy: .* but it gives \(1, 4, 16, 16\)"):
+        job.check("toy", section, image, torch.nn.Conv2d(3, 4, 1))
+
+
+def test_a_factory_that_ends_the_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ModuleType("toy")
+    toy.build = lambda: sys.exit(3)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy", toy)
+    with pytest.raises(UserError, match="network factory 'toy:build' failed: SystemExit"):
+        build("toy:build", {})

@@ -105,7 +105,7 @@ def faultless(params: config.Params, network: str) -> Found:
     found = find(params, network)
     if found.faults:
         more = len(found.faults) - 1
-        tail = f" ({more} more: python -m stages.prepare --check lists them)" if more else ""
+        tail = f" ({more} more: python -m stages.prepare --check says more)" if more else ""
         raise UserError(f"prepare.{network}: {found.faults[0]}{tail}")
     return found
 
@@ -179,7 +179,11 @@ def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dic
         if not parent.is_dir():
             found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")
         else:
-            found.faults += [f"{parent / name}: there is no such file; DIV2K has it" for name in names]
+            more = f", and {len(names) - 1} more up to {names[-1]}" if len(names) > 1 else ""
+            found.faults.append(
+                f"{parent / names[0]}: there is no such file{more}; DIV2K has it, and "
+                "prepare.NETWORK.train, validation and test say which numbers are wanted"
+            )
     return splits
 
 

@@ -108,7 +108,7 @@ def read_splits(path: Path, names: list[str]) -> dict[str, list[str]]:
     """
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a JSON list of splits ({error})") from error
     if not isinstance(read, dict) or sorted(read) != sorted(SPLITS):
         raise UserError(f"{path}: the keys must be exactly {', '.join(SPLITS)}")
@@ -120,7 +120,10 @@ def read_splits(path: Path, names: list[str]) -> dict[str, list[str]]:
     known = set(names)
     for fault, wrong in (
         ("listed more than once", [name for name, count in counts.items() if count > 1]),
-        ("listed but not in the folder of images", [name for name in counts if name not in known]),
+        (
+            "listed but not in the folder of images, whose names have their suffix",
+            [name for name in counts if name not in known],
+        ),
         ("in the folder of images but in no split", [name for name in names if name not in counts]),
     ):
         if wrong:

@@ -43,7 +43,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         network = factory(**args)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"network factory '{name}' failed: {type(error).__name__}: {error}") from error
     from torch import nn
 
@@ -104,7 +104,7 @@ def _factory(name: str) -> Callable[..., nn.Module]:
         raise UserError(f"unknown network '{name}': allowed are {_ALLOWED}")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way while it is imported
         raise UserError(f"network factory '{name}' cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):

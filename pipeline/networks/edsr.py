@@ -38,8 +38,8 @@ class EDSR(nn.Module):
     def __init__(self, scale: int = 2, blocks: int = 16, channels: int = 64) -> None:
         super().__init__()
         check_whole_number("edsr", "scale", scale, 1, 4)
-        check_whole_number("edsr", "blocks", blocks, 1)
-        check_whole_number("edsr", "channels", channels, 1)
+        check_whole_number("edsr", "blocks", blocks, 1, 1024)
+        check_whole_number("edsr", "channels", channels, 1, 4096)
         # A buffer rather than the published 1×1 convolution: it is fixed, and only real convolutions count as cost.
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1))
         self.head = nn.Conv2d(3, channels, 3, padding=1)

@@ -37,7 +37,7 @@ class SID(nn.Module):
 
     def __init__(self, base: int = 32, upsample_bias: bool = False) -> None:
         super().__init__()
-        check_whole_number("sid", "base", base, 1)
+        check_whole_number("sid", "base", base, 1, 1024)
         if not isinstance(upsample_bias, bool):
             raise UserError(f"network 'sid': upsample_bias must be true or false, not {upsample_bias!r}")
         widths = [base * 2**level for level in range(LEVELS)]

@@ -25,14 +25,7 @@ class Study:
         ):
             if value not in allowed:
                 raise UserError(f"{key} {value!r} isn't in params.yaml, which has {', '.join(allowed)}")
-        for key, section in (
-            ("train", params.train),
-            ("analyze", params.analyze),
-            ("prune.networks", params.prune.networks),
-            ("finetune", params.finetune),
-        ):
-            if self.network not in section:
-                raise UserError(f"network {self.network!r} isn't in {key}, which has {', '.join(section)}")
+        params.require(self.network)
         if given.study is not None and not config.NAME.fullmatch(given.study):
             raise UserError(f"--study is {given.study!r}; letters, digits, - and _ make a name")
         self.trials = params.search.trials if given.trials is None else given.trials
