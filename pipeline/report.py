@@ -196,7 +196,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
     whole = {n: read_json(results / "analyze" / n / "groups.json")["frozen"] for n in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
-    example = next(file for file in pictures[params.run.networks[0]].values() if "largest" in file)
+    example = next(file for file in pictures[params.run.networks[0]].values() if "largest-loss" in file)
     write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
     for name, content in {
         "table.md": table,

@@ -139,6 +139,8 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
             picture.stem.removeprefix(f"{network}-") for picture in pictures
         }
         assert all(3_000 < picture.stat().st_size < 300_000 for picture in pictures)
+    example = (repro / "results/report/example.png").read_bytes()
+    assert example == (repro / "results/report/pictures/edsr-largest-loss.png").read_bytes()  # never the flattering one
     assert page.count("data:image/png") == len(list((repro / "results/report/pictures").iterdir()))
     assert 'src="pictures' not in page
     assert "paper (%)" in (repro / "results/report/report.md").read_text()
