@@ -715,8 +715,8 @@ def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     assert contents(tmp_path / "hit") == contents(tmp_path / "plain")
 
 
-class Pair(nn.Module):
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+class Pair(nn.Conv2d):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return image, image
 
 
@@ -724,7 +724,7 @@ class Pair(nn.Module):
     ("given", "found"),
     [
         (nn.Conv2d(3, 3, 1), r"needs an output \(1, 3, 32, 32\) in torch.float32, but it gives \(1, 3, 16, 16\)"),
-        (Pair(), "it gives no tensor"),
+        (Pair(3, 3, 1), "it gives no tensor"),
         (nn.Conv2d(4, 3, 1), "it fails: .*channels"),
         (networks.build("edsr", {"blocks": 1, "channels": 4}).double(), "torch.float64"),
     ],
