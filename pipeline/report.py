@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,20 @@ def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str
         f"{removed}, BW −{100 - row['bw_percent']:.0f}%; test PSNR {_gain(row['against_baseline'])} against the "
         f"baseline, {_gain(row['against_original'])} against the equally trained control."
     )
+
+
+def headlines(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """By network and method, what experiments are compared by: MACs kept in percent, PSNR drops in dB."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row["solution"] in methods:
+            found.setdefault(row["network"], {})[row["solution"]] = {
+                "mac_percent": row["mac_percent"],
+                "validation_drop": row["validation_drop"],
+                "test_drop_baseline": -row["against_baseline"]["mean"],
+                "test_drop_control": -row["against_original"]["mean"],
+            }
+    return found
 
 
 def _gain(difference: dict[str, float]) -> str:
@@ -201,6 +216,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     for name, content in {
         "table.md": table,
         "table.csv": tables.csv(rows),
+        "metrics.json": json.dumps(headlines(rows, params.run.methods), indent=1) + "\n",
         "report.md": text,
         "index.html": page(text, folder),
     }.items():

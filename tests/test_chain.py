@@ -146,6 +146,23 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
     assert "paper (%)" in (repro / "results/report/report.md").read_text()
 
 
+def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
+    shown = json.loads(run(repro, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(shown) == ["results/report/metrics.json"]
+    figures = shown["results/report/metrics.json"]["data"]
+    assert [(network, [*methods]) for network, methods in figures.items()] == [
+        ("edsr", ["A", "D"]),
+        ("sid", ["A", "D"]),
+    ]
+    tuned = json.loads((repro / "results/finetune/sid/D/metrics.json").read_text())
+    assert figures["sid"]["D"].keys() == {"mac_percent", "validation_drop", "test_drop_baseline", "test_drop_control"}
+    assert figures["sid"]["D"]["mac_percent"] == pytest.approx(100 * tuned["mac_kept"])
+    assert figures["sid"]["D"]["validation_drop"] == tuned["psnr_drop"]
+    test = json.loads((repro / "results/evaluate/sid/metrics.json").read_text())
+    for rival, key in (("baseline", "test_drop_baseline"), ("original", "test_drop_control")):
+        assert figures["sid"]["D"][key] == pytest.approx(test[rival]["psnr"] - test["D"]["psnr"])
+
+
 def test_a_second_repro_does_nothing(repro: Path) -> None:
     before = results(repro)
     done = run(repro, "dvc", "repro")
