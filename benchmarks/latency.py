@@ -4,8 +4,8 @@
 
 EDSR "A" has what Table 1 of the ICIP 2019 paper prints for methods A to C: 286 of the 1,024 channels inside the blocks
 gone, spread evenly here. SID's widths aren't printed: every group keeps 65%, which leaves the 42% of the MACs that the
-paper has under D. "aligned" keeps a multiple of 8 in every layer, rounded up. Weights are fresh: they don't change the
-time. Networks run in turns; ratios are medians over rounds.
+paper has under D. "to 8" and "to 16" keep a multiple of that in every layer, rounded up; EDSR's are the same. Weights
+are fresh: they don't change the time. Networks run in turns; ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import nn
 
-from pipeline import coupling, latency, networks, rules
+from pipeline import coupling, latency, layer_times, networks, rules
 from pipeline.cost import measure
 
 SIDES, REPEATS = (256, 384), 5
-SLOW = 1.15  # a layer that takes so many times its share of the MACs is named
 
 
 def pruned(network: nn.Module, kept: dict[str, int]) -> nn.Module:
@@ -51,18 +50,20 @@ def variants() -> dict[str, dict[str, nn.Module]]:
     narrow = {name: count - gone.get(name, 0) for name, count in whole.items()}
     part = {g.name: round(0.65 * g.channels) for g in coupling.find_groups(sid, example(sid)).groups}
     return {
-        "edsr": {"original": edsr, "A": pruned(edsr, narrow), "A, aligned": pruned(edsr, aligned(narrow))},
-        "sid": {"original": sid, "65%": pruned(sid, part), "65%, aligned": pruned(sid, aligned(part))},
-    }
+        "edsr": {"original": edsr, "A": pruned(edsr, narrow), "A, to 8": pruned(edsr, aligned(narrow, 8))},
+        "sid": {"original": sid, "65%": pruned(sid, part), "65%, to 8": pruned(sid, aligned(part, 8)),
+                "65%, to 16": pruned(sid, aligned(part, 16))},
+    }  # fmt: skip
 
 
-def aligned(kept: dict[str, int]) -> dict[str, int]:
-    return {name: rules.round_up(count, 8) for name, count in kept.items()}
+def aligned(kept: dict[str, int], multiple: int) -> dict[str, int]:
+    return {name: rules.round_up(count, multiple) for name, count in kept.items()}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(f"{latency.processor()}, {latency.lanes()} numbers at once, one thread\n")
     print("| network | variant | MAC (%) | runtime | input | time (%) | time / MAC | range (ms) |")
     print("| --- | --- | ---: | --- | --- | ---: | ---: | --- |")
     for network, nets in variants().items():
@@ -80,21 +81,15 @@ def main() -> None:
 
 
 def layers(network: str, nets: dict[str, nn.Module]) -> None:
-    """Name the layers that take much more time than their MACs let expect."""
-    image = torch.rand(1, channels(nets["original"]), 256, 256)
-    spent = {name: {layer.name: layer for layer in measure(net, (256, 256), image.shape[1]).layers}
-             for name, net in nets.items()}  # fmt: skip
-    times = {name: latency.layer_times(net, image, REPEATS) for name, net in nets.items()}
-    total = sum(times["original"].values())
+    """Name the layers that take much more time than their MACs let expect, and say why."""
+    rows = layer_times.measure(nets, SIDES[0], channels(nets["original"]), REPEATS)
     for name in list(nets)[1:]:
-        slow = []
-        for layer, seconds in times[name].items():
-            before, after = spent["original"][layer], spent[name][layer]
-            time, mac = seconds / times["original"][layer], after.mac / before.mac
-            if time > SLOW * mac and times["original"][layer] > 0.01 * total:
-                slow.append(f"{layer} ({after.out_channels} of {before.out_channels} channels: "
-                            f"MAC {100 * mac:.0f}%, time {100 * time:.0f}%)")  # fmt: skip
-        print(f"\n{network}, {name}: layers above {SLOW} times their share in torch: {'; '.join(slow) or 'none'}\n")
+        outside = next(r for r in rows if r["network"] == name and r["layer"] == layer_times.OUTSIDE)
+        print(f"\n{network}, {name}: {layer_times.OUTSIDE} {100 * outside['ratio']:.0f}% of the time; above "
+              f"{layer_times.SLOW} times their share of the MACs in torch, the costliest first:")  # fmt: skip
+        for one in layer_times.falling_short(rows, name, latency.lanes()):
+            print(f"- {one['layer']}: MAC {100 * one['mac']:.0f}%, time {100 * one['time']:.0f}%, "
+                  f"{1e3 * one['over']:.1f} ms beyond: {one['why']}")  # fmt: skip
 
 
 if __name__ == "__main__":

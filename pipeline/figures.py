@@ -23,7 +23,7 @@ COLOURS = {
     "C": "#009E73",
     "D": "#D55E00",
 }
-OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names
+OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def restored(images: Any, index: int, network: torch.nn.Module, side: int) -> np
     return output[top : top + side, left : left + side].astype(np.uint8)
 
 
-def looks(frames: Path, output: Path, method: str, crop: int) -> None:
+def looks(frames: Path, method: str, crop: int, output: Path) -> None:
     """Target, input, baseline, a method's output and what differs, side by side, each pixel shown as 3 x 3.
 
     The crop is the target's window of `crop` pixels with the largest variance. What differs is method - baseline,
@@ -127,8 +127,8 @@ def training_curves(results: Path, network: str, output: Path) -> None:
 def architecture(results: Path, network: str, size: tuple[int, int], output: Path) -> None:
     """MAC (at an input of `size`, height and width), weights and MAC/weight of each layer before pruning.
 
-    From `analyze`: layers.csv and groups.json. Layers of one coupled group share a colour; one whose outputs no other
-    layer shares is grey; one that isn't pruned at all (the network's output, or frozen) is hatched.
+    From `analyze`: layers.csv and groups.json. Layers of one coupled group share a letter and a colour; one whose
+    outputs no other layer shares is grey; one that isn't pruned at all (the network's output, or frozen) is hatched.
     """
     from matplotlib.figure import Figure
 
@@ -136,7 +136,8 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
         layers = list(csv.DictReader(file))
     groups = read_json(results / "analyze" / network / "groups.json")["groups"]
     shared = [group for group in groups if len(group["producers"]) > 1]
-    colours = {layer: f"C{number}" for number, group in enumerate(shared) for layer in group["producers"]}
+    colours = {layer: OTHERS[n % len(OTHERS)] for n, group in enumerate(shared) for layer in group["producers"]}
+    letters = {layer: _letter(n) for n, group in enumerate(shared) for layer in group["producers"]}
     prunable = {layer for group in groups for layer in group["producers"]}
     names = [row["layer"] for row in layers]
     figure = Figure(figsize=(9, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
@@ -150,22 +151,32 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
         for bar, name in zip(bars, names, strict=True):
             if name not in prunable:
                 bar.set_hatch("///")
+            axes.annotate(letters.get(name, ""), (bar.get_width(), bar.get_y() + bar.get_height() / 2), (3, 0),
+                          textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+        axes.margins(x=0.08)  # for the letters
+        axes.set_xlim(left=0)
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
-    panels[0].tick_params(axis="y", labelsize=6)
+    panels[0].tick_params(axis="y", labelsize=7)
     figure.suptitle(
         f"{network}, input {size[0]}×{size[1]}, before pruning: {_said(shared)}; hatched: never pruned", fontsize=9
     )
     save(figure, output)
 
 
+def _letter(number: int) -> str:
+    """a to z, then a1 to z1 and so on."""
+    return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
 def _said(shared: list[dict[str, Any]]) -> str:
     if not shared:
         return "no layers share their channels"
-    return "coloured: layers whose channels live and die together (" + ", ".join(
-        f"{len(group['producers'])} layers × {group['channels']}" for group in shared[:3]
-    ) + (", …)" if len(shared) > 3 else ")")  # fmt: skip
+    first = [
+        f"{_letter(n)} {len(group['producers'])} layers × {group['channels']}" for n, group in enumerate(shared[:3])
+    ]
+    return f"layers that share their channels: {', '.join(first)}{', …' if len(shared) > 3 else ''}"
 
 
 def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
@@ -188,7 +199,7 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
         axes.title.set_fontsize(9)
         axes.set_xlim(0, 1.2 * max(found["baseline"].values()))
     panels[0].invert_yaxis()
-    panels[0].tick_params(axis="y", labelsize=6)
+    panels[0].tick_params(axis="y", labelsize=7)
     save(figure, output)
 
 
@@ -273,6 +284,39 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
     axes.set_title(f"{network}: bars are 95% intervals of the difference to the baseline", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    save(figure, output)
+
+
+def layer_times(results: Path, network: str, method: str, output: Path) -> None:
+    """Time of each layer, original and pruned, and the shares of time and MACs that it keeps, from `latency`."""
+    from matplotlib.figure import Figure
+
+    found = read_json(results / "latency" / network / "latency.json")
+    original, own = ([row for row in found["layers"] if row["network"] == name] for name in ("baseline", method))
+    names = [row["layer"] for row in original]
+    figure = Figure(figsize=(9, 1.2 + 0.2 * len(names)), dpi=100, layout="constrained")
+    spent, kept = figure.subplots(1, 2, sharey=True)
+    spent.barh(names, [1e3 * row["seconds"] for row in original], color="0.85", label="original")
+    spent.barh(names, [1e3 * row["seconds"] for row in own], height=0.4, color=colour(method), label=method)
+    spent.set(xlabel=f"time (ms), {found['side']}×{found['side']} input pixels")
+    for row, before in zip(own, original, strict=True):
+        time, layer = 100 * row["ratio"], row["layer"]
+        if "mac" not in row:
+            kept.plot(time, layer, "o", color=colour(method))
+            continue
+        mac = 100 * row["mac"] / before["mac"]
+        kept.plot([mac, time], [layer, layer], color="0.7", linewidth=1, zorder=1)
+        kept.plot(mac, layer, "|", color="black", markersize=9, markeredgewidth=2)
+        kept.plot(time, layer, "o", color=colour(method))
+    kept.plot([], [], "|", color="black", markersize=9, markeredgewidth=2, label="MACs")
+    kept.plot([], [], "o", color=colour(method), label="time")
+    kept.set(xlabel="kept (%)")
+    kept.set_xlim(left=0)
+    for axes in (spent, kept):
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(fontsize=8)
+    spent.invert_yaxis()
+    spent.tick_params(axis="y", labelsize=7)
     save(figure, output)
 
 

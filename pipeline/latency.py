@@ -6,6 +6,7 @@ what slows the machine slows them all; figures are medians and ranges, and ratio
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import statistics
@@ -60,7 +61,8 @@ def runtimes(networks: dict[str, nn.Module], channels: int, threads: int) -> dic
         "onnxruntime": {name: on_onnxruntime(network, channels, threads) for name, network in networks.items()},
     }
     if torch.cuda.is_available():
-        found["cuda"] = {name: on_torch(network, "cuda") for name, network in networks.items()}
+        # copies: a module moves as it stands, and the CPU's calls go on with theirs
+        found["cuda"] = {name: on_torch(copy.deepcopy(network), "cuda") for name, network in networks.items()}
     return found
 
 
@@ -128,21 +130,14 @@ def memory_cuda(call: Call, image: Tensor) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def layer_times(network: nn.Module, image: Tensor, repeats: int) -> dict[str, float]:
-    """Seconds of each convolution of a network in torch on the CPU: medians over `repeats` runs."""
-    began: dict[str, float] = {}
-    times: dict[str, list[float]] = {}
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            times[name] = []
-            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: began.update({n: time.perf_counter()})))
-            hooks.append(
-                module.register_forward_hook(lambda *_, n=name: times[n].append(time.perf_counter() - began[n]))
-            )
-    with torch.no_grad():
-        for _ in range(repeats + 1):
-            network(image)
-    for hook in hooks:
-        hook.remove()
-    return {name: statistics.median(found[1:]) for name, found in times.items() if len(found) > 1}
+def lanes() -> int:
+    """How many float32 numbers torch computes at once on this processor."""
+    return {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "an unnamed processor"

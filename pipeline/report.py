@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline import config, figures, tables
+from pipeline import config, gallery, layer_times, tables
 from pipeline.files import read_json, write_bytes
 
 PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
@@ -85,94 +85,105 @@ def beside_the_paper(rows: Sequence[dict[str, Any]], factories: dict[str, str]) 
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def draw(results: Path, folder: Path, params: config.Params, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Draw every picture into `folder`/pictures. For each network: heading to file name."""
-    methods, made = params.run.methods, {}
-    for network in params.run.networks:
-        frames, looks = results / "evaluate" / network, read_json(results / "evaluate" / network / "looks.json")
-        shown, at = methods[-1], folder / "pictures"
-        named = {
-            "Before pruning": f"{network}-layers.png",
-            "Channels kept and pruned": f"{network}-widths.png",
-            "The path": f"{network}-path.png",
-            f"Thresholds of {shown}": f"{network}-thresholds.png",
-            "Quality against MACs": f"{network}-tradeoff.png",
-            "Is the baseline finished?": f"{network}-training.png",
-        }
-        figures.architecture(results, network, params.analyze[network].size, at / f"{network}-layers.png")
-        figures.widths(results, network, methods, at / f"{network}-widths.png")
-        figures.path(results, network, methods, at / f"{network}-path.png")
-        figures.thresholds(results, network, shown, at / f"{network}-thresholds.png")
-        figures.tradeoff(rows, network, at / f"{network}-tradeoff.png")
-        figures.training_curves(results, network, at / f"{network}-training.png")
-        for rule, (name, drop) in looks.items():
-            word = rule.replace(" ", "-")
-            file = f"{network}-{word}.png"
-            figures.looks(frames / "pictures" / word, at / file, shown, params.report.crop)
-            said = {"largest loss": "smallest gain"}.get(rule, rule) if drop <= 0 else rule
-            said = {"largest gain": "smallest loss"}.get(rule, said) if drop >= 0 else said
-            named[f"Looking closer, {said}: {name}, {-drop:+.3f} dB against the baseline"] = file
-        made[network] = named
-    return made
-
-
 def times(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], network: str) -> str:
     """Measured time and memory of a pruned network, as shares of the original's, beside its share of the MACs."""
     macs = {row["solution"]: row["mac_percent"] for row in rows if row["network"] == network and "mac" in row}
     lines = [
-        "| runtime | input | method | MAC (%) | time (%) | original (ms) | pruned (ms) | range (ms) | memory (%) |",
-        "| --- | --- | --- |" + " ---: |" * 6,
+        "| runtime | input | method | MAC (%) | time (%) | time / MAC | original (ms) | pruned (ms) | range (ms) "
+        "| memory (%) |",
+        "| --- | --- | --- |" + " ---: |" * 7,
     ]
     original: dict[str, Any] = {}
     for row in measured:
         if row["network"] == "baseline":
             original = row
             continue
+        mac, time = macs[row["network"]], 100 * row["ratio"]
         memory = f"{100 * row['memory'] / original['memory']:.0f}" if original["memory"] else ""
         lines.append(
-            f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {macs[row['network']]:.1f} "
-            f"| {100 * row['ratio']:.1f} | {1e3 * original['seconds']:.2f} | {1e3 * row['seconds']:.2f} "
+            f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {mac:.1f} "
+            f"| {time:.1f} | {time / mac:.2f} | {1e3 * original['seconds']:.2f} | {1e3 * row['seconds']:.2f} "
             f"| {1e3 * row['low']:.2f} to {1e3 * row['high']:.2f} | {memory} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def slow_layers(measured: dict[str, Any], method: str) -> str:
+    """Which layers fall short of their MACs, and why; and what convolutions have no part in."""
+    rows, side = measured["layers"], measured["side"]
+    found = layer_times.falling_short(rows, method, measured["lanes"])
+    outside = {row["network"]: row["seconds"] for row in rows if row["layer"] == layer_times.OUTSIDE}
+    whole = {name: sum(row["seconds"] for row in rows if row["network"] == name) for name in outside}
+    before, after = (f"{1e3 * outside[name]:.1f} of {1e3 * whole[name]:.1f} ms" for name in ("baseline", method))
+    lines = [
+        f"Outside of convolutions (pooling, activations, sums, copies), where no MACs are, {side}×{side} pixels take "
+        f"{before} before pruning and {after} after.",
+        "",
+    ]
+    if not found:
+        return "\n".join([*lines, f"No layer takes more than {layer_times.SLOW} times its share of the MACs.", ""])
+    lines += [f"Layers that take more than {layer_times.SLOW} times their share of the MACs, the costliest first:", ""]
+    for one in found[:SHOWN]:
+        lines.append(
+            f"- `{one['layer']}` keeps {100 * one['mac']:.0f}% of its MACs and {100 * one['time']:.0f}% of its time "
+            f"({1e3 * one['over']:.2f} ms too much): {one['why']}"
+        )
+    if len(found) > SHOWN:
+        lines.append(f"- and {len(found) - SHOWN} more that cost less")
+    return "\n".join([*lines, ""])
+
+
+def shown(picture: gallery.Picture, network: str) -> list[str]:
+    """A picture with how it is read and where its figures are."""
+    return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}", "",
+            f"![{network}: {picture.heading}](pictures/{picture.file})", ""]  # fmt: skip
+
+
+def _from(*sources: str) -> str:
+    """Where figures stand."""
+    return f"*From {', '.join(f'results/{source}' for source in sources)}.*"
+
+
 def markdown(
     params: config.Params,
     rows: list[dict[str, Any]],
-    latency: dict[str, list[dict[str, Any]]],
-    pictures: dict[str, dict[str, str]],
+    latency: dict[str, dict[str, Any]],
+    pictures: dict[str, list[gallery.Picture]],
     whole: dict[str, list[str]],
     table: str,
 ) -> str:
-    """The whole report. `latency`: by network, what was timed; `pictures`: what `draw` made; `whole`: what
-    can't be pruned, and why; `table`: the main one."""
+    """The whole report. By network, `latency`: what was timed; `pictures`; `whole`: what can't be pruned, and why;
+    `table`: the main one."""
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
     parts += [f"> {verdict(rows, methods, network)}\n" for network in params.run.networks]
-    parts += ["## The table", table]
+    parts += ["## The table", table, _from("report/table.csv"), ""]
     paper = beside_the_paper(rows, {name: params.networks[name].factory for name in params.run.networks})
     if paper:
         parts += ["## Beside the paper", paper, PAPER_NOTE]
-    for network, named in pictures.items():
-        parts += [f"## {network}", "### Where the time goes", times(rows, latency[network], network), TIME_NOTE]
+    for network, (*drawn, times_drawn) in pictures.items():
+        measured = latency[network]
+        parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
+        note = TIME_NOTE.format(**measured)
+        parts += ["### Where the time goes", times(rows, measured["networks"], network), note]
+        parts += [slow_layers(measured, methods[-1]), *shown(times_drawn, network)]
         if whole[network]:
             parts += ["### What stays whole", *(f"- {sentence}" for sentence in whole[network]), ""]
-        for heading, file in named.items():
-            parts += [f"### {heading}", f"![{network}: {heading}](pictures/{file})", ""]
+            parts += [_from(f"analyze/{network}/groups.json"), ""]
     return "\n".join(parts)
 
 
+SHOWN = 6  # layers that are named one by one
 PAPER_NOTE = """\
 Costs are shares of each network's own original and can be compared: what matters is which layers give, and how far.
 Quality can't: the paper trained the full networks on DIV2K and on the SID set. Its SID activations are 7·H·W elements
-lower than this project's definition.
+lower than this project's definition. *From data/table1.json and results/report/table.csv.*
 """
-
-
 TIME_NOTE = """\
-MACs removed are not time saved. Medians on this machine, original and pruned run in turns; the time's share is the
-median over rounds, the range is the pruned network's; memory is what one run holds at its peak, beyond the network.
+MACs removed are not time saved. Medians on {processor}, {threads} thread(s), original and pruned run in turns; the
+time's share is the median over rounds, the range is the pruned network's; memory is what one run holds at its peak,
+beyond the network. `prune.align: 8` keeps multiples of 8 channels; what that does to the time, `python
+benchmarks/latency.py` measures.
 """
 
 
@@ -207,11 +218,13 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
     synthetic = [n for n, task in tasks.items() if task == "low_light" and params.prepare[n].layout != "sid"]
     sets = [row for n, task in tasks.items() for row in tables.set_rows(results, n, params.run.methods, task)]
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
-    pictures = draw(results, folder, params, rows)
+    pictures = {network: gallery.pictures(results, params, rows, network) for network in params.run.networks}
+    for picture in (one for drawn in pictures.values() for one in drawn):
+        picture.draw(folder / "pictures" / picture.file)
     latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
     whole = {n: read_json(results / "analyze" / n / "groups.json")["frozen"] for n in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
-    example = next(file for file in pictures[params.run.networks[0]].values() if "largest-loss" in file)
+    example = next(one.file for one in pictures[params.run.networks[0]] if "largest-loss" in one.file)
     write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
     for name, content in {
         "table.md": table,

@@ -63,7 +63,8 @@ def evaluate(params: config.Params, network: str) -> None:
                 sets[name][solution] = quality.measure_set(net, images, wanted.task)
         write_json(folder / "sets.json", sets)
         for name, row in summary.items():
-            child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name})
+            said = tracking.note(name if name in ("input", "baseline", "original") else "solution", network, name)
+            child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **said})
             child.metrics({key: value for key, value in row.items() if not isinstance(value, dict)})
             child.metrics({"drop_baseline": -row["against_baseline"]["mean"]})
             child.metrics({"drop_control": -row["against_original"]["mean"]})

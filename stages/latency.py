@@ -14,7 +14,7 @@ def latency(params: config.Params, network: str) -> None:
     with tracking.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
         import torch
 
-        from pipeline import checkpoint
+        from pipeline import checkpoint, layer_times
         from pipeline import latency as measured
 
         torch.set_num_threads(params.threads)
@@ -24,7 +24,15 @@ def latency(params: config.Params, network: str) -> None:
         nets = {name: checkpoint.load(path / "network.pt", wanted.factory)[0] for name, path in paths.items()}
         channels = 4 if wanted.task == "low_light" else 3
         rows = measured.measure(nets, asked.sides, channels, asked.repeats, params.threads)
-        write_json(RESULTS / "latency" / network / "latency.json", rows)
+        found = {
+            "processor": measured.processor(),
+            "lanes": measured.lanes(),
+            "threads": params.threads,
+            "side": max(asked.sides),  # of `layers`
+            "networks": rows,
+            "layers": layer_times.measure(nets, max(asked.sides), channels, asked.repeats),
+        }
+        write_json(RESULTS / "latency" / network / "latency.json", found)
         run.artifact(RESULTS / "latency" / network / "latency.json")
         largest = [row for row in rows if row["side"] == max(asked.sides) and row["network"] != "baseline"]
         run.metrics({f"time_{row['runtime']}_{row['network']}": row["ratio"] for row in largest})

@@ -31,6 +31,7 @@ def report(params: config.Params) -> None:
                     f"{network}_drop_control": -found[best]["against_original"]["mean"],
                 }
             )
+        tracking.save_views(run, params.run.networks)
     print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, pictures in {folder / 'pictures'}")
 
 

@@ -135,7 +135,7 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
     for network in ("edsr", "sid"):
         assert re.search(rf"<strong>{network}, method [AD]: \d+% of the MACs removed</strong>", page)
         pictures = list((repro / "results/report/pictures").glob(f"{network}-*.png"))
-        assert {"layers", "widths", "path", "thresholds", "tradeoff", "training"} < {
+        assert {"layers", "widths", "path", "thresholds", "tradeoff", "training", "times"} < {
             picture.stem.removeprefix(f"{network}-") for picture in pictures
         }
         assert all(3_000 < picture.stat().st_size < 300_000 for picture in pictures)
@@ -204,7 +204,7 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     assert [point.step for point in path] == [0, 1, 2][: len(log)]
     children = [one for one in by_level["iteration"] if one.data.tags["mlflow.parentRunId"] == prune.info.run_id]
     assert len(children) == len(log)
-    first = next(one for one in children if one.info.run_name == "iteration 1")
+    first = next(one for one in children if one.info.run_name == "edsr D iteration 1")
     assert first.data.params["width.body.0.conv1"] == str(log[1]["widths"]["body.0.conv1"])
     assert first.data.metrics["psnr"] == pytest.approx(log[1]["psnr"])
     assert first.data.tags["verdict"] == log[1]["verdict"]
@@ -220,8 +220,7 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
     runs = client.search_runs([experiment], max_results=1000)
     chain = next(one for one in runs if one.data.tags["level"] == "chain")
     prune = next(one for one in runs if one.info.run_name == "prune edsr D")
-    first = next(one for one in runs if one.info.run_name == "iteration 1"
-                 and one.data.tags["mlflow.parentRunId"] == prune.info.run_id)  # fmt: skip
+    first = next(one for one in runs if one.info.run_name == "edsr D iteration 1")
     with ui.served(repro, ROOT) as address:
 
         def shown(place: str) -> str:

@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from pipeline import latency, networks, report
 
@@ -45,17 +44,6 @@ def test_each_runtime_and_size_compares_the_networks_with_the_first() -> None:
         assert row["ratio"] == 1 or row["network"] == "D"
 
 
-def test_a_layers_time_is_its_own() -> None:
-    class Slow(nn.Conv2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.02)
-            return super().forward(x)
-
-    found = latency.layer_times(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Slow(3, 3, 1)), torch.zeros(1, 3, 8, 8), 2)
-    assert found.keys() == {"0", "2"}
-    assert found["2"] > 0.019 > found["0"]
-
-
 def test_the_report_sets_time_beside_macs() -> None:
     rows = [
         {"network": "edsr", "solution": "D", "mac": 1, "mac_percent": 50.0},
@@ -65,7 +53,7 @@ def test_the_report_sets_time_beside_macs() -> None:
     measured = [common | {"network": "baseline", "seconds": 0.004, "ratio": 1.0, "memory": 200},
                 common | {"network": "D", "seconds": 0.003, "ratio": 0.75, "memory": 100}]  # fmt: skip
     assert report.times(rows, measured, "edsr").splitlines()[2:] == [
-        "| torch | 64×64 | D | 50.0 | 75.0 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |"
+        "| torch | 64×64 | D | 50.0 | 75.0 | 1.50 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |"
     ]
 
 

@@ -1,0 +1,115 @@
+"""Where the time of a network goes, layer by layer, and why a layer takes more of it than its MACs let expect."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline import cost
+
+OUTSIDE = "outside of convolutions"
+SLOW = 1.15  # a layer that takes more than so many times its share of the MACs is named
+
+
+def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: int) -> list[dict[str, Any]]:
+    """Time of each convolution in torch on the CPU, beside what it costs, on one image of side × side input pixels.
+
+    networks: by name, on the CPU; the first is the original, which ratios refer to; they run in turns. Rows by network,
+    in the order of the original's layers: network, layer, seconds (median over rounds), ratio (median over rounds of
+    its time to the original's), mac (MAC), bw (elements: weights, inputs and outputs), inputs and outputs (channels).
+    The last row of each network, layer OUTSIDE, is what its convolutions leave of the whole: pooling, activations,
+    sums, copies. A convolution that isn't a module of its own counts there too.
+    """
+    image = torch.rand((1, channels, side, side), generator=torch.Generator().manual_seed(0))
+    costs = {name: {layer.name: layer for layer in cost.measure(net, (side, side), channels).layers}
+             for name, net in networks.items()}  # fmt: skip
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
+    with ExitStack() as stack, torch.no_grad():
+        clocks = {name: stack.enter_context(_clocked(net)) for name, net in networks.items()}
+        for number in range(repeats + 1):
+            for name, net in networks.items():
+                clocks[name].clear()
+                began = time.perf_counter()
+                net(image)
+                whole = time.perf_counter() - began
+                if number:  # the first round isn't counted
+                    rounds[name].append(clocks[name] | {"whole": whole})
+    first = next(iter(networks))
+    known = [layer for layer in costs[first] if all(layer in costs[n] and layer in rounds[n][0] for n in networks)]
+    for one in (each for found in rounds.values() for each in found):
+        one[OUTSIDE] = one["whole"] - sum(one[layer] for layer in known)
+    rows = []
+    for name, found in rounds.items():
+        for layer in (*known, OUTSIDE):
+            own, base = [one[layer] for one in found], [one[layer] for one in rounds[first]]
+            ratios = [mine / other for mine, other in zip(own, base, strict=True)]
+            row = {"network": name, "layer": layer, "seconds": statistics.median(own),
+                   "ratio": statistics.median(ratios)}  # fmt: skip
+            if layer != OUTSIDE:
+                spent = costs[name][layer]
+                row |= {"mac": spent.mac, "bw": spent.bw, "inputs": spent.in_channels, "outputs": spent.out_channels}
+            rows.append(row)
+    return rows
+
+
+@contextmanager
+def _clocked(network: nn.Module) -> Iterator[dict[str, float]]:
+    """Seconds that each convolution has taken since the dictionary was last emptied."""
+    began: dict[str, float] = {}
+    times: dict[str, float] = {}
+
+    def enter(name: str) -> None:
+        began[name] = time.perf_counter()
+
+    def leave(name: str) -> None:  # a layer that is called twice has taken both
+        times[name] = times.get(name, 0.0) + time.perf_counter() - began[name]
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: enter(n)))
+            hooks.append(module.register_forward_hook(lambda *_, n=name: leave(n)))
+    try:
+        yield times
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def falling_short(rows: Sequence[dict[str, Any]], network: str, lanes: int) -> list[dict[str, Any]]:
+    """The layers of a pruned network that take more than SLOW times their share of the MACs, slowest first, and why.
+
+    rows: from `measure`. Of each layer: layer, mac, bw and time (shares of the original's), seconds over (what it takes
+    beyond its share), why (words). Layers below 1% of the original's time aren't named.
+    """
+    original = {row["layer"]: row for row in rows if row["network"] == rows[0]["network"]}
+    whole = sum(row["seconds"] for row in original.values())
+    found = []
+    for row in rows:
+        before = original[row["layer"]]
+        if row["network"] != network or "mac" not in row or before["seconds"] < 0.01 * whole:
+            continue
+        mac, bw = row["mac"] / before["mac"], row["bw"] / before["bw"]
+        if row["ratio"] > SLOW * mac:
+            over = row["seconds"] - mac * before["seconds"]
+            found.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
+                          "why": _why(row, before, bw, lanes)})  # fmt: skip
+    return sorted(found, key=lambda one: -one["over"])
+
+
+def _why(row: dict[str, Any], before: dict[str, Any], bw: float, lanes: int) -> str:
+    """What a layer's shape says of its time."""
+    odd = [
+        f"{row[key]} {word} channels" for key, word in (("inputs", "input"), ("outputs", "output"))
+        if row[key] % lanes and row[key] < before[key]
+    ]  # fmt: skip
+    reasons = [f"its {' and '.join(odd)} don't fill the {lanes} numbers that are computed at once"] if odd else []
+    if row["ratio"] <= SLOW * bw:
+        reasons.append(f"memory: what it reads and writes fell to {100 * bw:.0f}% only")
+    return "; ".join(reasons) or "its shape doesn't tell why"
