@@ -53,5 +53,6 @@ lint: setup
 
 # One worker and no job runner: a third of the start-up time and memory.
 ui: setup
+	@MLFLOW_TRACKING_URI= python -m stages.ui $${PORT:-5000}
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline import views
 from pipeline.errors import UserError
 
 # where a store is made, MLflow and Alembic tell of every table
@@ -31,7 +32,7 @@ for chatty in ("mlflow", "alembic"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 
 EXPERIMENT = "architecture-aware pruning"
-# What the run of each stage is, for who meets it in the UI
+# What each run is, for who meets it in the UI
 NOTES = {
     "prepare": "The images of {network}: train, validation and test, which never mix.",
     "train": "The baseline of {network}; psnr and loss by step.",
@@ -45,10 +46,24 @@ NOTES = {
     "judged, attempts.json says what was undone. The model takes images of any height and width.",
     "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, drop_baseline "
     "and drop_control in dB, negative is better.",
+    "input": "What {network} is given, unrestored, on the test images.",
+    "baseline": "{network} as it was trained, on the test images: what the others are measured against.",
+    "original": "The control: {network} with nothing removed, given the training that a pruned network gets, on the "
+    "test images.",
+    "solution": "{network} pruned by method {method} and fine-tuned, on the test images: MACs kept (mac_percent), PSNR "
+    "drop in dB against the baseline and against the control, negative is better.",
+    "trial": "One trial of a study: {network} pruned by method {method} with the parameters below; mac_kept, and by "
+    "step its iterations.",
     "latency": "Measured time and memory of {network}, original and pruned; on another machine they are others.",
     "report": "The table, the report (index.html opens offline) and the pictures.",
 }
+VIEWS = "Lists to begin with are saved under Views, above the list of runs: {names}."
 GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
+
+
+def note(kind: str, network: str = "", method: str = "") -> dict[str, str]:
+    """The tag that a run's page shows as its description."""
+    return {"mlflow.note.content": NOTES[kind].format(network=network, method=method)}
 
 
 def root() -> Path:
@@ -183,13 +198,23 @@ def _client() -> tuple[MlflowClient, str]:
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             where = None if uri.startswith("http") else f"file://{root() / 'mlartifacts'}"
-            return client, client.create_experiment(EXPERIMENT, artifact_location=where)
+            found = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=where))
+        if not any(key.startswith(views.PREFIX) for key in found.tags):
+            _save_views(client, found.experiment_id, ())
         return client, found.experiment_id
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
             f"the MLflow store {uri} can't be reached: {str(error).splitlines()[0]}; "
             "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"
         ) from None
+
+
+def _save_views(client: MlflowClient, experiment: str, networks: Sequence[str]) -> None:
+    """Save the views of the list of runs; the chain's have columns for these networks."""
+    for key, value in views.tags(networks, int(1000 * time.time())).items():
+        client.set_experiment_tag(experiment, key, value)
+    names = ", ".join(view.name for view in views.views(networks).values())
+    client.set_experiment_tag(experiment, "mlflow.note.content", VIEWS.format(names=names))
 
 
 def _create(uri: str) -> None:
@@ -260,8 +285,7 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
         client, experiment = _client()
         parent = _parent(client, experiment)
         _bury(client, experiment, label)
-    said = {"mlflow.note.content": NOTES[name].format(network=network, method=method)} if name in NOTES else {}
-    marks = {"level": "stage", "stage": label, "network": network, "method": method, **said}
+    marks = {"level": "stage", "stage": label, "network": network, "method": method, **note(name, network, method)}
     run = parent.child(label, {key: value for key, value in marks.items() if value})
     run.params(params or {})
     try:
@@ -275,6 +299,18 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
     # one network's failure is the chain's, whatever the other network's stages do; the report needs them all
     if name == "report" or client.get_run(parent.id).info.status != "FAILED":
         parent.end()
+
+
+def save_views(run: Run, networks: Sequence[str]) -> None:
+    """Save the views of the list of runs with columns for what these networks' chain has ended with."""
+    _save_views(run.client, run.experiment, networks)
+
+
+def address(server: str) -> str:
+    """Where a server of the store shows the view to begin with."""
+    with _one_at_a_time():
+        _, experiment = _client()
+    return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={views.COMPARE}"
 
 
 def parent_of(run: Run) -> Run:
@@ -323,15 +359,17 @@ def iteration_figures(done: Any, original_mac: int) -> dict[str, float]:
     }
 
 
-def iteration(run: Run, done: Any, original_mac: int) -> None:
+def iteration(run: Run, done: Any, original_mac: int, network: str, method: str) -> None:
     """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
     figures = iteration_figures(done, original_mac)
     run.metrics(figures, done.number)
     run.metrics({f"channels.{_key(name)}": count for name, count in done.channels.items()}, done.number)
     run.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)
+    said = f"{network}, method {method}, iteration {done.number}: {done.verdict}: {done.reason}"
     child = run.child(
-        f"iteration {done.number}",
-        {"level": "iteration", "verdict": done.verdict, "mlflow.note.content": f"{done.verdict}: {done.reason}"},
+        f"{network} {method} iteration {done.number}",
+        {"level": "iteration", "network": network, "method": method, "verdict": done.verdict}
+        | {"mlflow.note.content": said},
     )
     child.metrics(figures, done.number)
     child.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)

@@ -35,7 +35,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
         total = job.cost(net)
         log = pruning.prune(
             net, job, numbers, active, target, work, progress,
-            on_iteration=lambda iteration: tracking.iteration(run, iteration, total.mac),
+            on_iteration=lambda iteration: tracking.iteration(run, iteration, total.mac, network, method),
         )  # fmt: skip
         progress.close()
 

@@ -27,6 +27,7 @@ def work(study: Study) -> None:
 
     def run(number: int, values: dict[str, float], report: Any) -> Any:
         tags = {"level": "trial", "network": study.network, "method": study.method}
+        tags |= tracking.note("trial", study.network, study.method)
         child = above.child(f"trial {number}", tags)
         child.params(values)
         folder = SCRATCH / f"search-{digest(study.name, opened.user_attrs['baseline'], values)}"
