@@ -24,6 +24,7 @@ COLOURS = {
     "D": "#D55E00",
 }
 OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
+RULES = ("largest loss", "median", "largest gain")  # by which test images are looked at closer
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def chosen(drops: dict[str, float]) -> dict[str, str]:
     """Which test images are looked at closer, by rule: where the method loses most against the baseline, where its
     PSNR drop (dB, by image) is the median, and where it gains most. An image stands once, under the first of them."""
     ranked = sorted(drops, key=lambda name: (drops[name], name))
-    rules = {"largest loss": ranked[-1], "median": ranked[len(ranked) // 2], "largest gain": ranked[0]}
+    rules = dict(zip(RULES, (ranked[-1], ranked[len(ranked) // 2], ranked[0]), strict=True))
     return {rule: name for rule, name in rules.items() if rule == next(r for r, n in rules.items() if n == name)}
 
 
@@ -155,6 +156,7 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
                           textcoords="offset points", va="center", fontsize=7)  # fmt: skip
         axes.margins(x=0.08)  # for the letters
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()

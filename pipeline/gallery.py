@@ -79,12 +79,14 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
         ),
         picture("Is the baseline finished?", "training", TRAINING, curves, partial(figures.training_curves, *of)),
     ]  # fmt: skip
-    for rule, (name, drop) in read_json(results / "evaluate" / network / "looks.json").items():
-        word = rule.replace(" ", "-")
+    looks, said = read_json(results / "evaluate" / network / "looks.json"), LOOKS.format(shown)
+    for rule in (rule for rule in figures.RULES if rule in looks):
+        (name, drop), word = looks[rule], rule.replace(" ", "-")
         frames = f"evaluate/{network}/pictures/{word}"
         draw = partial(figures.looks, results / frames, shown, params.report.crop)
         heading = f"Looking closer, {_named(rule, drop)}: {name}, {-drop:+.3f} dB against the baseline"
-        found.append(picture(heading, word, LOOKS.format(shown), (frames, f"evaluate/{network}/looks.json"), draw))
+        found.append(picture(heading, word, said, (frames, f"evaluate/{network}/looks.json"), draw))
+        said = ""  # once is enough
     times = partial(figures.layer_times, *of, shown)
     return [
         *found,

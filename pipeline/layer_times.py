@@ -86,7 +86,8 @@ def falling_short(rows: Sequence[dict[str, Any]], network: str, lanes: int) -> l
     """The layers of a pruned network that take more than SLOW times their share of the MACs, slowest first, and why.
 
     rows: from `measure`. Of each layer: layer, mac, bw and time (shares of the original's), seconds over (what it takes
-    beyond its share), why (words). Layers below 1% of the original's time aren't named.
+    beyond its share), why (words). Layers that pruning left whole, and those below 1% of the original's time, aren't
+    named.
     """
     original = {row["layer"]: row for row in rows if row["network"] == rows[0]["network"]}
     whole = sum(row["seconds"] for row in original.values())
@@ -96,7 +97,7 @@ def falling_short(rows: Sequence[dict[str, Any]], network: str, lanes: int) -> l
         if row["network"] != network or "mac" not in row or before["seconds"] < 0.01 * whole:
             continue
         mac, bw = row["mac"] / before["mac"], row["bw"] / before["bw"]
-        if row["ratio"] > SLOW * mac:
+        if mac < 1 and row["ratio"] > SLOW * mac:
             over = row["seconds"] - mac * before["seconds"]
             found.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
                           "why": _why(row, before, bw, lanes)})  # fmt: skip

@@ -15,6 +15,7 @@ from pipeline import config, gallery, layer_times, tables
 from pipeline.files import read_json, write_bytes
 
 PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
+UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
 COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw": "BW"}
 
 STYLE = """
@@ -41,7 +42,8 @@ def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str
     removed = f"**{network}, method {best}: {100 - row['mac_percent']:.0f}% of the MACs removed**"
     return (
         f"{removed}, BW −{100 - row['bw_percent']:.0f}%; test PSNR {_gain(row['against_baseline'])} against the "
-        f"baseline, {_gain(row['against_original'])} against the equally trained control."
+        f"baseline ({_judged(row['against_baseline'])}), {_gain(row['against_original'])} against the equally trained "
+        f"control ({_judged(row['against_original'])})."
     )
 
 
@@ -63,14 +65,50 @@ def _gain(difference: dict[str, float]) -> str:
     return f"{difference['mean']:+.3f} dB [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
+def _judged(difference: dict[str, float]) -> str:
+    """What the 95% interval of a gain says."""
+    if difference["low"] > 0:
+        return "better"
+    return "worse" if difference["high"] < 0 else "no difference shown"
+
+
+def _printed() -> dict[str, dict[str, dict[str, float]]]:
+    """The paper's Table 1 by factory and solution."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for entry in read_json(PAPER)["rows"]:
+        found.setdefault(entry["network"].lower(), {})[entry["solution"]] = entry
+    return found
+
+
+def table_one(rows: Sequence[dict[str, Any]], methods: Sequence[str], factories: dict[str, str]) -> str:
+    """The figures that Table 1 of the paper has, in its units, and behind them those that it prints.
+
+    factories: network to its factory; only edsr and sid are in the paper.
+    """
+    heads = [f"{title} ({letter})" for title, (letter, _) in zip(COSTS.values(), UNITS.values(), strict=True)]
+    heads += ["PSNR (dB)", "SSIM"]
+    lines = [
+        f"| network | solution | {' | '.join(heads)} | {' | '.join(f'paper: {head}' for head in heads)} |",
+        "| --- | --- |" + " ---: |" * 2 * len(heads),
+    ]
+    for row in rows:
+        if row["solution"] not in ("baseline", *methods):
+            continue
+        name = "original" if row["solution"] == "baseline" else row["solution"]
+        cells = [f"{row[key] / unit:.4g}" for key, (_, unit) in UNITS.items()]
+        cells += [f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"]
+        paper = _printed().get(factories[row["network"]], {}).get(name)
+        cells += [f"{paper[key]:g}" for key in (*COSTS, "psnr", "ssim")] if paper else [""] * len(heads)
+        lines.append(f"| {row['network']} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def beside_the_paper(rows: Sequence[dict[str, Any]], factories: dict[str, str]) -> str:
     """The costs of each method beside what the paper's Table 1 prints, both in % of their own original.
 
     factories: network to its factory; only edsr and sid are in the paper.
     """
-    printed: dict[str, dict[str, dict[str, float]]] = {}
-    for entry in read_json(PAPER)["rows"]:
-        printed.setdefault(entry["network"].lower(), {})[entry["solution"]] = entry
+    printed = _printed()
     heads = [f"{title} (%) | paper (%)" for title in COSTS.values()]
     lines = ["| network | method | " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * 8]
     for row in rows:
@@ -135,7 +173,7 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
 
 def shown(picture: gallery.Picture, network: str) -> list[str]:
     """A picture with how it is read and where its figures are."""
-    return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}", "",
+    return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}".strip(), "",
             f"![{network}: {picture.heading}](pictures/{picture.file})", ""]  # fmt: skip
 
 
@@ -157,10 +195,13 @@ def markdown(
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
     parts += [f"> {verdict(rows, methods, network)}\n" for network in params.run.networks]
+    parts += [VERDICT_NOTE]
     parts += ["## The table", table, _from("report/table.csv"), ""]
-    paper = beside_the_paper(rows, {name: params.networks[name].factory for name in params.run.networks})
+    factories = {name: params.networks[name].factory for name in params.run.networks}
+    paper = beside_the_paper(rows, factories)
     if paper:
-        parts += ["## Beside the paper", paper, PAPER_NOTE]
+        parts += ["## Beside the paper", paper, PAPER_NOTE, "### Absolute figures", table_one(rows, methods, factories)]
+        parts += [TABLE_ONE_NOTE]
     for network, (*drawn, times_drawn) in pictures.items():
         measured = latency[network]
         parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
@@ -174,13 +215,24 @@ def markdown(
 
 
 SHOWN = 6  # layers that are named one by one
+VERDICT_NOTE = """\
+Of each network the method that removed most. A gain of PSNR is a plus; brackets hold 95% intervals over the test
+images, which nothing else has seen. The baseline is the network as trained; the control got, with nothing removed, the
+extra training that pruning gives. MACs are multiply-adds; BW is what travels to memory and back, weights and
+activations.
+"""
 PAPER_NOTE = """\
 Costs are shares of each network's own original and can be compared: what matters is which layers give, and how far.
 Quality can't: the paper trained the full networks on DIV2K and on the SID set. Its SID activations are 7·H·W elements
 lower than this project's definition. *From data/table1.json and results/report/table.csv.*
 """
+TABLE_ONE_NOTE = """\
+In the paper's units: MAC in 10⁹, weights in 10³, activations and BW in 10⁶ elements. Ours are of the networks and input
+sizes of params.yaml; the paper's are of EDSR-baseline ×2 at 1020×1020 and of SID at 1424×2128, its PSNR and SSIM on its
+own validation images. *From data/table1.json and results/report/table.csv.*
+"""
 TIME_NOTE = """\
-MACs removed are not time saved. Medians on {processor}, {threads} thread(s), original and pruned run in turns; the
+MACs removed are not time saved. Medians on {processor}, threads: {threads}, original and pruned run in turns; the
 time's share is the median over rounds, the range is the pruned network's; memory is what one run holds at its peak,
 beyond the network. `prune.align: 8` keeps multiples of 8 channels; what that does to the time, `python
 benchmarks/latency.py` measures.

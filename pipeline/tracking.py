@@ -215,6 +215,7 @@ def _save_views(client: MlflowClient, experiment: str, networks: Sequence[str]) 
         client.set_experiment_tag(experiment, key, value)
     names = ", ".join(view.name for view in views.views(networks).values())
     client.set_experiment_tag(experiment, "mlflow.note.content", VIEWS.format(names=names))
+    client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")  # not pages of traces
 
 
 def _create(uri: str) -> None:
@@ -310,7 +311,7 @@ def address(server: str) -> str:
     """Where a server of the store shows the view to begin with."""
     with _one_at_a_time():
         _, experiment = _client()
-    return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={views.COMPARE}"
+    return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={views.COMPARE}&workflowType=machine_learning"
 
 
 def parent_of(run: Run) -> Run:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 PREFIX = "mlflow.sharedViewState."
 COMPARE = "networks"  # the view to begin with
+WIDTH = 150  # pixels of a column: enough for its name
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def views(networks: Sequence[str]) -> dict[str, View]:
             "Networks by MACs kept", "solution", (*measured, "drop_baseline", "drop_control"), whose, "mac_percent"
         ),
         "iterations": View(
-            "Iterations, latest first", "iteration", (*measured, "psnr_drop", "alpha"), (*whose, "verdict")
+            "Iterations by MACs kept", "iteration", (*measured, "psnr_drop"), (*whose, "verdict"), "mac_percent"
         ),
         "chains": View("Runs of the chain", "chain", ends, ("goal", "reproduce")),
         "trials": View("Trials by MACs kept", "trial", ("mac_kept", *drops), (*whose, "feasible"), "mac_kept"),
@@ -53,6 +54,8 @@ def tags(networks: Sequence[str], now: int) -> dict[str, str]:
             "orderByKey": f"metrics.`{view.least}`" if view.least else "attributes.start_time",
             "orderByAsc": view.least is not None,
             "selectedColumns": columns,
+            "columnOrder": columns,
+            "columnWidths": dict.fromkeys(columns, WIDTH),
         }
         envelope = {"name": view.name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
         found[PREFIX + key] = json.dumps(envelope)

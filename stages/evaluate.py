@@ -65,9 +65,10 @@ def evaluate(params: config.Params, network: str) -> None:
         for name, row in summary.items():
             said = tracking.note(name if name in ("input", "baseline", "original") else "solution", network, name)
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **said})
-            child.metrics({key: value for key, value in row.items() if not isinstance(value, dict)})
-            child.metrics({"drop_baseline": -row["against_baseline"]["mean"]})
-            child.metrics({"drop_control": -row["against_original"]["mean"]})
+            told = {key: value for key, value in row.items() if not isinstance(value, dict)}
+            told["drop_baseline"] = -row["against_baseline"]["mean"]
+            told["drop_control"] = -row["against_original"]["mean"]
+            child.metrics({key: round(value, 4) for key, value in told.items()})  # lists cut longer ones off
             child.end()
         for picture in sorted((folder / "pictures").rglob("*.png")):
             run.artifact(picture, f"pictures/{picture.parent.name}")

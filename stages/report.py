@@ -24,13 +24,12 @@ def report(params: config.Params) -> None:
             found = read_json(RESULTS / "evaluate" / network / "metrics.json")
             best = min(params.run.methods, key=lambda method: found[method]["mac"])
             parent.tags({f"best.{network}": f"{best}: {found[best]['mac_percent']:.1f}% of the MACs"})
-            parent.metrics(
-                {
-                    f"{network}_mac_percent": found[best]["mac_percent"],
-                    f"{network}_drop_baseline": -found[best]["against_baseline"]["mean"],
-                    f"{network}_drop_control": -found[best]["against_original"]["mean"],
-                }
-            )
+            told = {
+                "mac_percent": found[best]["mac_percent"],
+                "drop_baseline": -found[best]["against_baseline"]["mean"],
+                "drop_control": -found[best]["against_original"]["mean"],
+            }
+            parent.metrics({f"{network}_{key}": round(value, 4) for key, value in told.items()})
         tracking.save_views(run, params.run.networks)
     print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, pictures in {folder / 'pictures'}")
 

@@ -227,6 +227,15 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
             return ui.page(f"{address}/#/experiments/{experiment}/{place}", tmp_path)
 
         assert chain.info.run_name in shown("runs")
+        told = (repro / "ui.log").read_text()
+        begin = re.search(rf"{address}/#/experiments/{experiment}/(runs\?\S+)", told)
+        assert begin, told
+        compared = shown(begin[1])  # the list that `make ui` begins with
+        assert "Networks by MACs kept" in compared
+        assert {"mac_percent", "drop_baseline", "drop_control"} <= set(re.findall(r">(\w+)<", compared))
+        place = {name: compared.index(f">{name}<") for name in ("sid D", "edsr baseline")}
+        assert place["sid D"] < place["edsr baseline"]  # fewest MACs first
+        assert "edsr D iteration 1" not in compared  # other runs have lists of their own
         overview = shown(f"runs/{chain.info.run_id}")
         assert "One run of the chain" in overview
         assert "edsr_mac_percent" in overview

@@ -91,6 +91,7 @@ def pair(layer: str, ratio: float, mac: int, bw: int, inputs: int, outputs: int)
     ("found", "why"),
     [
         (pair("a", 0.57, 50, 40, 8, 8), None),  # 1.14 times its share is near enough
+        (pair("a", 2.0, 100, 100, 16, 16), None),  # whole: it promises nothing
         (pair("a", 0.80, 50, 40, 8, 12), "its 12 output channels don't fill the 8 numbers that are computed at once"),
         (
             pair("a", 0.80, 50, 40, 12, 9),

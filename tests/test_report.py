@@ -25,8 +25,23 @@ ROWS = [row("edsr", "A", 76.0, 0.25), row("edsr", "D", 62.8, 0.125), row("mine",
 def test_the_verdict_is_the_method_that_removed_most_with_both_differences() -> None:
     assert report.verdict(ROWS, ["A", "D"], "edsr") == (
         "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [-0.125, +0.625] against the "
-        "baseline, +0.000 dB [-0.125, +0.625] against the equally trained control."
+        "baseline (no difference shown), +0.000 dB [-0.125, +0.625] against the equally trained control (no difference "
+        "shown)."
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.001, 0.3, "better"), (-0.3, -0.001, "worse"), (-0.1, 0.2, "no difference shown"), (0.0, 0.1, "no difference")],
+)
+def test_the_verdict_says_what_the_interval_shows(low: float, high: float, said: str) -> None:
+    rows = [row("edsr", "D", 50.0, 0.1)]
+    rows[0]["against_baseline"] = {"mean": (low + high) / 2, "low": low, "high": high}
+    assert f"against the baseline ({said}" in report.verdict(rows, ["D"], "edsr")
+
+
+def test_a_verdict_on_nothing_says_so() -> None:
+    assert "nothing was removed" in report.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr")
 
 
 def test_the_papers_printed_costs_stand_beside_ours_as_shares_of_their_own_original() -> None:
@@ -36,6 +51,21 @@ def test_the_papers_printed_costs_stand_beside_ours_as_shares_of_their_own_origi
     assert lines[2] == "| edsr | A | 76.0 | 76.0 | 76.0 | 75.9 | 76.0 | 88.3 | 76.0 | 88.3 |"
     assert lines[3].split(" | ")[3] == "62.8"  # 897 of 1428
     assert report.beside_the_paper(ROWS[2:], {"mine": "package:network"}) == ""
+
+
+def test_table_one_has_the_papers_units_and_its_printed_figures_behind() -> None:
+    costs = {"mac": 897.4e9, "weights": 857_000, "activations": 4_083_400_000, "bw": 4_084_257_000}
+    rows = [
+        {**row("edsr", name, 62.8, 0.125), **costs, "ssim": 0.9424} for name in ("bicubic", "baseline", "original", "D")
+    ]
+    rows.append({**row("mine", "D", 50.0, 0.0), **costs, "ssim": 0.9})
+    lines = report.table_one(rows, ["D"], {"edsr": "edsr", "mine": "package:network"}).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| edsr", "original"], ["| edsr", "D"], ["| mine", "D"]]
+    assert lines[3] == (
+        "| edsr | D | 897.4 | 857 | 4083 | 4084 | 30.12 | 0.942 | 897 | 857 | 4083 | 4083 | 34.42 | 0.942 |"
+    )
+    assert lines[2].endswith("| 1428 | 1367 | 5076 | 5077 | 34.42 | 0.942 |")  # the baseline, not the control
+    assert lines[4].endswith("| 0.900 |  |  |  |  |  |  |")
 
 
 def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path) -> None:

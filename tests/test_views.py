@@ -21,12 +21,13 @@ def test_a_view_is_the_envelope_that_the_pages_read() -> None:
     assert state["searchFilter"] == "tags.level = 'solution'"
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`mac_percent`", True)
     assert state["selectedColumns"][0] == "metrics.`mac_percent`"
+    assert state["columnOrder"] == state["selectedColumns"] == list(state["columnWidths"])
     chains = json.loads(json.loads(made["mlflow.sharedViewState.chains"])["state"])
     assert (chains["orderByKey"], chains["orderByAsc"]) == ("attributes.start_time", False)
     assert "metrics.`edsr_drop_control`" in chains["selectedColumns"]
 
 
-def test_a_store_has_the_views_from_its_first_run_on_and_keeps_what_was_saved_since(
+def test_a_store_has_the_views_from_its_first_run_on_and_the_chains_end_adds_its_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
