@@ -195,7 +195,7 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
         axes.barh(names, [found["baseline"][name] for name in names], color="0.85", label="pruned")
         axes.barh(names, kept, color=colour(method), label="kept")
         for place, (name, count) in enumerate(zip(names, kept, strict=True)):
-            axes.text(found["baseline"][name], place, f" {count}/{found['baseline'][name]}", va="center", fontsize=5)
+            axes.text(found["baseline"][name], place, f" {count}/{found['baseline'][name]}", va="center", fontsize=6)
         gone = sum(found["baseline"].values()) - sum(kept)
         axes.set(xlabel="output channels", title=f"{method}: {gone} of {sum(found['baseline'].values())} pruned")
         axes.title.set_fontsize(9)
@@ -246,7 +246,7 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
 
     log = [entry for entry in read_json(results / "prune" / network / method / "log.json") if entry["thresholds"]]
     names = sorted({name for entry in log for name in entry["thresholds"]})
-    figure = Figure(figsize=(7, 3.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 3.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     shades = colormap(len(names))
     for shade, name in zip(shades, names, strict=True):
@@ -257,7 +257,7 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     if len(names) <= 24:
-        axes.legend(fontsize=5, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(fontsize=7, ncols=1 + (len(names) > 14), loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, output)
 
 
@@ -270,7 +270,7 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
     axes = figure.subplots()
     for number, row in enumerate(mine):
         if "mac_percent" not in row:
-            axes.plot([], [], " ", label=f"{row['solution']}: {row['psnr']:.2f} dB (far below)")
+            axes.plot([], [], " ", label=f"{row['solution']}: {row['psnr']:.2f} dB (not drawn)")
             continue
         mark = {"baseline": "o", "original": "s"}.get(row["solution"], "D")
         label = "original (control)" if row["solution"] == "original" else row["solution"]

@@ -56,7 +56,7 @@ TIMES = (
 def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], network: str) -> list[Picture]:
     """The pictures of one network in the report's order, times last. rows: those of the report's table."""
     methods, shown, of = params.run.methods, params.run.methods[-1], (results, network)
-    curves = (f"train/{network}/curve.csv", f"control/{network}/curve.json")
+    curves = (f"train/{network}/curve.csv", f"control/{network}")
 
     def picture(heading: str, word: str, says: str, sources: tuple[str, ...], draw: Callable[[Path], None]) -> Picture:
         return Picture(heading, f"{network}-{word}.png", says, sources, draw)

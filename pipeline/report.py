@@ -27,8 +27,9 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .2rem .5rem; border-bottom: 1px solid #8884; white-space: nowrap; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 blockquote { margin: 0; padding: .1rem 1rem; border-left: 4px solid #d55e00; font-size: 1.1rem; }
-@media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; }
-  img, table { break-inside: avoid; } }
+@media print { body { max-width: none; font-size: 11px; } h2, h3, h3 + p { break-after: avoid; }
+  .wide { overflow: visible; } table { font-size: 7.5px; } th, td { padding: .1rem .2rem; white-space: normal; }
+  img, table { break-inside: avoid; } img { max-height: 17cm; } }
 """
 
 
@@ -205,7 +206,7 @@ def markdown(
     for network, (*drawn, times_drawn) in pictures.items():
         measured = latency[network]
         parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
-        note = TIME_NOTE.format(**measured)
+        note = f"{TIME_NOTE.format(**measured)}{_from(f'latency/{network}/latency.json')}\n"
         parts += ["### Where the time goes", times(rows, measured["networks"], network), note]
         parts += [slow_layers(measured, methods[-1]), *shown(times_drawn, network)]
         if whole[network]:
