@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import export
+from pipeline import coupling, export, magnitudes, rules
+from pipeline.checkpoint import Kept
 
 Call = Callable[[Tensor], Any]
 
@@ -52,6 +53,26 @@ def measure(
                     "memory": peaks[side, name],
                 })  # fmt: skip
     return rows
+
+
+def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> nn.Module:
+    """What `prune.align` would have left of a network: the widths of a pruned one, rounded up to a multiple.
+
+    kept: the pruned network's, from its checkpoint. Channels come back that went, as many as it takes; the weights are
+    the original's, which is all that a time depends on. Raises UserError if the original's forward can't be traced.
+    """
+    found = coupling.find_groups(original, example)
+    removed = {}
+    for group in found.groups:
+        slot = group.slots[0]
+        places = kept.get(slot.tensor, {}).get(slot.dim)
+        if places is None:
+            continue
+        gone = [channel for channel, index in enumerate(slot.index) if not set(index) <= set(places)]
+        step = rules.channel_step(magnitudes.units(group), multiple)
+        keep = min(group.channels, rules.round_up(group.channels - len(gone), step))
+        removed[group.name] = gone[: group.channels - keep]
+    return coupling.remove(original, found, {name: gone for name, gone in removed.items() if gone}).eval()
 
 
 def runtimes(networks: dict[str, nn.Module], channels: int, threads: int) -> dict[str, dict[str, Call]]:

@@ -124,20 +124,19 @@ def beside_the_paper(rows: Sequence[dict[str, Any]], factories: dict[str, str]) 
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def times(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], network: str) -> str:
-    """Measured time and memory of a pruned network, as shares of the original's, beside its share of the MACs."""
-    macs = {row["solution"]: row["mac_percent"] for row in rows if row["network"] == network and "mac" in row}
+def times(measured: dict[str, Any]) -> str:
+    """Measured time and memory of pruned networks, as shares of the original's, beside their shares of the MACs."""
     lines = [
-        "| runtime | input | method | MAC (%) | time (%) | time / MAC | original (ms) | pruned (ms) | range (ms) "
+        "| runtime | input | network | MAC (%) | time (%) | time / MAC | original (ms) | this one (ms) | range (ms) "
         "| memory (%) |",
         "| --- | --- | --- |" + " ---: |" * 7,
     ]
     original: dict[str, Any] = {}
-    for row in measured:
+    for row in measured["networks"]:
         if row["network"] == "baseline":
             original = row
             continue
-        mac, time = macs[row["network"]], 100 * row["ratio"]
+        mac, time = measured["mac_percent"][row["network"]], 100 * row["ratio"]
         memory = f"{100 * row['memory'] / original['memory']:.0f}" if original["memory"] else ""
         lines.append(
             f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {mac:.1f} "
@@ -207,7 +206,7 @@ def markdown(
         measured = latency[network]
         parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
         note = f"{TIME_NOTE.format(**measured)}{_from(f'latency/{network}/latency.json')}\n"
-        parts += ["### Where the time goes", times(rows, measured["networks"], network), note]
+        parts += ["### Where the time goes", times(measured), note]
         parts += [slow_layers(measured, methods[-1]), *shown(times_drawn, network)]
         if whole[network]:
             parts += ["### What stays whole", *(f"- {sentence}" for sentence in whole[network]), ""]
@@ -233,10 +232,11 @@ sizes of params.yaml; the paper's are of EDSR-baseline ×2 at 1020×1020 and of 
 own validation images. *From data/table1.json and results/report/table.csv.*
 """
 TIME_NOTE = """\
-MACs removed are not time saved. Medians on {processor}, threads: {threads}, original and pruned run in turns; the
-time's share is the median over rounds, the range is the pruned network's; memory is what one run holds at its peak,
-beyond the network. `prune.align: 8` keeps multiples of 8 channels; what that does to the time, `python
-benchmarks/latency.py` measures.
+MACs removed are not time saved. Medians on {processor}, threads: {threads}, the networks run in turns; the time's share
+is the median over rounds, the range is of the network in that row; memory is what one run holds at its peak, beyond the
+network. "To {lanes}" is what `prune.align: {lanes}` would have left: every pruned width rounded up to a multiple of the
+{lanes} numbers that this processor computes at once. Where that brings back all that was pruned, the network is too
+narrow to run faster here. `python benchmarks/latency.py` measures the paper's widths.
 """
 
 

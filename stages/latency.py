@@ -14,27 +14,31 @@ def latency(params: config.Params, network: str) -> None:
     with tracking.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
         import torch
 
-        from pipeline import checkpoint, layer_times
+        from pipeline import checkpoint, cost, job, layer_times
         from pipeline import latency as measured
 
         torch.set_num_threads(params.threads)
-        paths = {"baseline": RESULTS / "train" / network}
-        method = params.run.methods[-1]
-        paths[method] = RESULTS / "finetune" / network / method
-        nets = {name: checkpoint.load(path / "network.pt", wanted.factory)[0] for name, path in paths.items()}
-        channels = 4 if wanted.task == "low_light" else 3
+        method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
+        original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
+        pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
+        nets = {"baseline": original, method: pruned}
+        image = job.example(wanted, params.train[network])
+        nets[f"{method}, to {lanes}"] = measured.aligned(original, meta["kept"], image, lanes)
+        channels = image.shape[1]
+        macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}
         rows = measured.measure(nets, asked.sides, channels, asked.repeats, params.threads)
         found = {
             "processor": measured.processor(),
-            "lanes": measured.lanes(),
+            "lanes": lanes,
             "threads": params.threads,
-            "side": max(asked.sides),  # of `layers`
+            "mac_percent": {name: 100 * mac / macs["baseline"] for name, mac in macs.items()},
             "networks": rows,
-            "layers": layer_times.measure(nets, max(asked.sides), channels, asked.repeats),
+            "side": side,  # of `layers`
+            "layers": layer_times.measure({"baseline": original, method: pruned}, side, channels, asked.repeats),
         }
         write_json(RESULTS / "latency" / network / "latency.json", found)
         run.artifact(RESULTS / "latency" / network / "latency.json")
-        largest = [row for row in rows if row["side"] == max(asked.sides) and row["network"] != "baseline"]
+        largest = [row for row in rows if row["side"] == side and row["network"] == method]
         run.metrics({f"time_{row['runtime']}_{row['network']}": row["ratio"] for row in largest})
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from pipeline import latency, networks, report
+from pipeline import coupling, latency, networks, report
 
 
 def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:
@@ -45,16 +45,30 @@ def test_each_runtime_and_size_compares_the_networks_with_the_first() -> None:
 
 
 def test_the_report_sets_time_beside_macs() -> None:
-    rows = [
-        {"network": "edsr", "solution": "D", "mac": 1, "mac_percent": 50.0},
-        {"network": "edsr", "solution": "bicubic"},
-    ]
     common = {"runtime": "torch", "side": 64, "low": 0.001, "high": 0.004}
-    measured = [common | {"network": "baseline", "seconds": 0.004, "ratio": 1.0, "memory": 200},
-                common | {"network": "D", "seconds": 0.003, "ratio": 0.75, "memory": 100}]  # fmt: skip
-    assert report.times(rows, measured, "edsr").splitlines()[2:] == [
-        "| torch | 64×64 | D | 50.0 | 75.0 | 1.50 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |"
+    rows = [common | {"network": "baseline", "seconds": 0.004, "ratio": 1.0, "memory": 200},
+            common | {"network": "D", "seconds": 0.003, "ratio": 0.75, "memory": 100},
+            common | {"network": "D, to 8", "seconds": 0.002, "ratio": 0.5, "memory": 150}]  # fmt: skip
+    measured = {"mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 62.5}, "networks": rows}
+    assert report.times(measured).splitlines()[2:] == [
+        "| torch | 64×64 | D | 50.0 | 75.0 | 1.50 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |",
+        "| torch | 64×64 | D, to 8 | 62.5 | 50.0 | 0.80 | 4.00 | 2.00 | 1.00 to 4.00 | 75 |",
     ]
+
+
+@pytest.mark.parametrize(("multiple", "left"), [(1, (13, 20)), (8, (16, 24)), (5, (15, 20)), (64, (32, 32))])
+def test_aligned_has_the_pruned_networks_widths_rounded_up(multiple: int, left: tuple[int, int]) -> None:
+    net = networks.build("edsr", {"blocks": 1, "channels": 32})
+    image = torch.zeros(1, 3, 16, 16)
+    found = coupling.find_groups(net, image)
+    trunk = next(group.name for group in found.groups if len(group.producers) > 1)
+    removed = {"body.0.conv1": tuple(range(0, 19)), trunk: tuple(range(20, 32))}  # of 32 each
+    kept = coupling.kept_indices(net, found, removed)
+    narrow = latency.aligned(net, kept, image, multiple)
+    assert (narrow.body[0].conv1.out_channels, narrow.head.out_channels) == left
+    assert narrow.upsample[0].out_channels == 128  # not pruned, not rounded
+    assert narrow(image).shape == (1, 3, 32, 32)
+    assert net.head.out_channels == 32
 
 
 @pytest.mark.parametrize("network", ["edsr", "sid"])
