@@ -24,6 +24,7 @@ COLOURS = {
     "D": "#D55E00",
 }
 OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
+MARKS = "os^vDP*X<>"  # of lines that are too many for colours
 RULES = ("largest loss", "median", "largest gain")  # by which test images are looked at closer
 
 
@@ -199,7 +200,7 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
         gone = sum(found["baseline"].values()) - sum(kept)
         axes.set(xlabel="output channels", title=f"{method}: {gone} of {sum(found['baseline'].values())} pruned")
         axes.title.set_fontsize(9)
-        axes.set_xlim(0, 1.2 * max(found["baseline"].values()))
+        axes.set_xlim(0, 1.4 * max(found["baseline"].values()))  # room for the longest label
     panels[0].invert_yaxis()
     panels[0].tick_params(axis="y", labelsize=7)
     save(figure, output)
@@ -249,9 +250,10 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     figure = Figure(figsize=(9, 3.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     shades = colormap(len(names))
-    for shade, name in zip(shades, names, strict=True):
+    for number, (shade, name) in enumerate(zip(shades, names, strict=True)):
         points = [(entry["number"], entry["thresholds"][name]) for entry in log if name in entry["thresholds"]]
-        axes.plot(*zip(*points, strict=True), "o-", color=shade, markersize=3, linewidth=1, label=name)
+        mark = MARKS[number % len(MARKS)]
+        axes.plot(*zip(*points, strict=True), f"{mark}-", color=shade, markersize=5, linewidth=1, label=name)
     axes.set(xlabel="iteration", ylabel="threshold of |weight| (1: the layer's mean)")
     axes.set_title(f"{network}, {method}: thresholds by channel group", fontsize=9)
     axes.locator_params(axis="x", integer=True)

@@ -163,6 +163,19 @@ def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
         assert figures["sid"]["D"][key] == pytest.approx(test[rival]["psnr"] - test["D"]["psnr"])
 
 
+def test_dvc_plots_the_curves_and_the_reports_pictures(repro: Path) -> None:
+    done = run(repro, "dvc", "plots", "show", "--json")
+    shown = json.loads(done.stdout)["data"]
+    assert "results/report/pictures/edsr-path.png" in shown  # they open without a network; the curves need a script
+    for path, field in {
+        "train/sid/curve.csv": "psnr", "analyze/edsr/layers.csv": "mac", "prune/edsr/D/path.csv": "psnr",
+        "evaluate/sid/images.csv": "psnr_drop",
+    }.items():  # fmt: skip
+        (plot,) = shown[f"results/{path}"]
+        assert field in plot["content"]["data"]["values"][0], path  # its template was found and filled
+        assert f'"field": "{field}"' in json.dumps(plot["content"]), path
+
+
 def test_a_second_repro_does_nothing(repro: Path) -> None:
     before = results(repro)
     done = run(repro, "dvc", "repro")
