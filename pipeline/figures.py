@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ COLOURS = {
     "D": "#D55E00",
 }
 OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
-MARKS = "os^vDP*X<>"  # of lines that are too many for colours
+NUMBERED = 16  # iterations, above which a map of thresholds has no room for its numbers
 RULES = ("largest loss", "median", "largest gain")  # by which test images are looked at closer
 
 
@@ -206,60 +207,62 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
     save(figure, output)
 
 
-def path(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
-    """Validation PSNR and MACs by iteration, accepted and rejected, for each method, from `prune`'s path.csv."""
+def path(results: Path, network: str, methods: Sequence[str], limit: float, output: Path) -> None:
+    """Validation PSNR and MACs by iteration, accepted and rejected, for each method, from `prune`'s path.csv.
+
+    limit: dB that an iteration may lose until the fine-tune. The iteration whose network the fine-tune delivered (the
+    last accepted one with its MACs) has a ring.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
     quality, cost = figure.subplots(1, 2)
     # the first ones larger, so that they show behind equal ones
     for size, method in zip(range(2 * len(methods) + 2, 2, -2), methods, strict=True):
         with open(results / "prune" / network / method / "path.csv", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        whole = float(rows[0]["mac"])
-        for axes, values in (
-            (quality, [-float(row["psnr_drop"]) for row in rows]),
-            (cost, [100 * float(row["mac"]) / whole for row in rows]),
-        ):
-            good = [(int(row["number"]), value) for row, value in zip(rows, values, strict=True)
-                    if row["verdict"] == "accepted"]  # fmt: skip
-            bad = [(int(row["number"]), value) for row, value in zip(rows, values, strict=True)
-                   if row["verdict"] != "accepted"]  # fmt: skip
-            axes.plot(*zip(*good, strict=True), "o-", color=colour(method), markersize=size, label=method)
-            if bad:
-                axes.plot(*zip(*bad, strict=True), "x", color=colour(method), markersize=7)
+        kept = read_json(results / "finetune" / network / method / "metrics.json")["mac_kept"]
+        shares = [100 * float(row["mac"]) / float(rows[0]["mac"]) for row in rows]
+        good = [number for number, row in enumerate(rows) if row["verdict"] == "accepted"]
+        bad = [number for number in range(len(rows)) if number not in good]
+        ends = [number for number in good if math.isclose(shares[number], 100 * kept)][-1:]
+        for axes, values in ((quality, [-float(row["psnr_drop"]) for row in rows]), (cost, shares)):
+            axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
+            axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
+            axes.plot(ends, [values[n] for n in ends], "o", color=colour(method), markersize=size + 8, fillstyle="none")
     quality.axhline(0, color="black", linewidth=0.8)
+    quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")
     quality.set(xlabel="iteration", ylabel="validation PSNR gain (dB)")
     cost.set(xlabel="iteration", ylabel="MACs kept (%)")
     for axes in (quality, cost):
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", integer=True)
     quality.legend(fontsize=8)
-    figure.suptitle(
-        f"{network}: dots accepted, crosses rejected; before the fine-tune, against the gate's reference", fontsize=9
-    )
+    figure.suptitle(f"{network}: dots accepted, crosses rejected, rings delivered; dashed: the limit", fontsize=9)
     save(figure, output)
 
 
 def thresholds(results: Path, network: str, method: str, output: Path) -> None:
-    """The threshold of each channel group by iteration, from the log of `prune`."""
+    """The threshold of each channel group (a row) in each iteration (a column), from the log of `prune`."""
     from matplotlib.figure import Figure
 
     log = [entry for entry in read_json(results / "prune" / network / method / "log.json") if entry["thresholds"]]
-    names = sorted({name for entry in log for name in entry["thresholds"]})
-    figure = Figure(figsize=(9, 3.8), dpi=100, layout="constrained")
+    names = list(dict.fromkeys(name for entry in log for name in entry["thresholds"]))
+    values = np.array([[entry["thresholds"].get(name, np.nan) for entry in log] for name in names], dtype=float)
+    size = (3.2 + max(3.0, 0.6 * len(log)), 1.2 + 0.2 * max(4, len(names)))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots()
-    shades = colormap(len(names))
-    for number, (shade, name) in enumerate(zip(shades, names, strict=True)):
-        points = [(entry["number"], entry["thresholds"][name]) for entry in log if name in entry["thresholds"]]
-        mark = MARKS[number % len(MARKS)]
-        axes.plot(*zip(*points, strict=True), f"{mark}-", color=shade, markersize=5, linewidth=1, label=name)
-    axes.set(xlabel="iteration", ylabel="threshold of |weight| (1: the layer's mean)")
     axes.set_title(f"{network}, {method}: thresholds by channel group", fontsize=9)
-    axes.locator_params(axis="x", integer=True)
-    axes.grid(alpha=0.3)
-    if len(names) <= 24:
-        axes.legend(fontsize=7, ncols=1 + (len(names) > 14), loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xlabel="iteration")
+    if values.size:
+        shown = axes.imshow(values, cmap="cividis", aspect="auto")
+        figure.colorbar(shown).set_label("threshold (× mean |weight|)", fontsize=8)
+        axes.set_xticks(range(len(log)), [entry["number"] for entry in log])
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for (row, column), value in np.ndenumerate(values) if len(log) <= NUMBERED else ():
+            tone = "white" if value < middle else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=tone)
     save(figure, output)
 
 
@@ -314,6 +317,7 @@ def layer_times(results: Path, network: str, method: str, output: Path) -> None:
         kept.plot(time, layer, "o", color=colour(method))
     kept.plot([], [], "|", color="black", markersize=9, markeredgewidth=2, label="MACs")
     kept.plot([], [], "o", color=colour(method), label="time")
+    kept.axvline(100, color="black", linewidth=0.8)
     kept.set(xlabel="kept (%)")
     kept.set_xlim(left=0)
     for axes in (spent, kept):
@@ -327,12 +331,6 @@ def layer_times(results: Path, network: str, method: str, output: Path) -> None:
 def colour(solution: str) -> str:
     """The solution's own colour; methods of the user's own get further ones by their names."""
     return COLOURS.get(solution) or OTHERS[zlib.crc32(solution.encode()) % len(OTHERS)]
-
-
-def colormap(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [colormaps["cividis"](number / max(1, count - 1)) for number in range(count)]
 
 
 def save(figure: Any, output: Path) -> None:

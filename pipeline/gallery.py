@@ -21,6 +21,7 @@ class Picture:
     says: str  # how it is read
     sources: tuple[str, ...]  # what it is drawn from, below results/
     draw: Callable[[Path], None]  # into that file
+    notes: tuple[str, ...] = ()  # what belongs below it
 
 
 LAYERS = (
@@ -30,12 +31,15 @@ LAYERS = (
 )
 WIDTHS = "Output channels that each method left (coloured) of those that there were (grey), as kept/before."
 PATH = (
-    "Left: validation PSNR after each iteration, against the gate's reference. Right: the MACs that it would keep. "
-    "Dots were accepted; crosses were rejected, and the network before them came back. The fine-tune comes after."
+    "Left: validation PSNR after each iteration, against the {0}. Right: the MACs that it would keep. Dots were "
+    "accepted; crosses were rejected, and the network before them came back. An iteration may lose {1:g} dB (dashed), "
+    "which the fine-tune after the last one must win back; where it doesn't, an earlier iteration's network is tried. "
+    "The ring is the one that was delivered. What the fine-tunes said:"
 )
 THRESHOLDS = (
-    "In each iteration, a channel whose weights were smaller than its group's threshold in every layer that makes it "
-    "went; 1 is the mean weight of a layer before pruning."
+    "A row is a group of channels that can only go together, named by the layer that makes them (+n: and n more). In "
+    "each iteration, a channel went whose weights were smaller than its group's threshold in every layer that makes "
+    "it; 1 is the mean weight of a layer before pruning."
 )
 TRADEOFF = "Further left is cheaper, higher is better. Bars are 95% intervals of the difference to the baseline."
 TRAINING = (
@@ -68,7 +72,7 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
             "Channels kept and pruned", "widths", WIDTHS, (f"evaluate/{network}/widths.json",),
             partial(figures.widths, *of, methods),
         ),
-        picture("The path", "path", PATH, (f"prune/{network}/METHOD/path.csv",), partial(figures.path, *of, methods)),
+        _path(results, params, network),
         picture(
             f"Thresholds of {shown}", "thresholds", THRESHOLDS, (f"prune/{network}/{shown}/log.json",),
             partial(figures.thresholds, *of, shown),
@@ -77,7 +81,10 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
             "Quality against MACs", "tradeoff", TRADEOFF, (f"evaluate/{network}/metrics.json",),
             partial(figures.tradeoff, rows, network),
         ),
-        picture("Is the baseline finished?", "training", TRAINING, curves, partial(figures.training_curves, *of)),
+        picture(
+            "What the extra training alone gains", "training", TRAINING, curves,
+            partial(figures.training_curves, *of),
+        ),
     ]  # fmt: skip
     looks, said = read_json(results / "evaluate" / network / "looks.json"), LOOKS.format(shown)
     for rule in (rule for rule in figures.RULES if rule in looks):
@@ -92,6 +99,21 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
         *found,
         picture("Layer by layer", "times", TIMES.format(shown), (f"latency/{network}/latency.json",), times),
     ]
+
+
+def _path(results: Path, params: config.Params, network: str) -> Picture:
+    """Every method's path, with what its fine-tunes said."""
+    methods, gate = params.run.methods, params.gate
+    limit = gate.max_psnr_drop + params.prune.networks[network].psnr_loan
+    said = (
+        f"{method}: {'; '.join(read_json(results / 'finetune' / network / method / 'attempts.json'))}"
+        for method in methods
+    )
+    return Picture(
+        "The path", f"{network}-path.png", PATH.format(gate.reference, limit),
+        (f"prune/{network}/METHOD/path.csv", f"finetune/{network}/METHOD/attempts.json"),
+        partial(figures.path, results, network, methods, limit), tuple(said),
+    )  # fmt: skip
 
 
 def _named(rule: str, drop: float) -> str:

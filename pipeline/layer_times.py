@@ -110,7 +110,7 @@ def _why(row: dict[str, Any], before: dict[str, Any], bw: float, lanes: int) -> 
         f"{row[key]} {word} channels" for key, word in (("inputs", "input"), ("outputs", "output"))
         if row[key] % lanes and row[key] < before[key]
     ]  # fmt: skip
-    reasons = [f"its {' and '.join(odd)} don't fill the {lanes} numbers that are computed at once"] if odd else []
+    reasons = [f"{' and '.join(odd)}, no multiple of the {lanes} numbers that are computed at once"] if odd else []
     if row["ratio"] <= SLOW * bw:
-        reasons.append(f"memory: what it reads and writes fell to {100 * bw:.0f}% only")
-    return "; ".join(reasons) or "its shape doesn't tell why"
+        reasons.append(f"what it reads and writes fell to {100 * bw:.0f}% only")
+    return f"likely cause: {'; '.join(reasons)}" if reasons else "its shape doesn't tell why"

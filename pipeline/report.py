@@ -20,32 +20,50 @@ COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw":
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .5rem; border-bottom: 1px solid #8884; white-space: nowrap; }
+th, td { padding: .2rem .5rem; border-bottom: 1px solid #8884; } td { white-space: nowrap; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 blockquote { margin: 0; padding: .1rem 1rem; border-left: 4px solid #d55e00; font-size: 1.1rem; }
+@media (max-width: 44rem) { p:has(> img) { overflow-x: auto; } img { max-width: none; width: 44rem; } }
 @media print { body { max-width: none; font-size: 11px; } h2, h3, h3 + p { break-after: avoid; }
   .wide { overflow: visible; } table { font-size: 7.5px; } th, td { padding: .1rem .2rem; white-space: normal; }
+  h1 { font-size: 18px; } blockquote { font-size: 12px; }
   img, table { break-inside: avoid; } img { max-height: 17cm; } }
 """
 
 
-def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str) -> str:
-    """One sentence on a network: what the method that removed most has removed, and what it lost on the test images."""
-    mine = {row["solution"]: row for row in rows if row["network"] == network}
-    best = min(methods, key=lambda method: mine[method]["mac"])
-    row = mine[best]
+def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str, measured: dict[str, Any]) -> str:
+    """What the last method, whose pictures and times are shown, has removed and lost on the test images.
+
+    rows: the table's; measured: what `latency` has timed of the network.
+    """
+    mine, shown = {row["solution"]: row for row in rows if row["network"] == network}, methods[-1]
+    row, most = mine[shown], min(methods, key=lambda method: mine[method]["mac"])
     if row["mac_percent"] == 100:
-        return f"**{network}: nothing was removed**, as no iteration held; results/prune/{network} says why."
-    removed = f"**{network}, method {best}: {100 - row['mac_percent']:.0f}% of the MACs removed**"
-    return (
-        f"{removed}, BW −{100 - row['bw_percent']:.0f}%; test PSNR {_gain(row['against_baseline'])} against the "
-        f"baseline ({_judged(row['against_baseline'])}), {_gain(row['against_original'])} against the equally trained "
-        f"control ({_judged(row['against_original'])})."
-    )
+        said = f"**{network}, method {shown}: nothing was removed**, as no iteration held: see its path."
+    else:
+        said = (
+            f"**{network}, method {shown}: {100 - row['mac_percent']:.0f}% of the MACs removed**, "
+            f"BW −{100 - row['bw_percent']:.0f}%; test PSNR {_gain(row['against_baseline'])} against the baseline "
+            f"({_judged(row['against_baseline'])}), {_gain(row['against_original'])} against the control "
+            f"({_judged(row['against_original'])}). {_timed(measured, shown)}"
+        )
+    if mine[most]["mac"] < row["mac"]:
+        said += f" Method {most} removed more: {100 - mine[most]['mac_percent']:.1f}%."
+    return said
+
+
+def _timed(measured: dict[str, Any], method: str) -> str:
+    """The time that a method's network takes of the original's at the largest size, on each runtime."""
+    side = measured["side"]
+    found = [
+        f"{row['runtime']} {100 * row['ratio']:.0f}%" for row in measured["networks"]
+        if (row["network"], row["side"]) == (method, side)
+    ]  # fmt: skip
+    return f"Time at {side}×{side}, of the baseline's: {', '.join(found)}."
 
 
 def headlines(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -63,7 +81,8 @@ def headlines(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[st
 
 
 def _gain(difference: dict[str, float]) -> str:
-    return f"{difference['mean']:+.3f} dB [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    said = f"{difference['mean']:+.3f} dB [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return said.replace("-", "−")
 
 
 def _judged(difference: dict[str, float]) -> str:
@@ -95,12 +114,12 @@ def table_one(rows: Sequence[dict[str, Any]], methods: Sequence[str], factories:
     for row in rows:
         if row["solution"] not in ("baseline", *methods):
             continue
-        name = "original" if row["solution"] == "baseline" else row["solution"]
+        name = "original" if row["solution"] == "baseline" else row["solution"]  # as the paper says
         cells = [f"{row[key] / unit:.4g}" for key, (_, unit) in UNITS.items()]
         cells += [f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"]
         paper = _printed().get(factories[row["network"]], {}).get(name)
         cells += [f"{paper[key]:g}" for key in (*COSTS, "psnr", "ssim")] if paper else [""] * len(heads)
-        lines.append(f"| {row['network']} | {name} | {' | '.join(cells)} |")
+        lines.append(f"| {row['network']} | {row['solution']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +146,7 @@ def beside_the_paper(rows: Sequence[dict[str, Any]], factories: dict[str, str]) 
 def times(measured: dict[str, Any]) -> str:
     """Measured time and memory of pruned networks, as shares of the original's, beside their shares of the MACs."""
     lines = [
-        "| runtime | input | network | MAC (%) | time (%) | time / MAC | original (ms) | this one (ms) | range (ms) "
+        "| runtime | input | network | MAC (%) | time (%) | time / MAC | baseline (ms) | this one (ms) | range (ms) "
         "| memory (%) |",
         "| --- | --- | --- |" + " ---: |" * 7,
     ]
@@ -154,8 +173,8 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
     whole = {name: sum(row["seconds"] for row in rows if row["network"] == name) for name in outside}
     before, after = (f"{1e3 * outside[name]:.1f} of {1e3 * whole[name]:.1f} ms" for name in ("baseline", method))
     lines = [
-        f"Outside of convolutions (pooling, activations, sums, copies), where no MACs are, {side}×{side} pixels take "
-        f"{before} before pruning and {after} after.",
+        f"Layer by layer, in rounds of their own in torch at {side}×{side}: outside of convolutions (pooling, "
+        f"activations, sums, copies), where no MACs are, it takes {before} before pruning and {after} after.",
         "",
     ]
     if not found:
@@ -164,16 +183,28 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
     for one in found[:SHOWN]:
         lines.append(
             f"- `{one['layer']}` keeps {100 * one['mac']:.0f}% of its MACs and {100 * one['time']:.0f}% of its time "
-            f"({1e3 * one['over']:.2f} ms too much): {one['why']}"
+            f"({1e3 * one['over']:.2f} ms too much); {one['why']}"
         )
     if len(found) > SHOWN:
         lines.append(f"- and {len(found) - SHOWN} more that cost less")
     return "\n".join([*lines, ""])
 
 
+def described(methods: dict[str, Sequence[str]]) -> str:
+    """What each method's rules are, in words: in those of an earlier method where it has them all."""
+    said: list[str] = []
+    for number, (name, rules) in enumerate(methods.items()):
+        earlier = [other for other in list(methods)[:number] if set(methods[other]) <= set(rules)]
+        base = max(earlier, key=lambda other: len(methods[other]), default=None)
+        new = [RULES[rule] for rule in rules if base is None or rule not in methods[base]]
+        said.append(f"**{name}** {', '.join([f'as {base}'] * (base is not None) + new)}")
+    return f"Methods: {'; '.join(said)}."
+
+
 def shown(picture: gallery.Picture, network: str) -> list[str]:
     """A picture with how it is read and where its figures are."""
     return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}".strip(), "",
+            *(f"- {note}" for note in picture.notes), "",
             f"![{network}: {picture.heading}](pictures/{picture.file})", ""]  # fmt: skip
 
 
@@ -194,8 +225,8 @@ def markdown(
     `table`: the main one."""
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
-    parts += [f"> {verdict(rows, methods, network)}\n" for network in params.run.networks]
-    parts += [VERDICT_NOTE]
+    parts += [f"> {verdict(rows, methods, network, latency[network])}\n" for network in params.run.networks]
+    parts += [VERDICT_NOTE, described({method: params.prune.methods[method].rules for method in methods}), ""]
     parts += ["## The table", table, _from("report/table.csv"), ""]
     factories = {name: params.networks[name].factory for name in params.run.networks}
     paper = beside_the_paper(rows, factories)
@@ -215,16 +246,23 @@ def markdown(
 
 
 SHOWN = 6  # layers that are named one by one
+RULES = {  # in words, in the paper's order
+    "adaptive": "a threshold that rises while iterations hold",
+    "depth": "a least number of channels in every group",
+    "efficiency": "more pressure where a weight costs most MACs",
+    "balance": "more pressure on groups that lag behind",
+}
 VERDICT_NOTE = """\
-Of each network the method that removed most. A gain of PSNR is a plus; brackets hold 95% intervals over the test
-images, which nothing else has seen. The baseline is the network as trained; the control got, with nothing removed, the
-extra training that pruning gives. MACs are multiply-adds; BW is what travels to memory and back, weights and
-activations.
+A gain of PSNR is a plus; brackets hold 95% intervals over the test images, which no training and no decision has used.
+The baseline is the network as trained. The control (`original` in the table) got at least the extra training that a
+pruned network gets, with nothing removed. MACs are multiply-adds; BW is what travels to memory and back, weights and
+activations. Pictures and times below are of the last method.
 """
 PAPER_NOTE = """\
-Costs are shares of each network's own original and can be compared: what matters is which layers give, and how far.
-Quality can't: the paper trained the full networks on DIV2K and on the SID set. Its SID activations are 7·H·W elements
-lower than this project's definition. *From data/table1.json and results/report/table.csv.*
+*Architecture-Aware Network Pruning for Vision Quality Applications* (ICIP 2019), Table 1. Costs are shares of each
+baseline and can be set side by side, though the networks are as large as the paper's in `presets/paper.yaml` alone.
+Quality can't: the paper trained on DIV2K and on the SID set. Its SID activations are 7·H·W elements lower than this
+project's definition. *From data/table1.json and results/report/table.csv.*
 """
 TABLE_ONE_NOTE = """\
 In the paper's units: MAC in 10⁹, weights in 10³, activations and BW in 10⁶ elements. Ours are of the networks and input
@@ -234,9 +272,10 @@ own validation images. *From data/table1.json and results/report/table.csv.*
 TIME_NOTE = """\
 MACs removed are not time saved. Medians on {processor}, threads: {threads}, the networks run in turns; the time's share
 is the median over rounds, the range is of the network in that row; memory is what one run holds at its peak, beyond the
-network. "To {lanes}" is what `prune.align: {lanes}` would have left: every pruned width rounded up to a multiple of the
-{lanes} numbers that this processor computes at once. Where that brings back all that was pruned, the network is too
-narrow to run faster here. `python benchmarks/latency.py` measures the paper's widths.
+network, in % of the baseline's. "To {lanes}" is what `prune.align: {lanes}` would have left: every pruned width rounded
+up to a multiple of the {lanes} numbers that this processor computes at once. Where that brings back all that was
+pruned, the network is too narrow to run faster here, and how far its time is from 100% is the measurement's noise.
+`python benchmarks/latency.py` measures networks of the paper's size.
 """
 
 
@@ -259,8 +298,8 @@ def page(text: str, folder: Path) -> str:
     )
 
 
-def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, Any]]:
-    """Write tables, pictures, report.md and index.html into `folder`; gives the table's rows."""
+def write(results: Path, folder: Path, params: config.Params) -> list[str]:
+    """Write tables, pictures, report.md and index.html into `folder`; gives the verdict on each network."""
     rows = [
         row
         for network in params.run.networks
@@ -287,4 +326,4 @@ def write(results: Path, folder: Path, params: config.Params) -> list[dict[str, 
         "index.html": page(text, folder),
     }.items():
         write_bytes(folder / name, content.encode())
-    return rows
+    return [verdict(rows, params.run.methods, network, latency[network]) for network in params.run.networks]

@@ -57,7 +57,7 @@ NOTES = {
     "latency": "Measured time and memory of {network}, original and pruned; on another machine they are others.",
     "report": "The table, the report (index.html opens offline) and the pictures.",
 }
-VIEWS = "Lists to begin with are saved under Views, above the list of runs: {names}."
+VIEWS = "Lists to begin with: *Views*, above on the right, in *Model training*."
 GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
 
 
@@ -124,6 +124,11 @@ class Run:
         marks = {"mlflow.parentRunId": self.id, **_process_tags(), **(tags or {})}
         run = self.client.create_run(self.experiment, run_name=name, tags=marks)
         return Run(self.client, run.info.run_id, self.experiment)
+
+    def tell(self, result: str) -> None:
+        """Put what came out before the run's description, in Markdown."""
+        said = self.client.get_run(self.id).data.tags.get("mlflow.note.content", "")
+        self.tags({"mlflow.note.content": f"{result}\n\n{said}"[:5000]})
 
     def end(self, status: str = "FINISHED") -> None:
         self.client.set_terminated(self.id, status)
@@ -200,7 +205,7 @@ def _client() -> tuple[MlflowClient, str]:
             where = None if uri.startswith("http") else f"file://{root() / 'mlartifacts'}"
             found = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=where))
         if not any(key.startswith(views.PREFIX) for key in found.tags):
-            _save_views(client, found.experiment_id, ())
+            _save_views(client, found.experiment_id, views.of_chains(()))
         return client, found.experiment_id
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
@@ -209,12 +214,11 @@ def _client() -> tuple[MlflowClient, str]:
         ) from None
 
 
-def _save_views(client: MlflowClient, experiment: str, networks: Sequence[str]) -> None:
-    """Save the views of the list of runs; the chain's have columns for these networks."""
-    for key, value in views.tags(networks, int(1000 * time.time())).items():
+def _save_views(client: MlflowClient, experiment: str, found: dict[str, views.View]) -> None:
+    """Save views of the list of runs with the experiment."""
+    for key, value in views.tags(found, int(1000 * time.time())).items():
         client.set_experiment_tag(experiment, key, value)
-    names = ", ".join(view.name for view in views.views(networks).values())
-    client.set_experiment_tag(experiment, "mlflow.note.content", VIEWS.format(names=names))
+    client.set_experiment_tag(experiment, "mlflow.note.content", VIEWS)
     client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")  # not pages of traces
 
 
@@ -304,7 +308,7 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
 
 def save_views(run: Run, networks: Sequence[str]) -> None:
     """Save the views of the list of runs with columns for what these networks' chain has ended with."""
-    _save_views(run.client, run.experiment, networks)
+    _save_views(run.client, run.experiment, views.of_chains(networks))
 
 
 def address(server: str) -> str:
@@ -331,6 +335,7 @@ def study(name: str, tags: dict[str, str]) -> Run:
             client.update_run(run.id, status="RUNNING")
             return run
         marks = {"session": name, "level": "study", "goal": GOAL, "mlflow.source.git.commit": _git("rev-parse", "HEAD")}
+        _save_views(client, experiment, views.OF_STUDIES)
         made = client.create_run(experiment, run_name=name, tags=marks | tags)
         return Run(client, made.info.run_id, experiment)
 

@@ -8,12 +8,12 @@ envelope {name, createdAt, updatedAt, state}, its state the page's JSON (as the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PREFIX = "mlflow.sharedViewState."
 COMPARE = "networks"  # the view to begin with
-WIDTH = 150  # pixels of a column: enough for its name
+WIDTH = 130  # pixels of a column: enough for its name
 
 
 @dataclass(frozen=True)
@@ -22,33 +22,31 @@ class View:
 
     name: str
     level: str  # tag of the runs that it lists
-    metrics: tuple[str, ...]  # its columns
-    tags: tuple[str, ...]  # and further ones
+    columns: tuple[str, ...]  # metrics, and tags with a # before them; the first ones are seen without scrolling
     least: str | None = None  # the metric whose least value stands first; none: the latest run does
 
 
-def views(networks: Sequence[str]) -> dict[str, View]:
-    """By key: a view for each kind of run that somebody compares. networks: those that the chain runs over."""
-    measured, whose = ("mac_percent", "psnr", "ssim"), ("network", "method")
+def of_chains(networks: Sequence[str]) -> dict[str, View]:
+    """By key: a view for each kind of run that a chain makes. networks: those that it runs over."""
     ends = tuple(f"{n}_{key}" for n in networks for key in ("mac_percent", "drop_baseline", "drop_control"))
-    drops = ("psnr_drop_baseline", "psnr_drop_control")
+    solution = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
+    iteration = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
     return {
-        COMPARE: View(
-            "Networks by MACs kept", "solution", (*measured, "drop_baseline", "drop_control"), whose, "mac_percent"
-        ),
-        "iterations": View(
-            "Iterations by MACs kept", "iteration", (*measured, "psnr_drop"), (*whose, "verdict"), "mac_percent"
-        ),
-        "chains": View("Runs of the chain", "chain", ends, ("goal", "reproduce")),
-        "trials": View("Trials by MACs kept", "trial", ("mac_kept", *drops), (*whose, "feasible"), "mac_kept"),
+        COMPARE: View("Networks by MACs kept", "solution", solution, "mac_percent"),
+        "iterations": View("Iterations by MACs kept", "iteration", iteration, "mac_percent"),
+        "chains": View("Runs of the chain", "chain", (*ends, "#reproduce")),
     }
 
 
-def tags(networks: Sequence[str], now: int) -> dict[str, str]:
-    """The views as tags of the experiment. now: when they were made, in milliseconds since 1970."""
+TRIAL = ("mac_kept", "#feasible", "psnr_drop_baseline", "psnr_drop_control", "#network", "#method")
+OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "mac_kept")}
+
+
+def tags(views: Mapping[str, View], now: int) -> dict[str, str]:
+    """Views as tags of the experiment. now: when they were made, in milliseconds since 1970."""
     found = {}
-    for key, view in views(networks).items():
-        columns = [f"metrics.`{name}`" for name in view.metrics] + [f"tags.`{name}`" for name in view.tags]
+    for key, view in views.items():
+        columns = [f"tags.`{name[1:]}`" if name[0] == "#" else f"metrics.`{name}`" for name in view.columns]
         state = {
             "searchFilter": f"tags.level = '{view.level}'",
             "orderByKey": f"metrics.`{view.least}`" if view.least else "attributes.start_time",

@@ -48,6 +48,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         write_json(folder / "attempts.json", done.attempts)
         write_json(folder / "metrics.json", figures)
         run.metrics(figures, recipe.steps)
+        run.tell(f"**Result: {100 * figures['mac_kept']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
         run.model(net, job.example().shape[1], f"{network}-{method}")

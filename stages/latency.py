@@ -39,7 +39,7 @@ def latency(params: config.Params, network: str) -> None:
         write_json(RESULTS / "latency" / network / "latency.json", found)
         run.artifact(RESULTS / "latency" / network / "latency.json")
         largest = [row for row in rows if row["side"] == side and row["network"] == method]
-        run.metrics({f"time_{row['runtime']}_{row['network']}": row["ratio"] for row in largest})
+        run.metrics({f"time_percent_{row['runtime']}": 100 * row["ratio"] for row in largest})
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ def prune(params: config.Params, network: str, method: str) -> None:
             "mac_kept": last.mac / total.mac, "psnr_drop": last.psnr_drop,
         }  # fmt: skip
         write_json(folder / "metrics.json", totals)
+        run.metrics({"result_mac_percent": 100 * totals["mac_kept"], "result_psnr_drop": last.psnr_drop})
+        run.tell(
+            f"**Result: iteration {last.number}, {100 * totals['mac_kept']:.1f}% of the MACs**, before the fine-tune."
+        )
         run.artifact(folder / "log.json")
         finished(work)
 

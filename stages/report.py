@@ -14,8 +14,9 @@ def report(params: config.Params) -> None:
         from pipeline import report as made
 
         folder = RESULTS / "report"
-        made.write(RESULTS, folder, params)
+        verdicts = made.write(RESULTS, folder, params)
         parent = tracking.parent_of(run)
+        parent.tell("\n\n".join([*verdicts, "The report: *Artifacts*, index.html."]))
         for name in ("index.html", "report.md", "table.md", "table.csv"):
             parent.artifact(folder / name)  # where who opens the chain's run looks first
         for picture in sorted((folder / "pictures").glob("*.png")):

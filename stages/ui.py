@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pipeline import tracking
+from pipeline.cli import Parser
+from pipeline.errors import UserError
 from stages.command import guarded
 
 
 def main() -> None:
-    """Print the address of the list of networks by MACs kept."""
-    parser = argparse.ArgumentParser(prog="python -m stages.ui", description=main.__doc__)
-    parser.add_argument("port", type=int, help="where the pages are served")
-    port = parser.parse_args().port
+    """Print the address of the list of networks by MACs kept, on the port where the pages are served."""
+    parser = Parser(prog="python -m stages.ui", description=main.__doc__)
+    parser.add_argument("port", help="1 to 65535")
     with guarded("ui"):
+        port = parser.parse_args().port
+        if not (port.isdecimal() and 1 <= int(port) <= 65535):
+            raise UserError(f"PORT is {port!r}; a whole number from 1 to 65535 is allowed")
         print(f"Networks by MACs kept: {tracking.address(f'http://127.0.0.1:{port}')}", flush=True)
 
 

@@ -392,6 +392,7 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
         ("finetune", ["edsr", "B"], lambda p: None, "holds no accepted-*.pt: prune makes them"),
         ("check", [], lambda p: p["networks"]["edsr"].update(factory="nomod:x"), "'nomod:x' cannot be imported"),
         ("check", ["--results"], lambda p: None, "table.md isn't there"),
+        ("ui", ["70000"], lambda p: None, "PORT is '70000'; a whole number from 1 to 65535 is allowed"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_writes_nothing(

@@ -92,16 +92,20 @@ def pair(layer: str, ratio: float, mac: int, bw: int, inputs: int, outputs: int)
     [
         (pair("a", 0.57, 50, 40, 8, 8), None),  # 1.14 times its share is near enough
         (pair("a", 2.0, 100, 100, 16, 16), None),  # whole: it promises nothing
-        (pair("a", 0.80, 50, 40, 8, 12), "its 12 output channels don't fill the 8 numbers that are computed at once"),
+        (
+            pair("a", 0.80, 50, 40, 8, 12),
+            "likely cause: 12 output channels, no multiple of the 8 numbers that are computed at once",
+        ),
         (
             pair("a", 0.80, 50, 40, 12, 9),
-            "its 12 input channels and 9 output channels don't fill the 8 numbers that are computed at once",
+            "likely cause: 12 input channels and 9 output channels, no multiple of the 8 numbers that are computed at "
+            "once",
         ),
-        (pair("a", 0.80, 50, 70, 8, 8), "memory: what it reads and writes fell to 70% only"),
+        (pair("a", 0.80, 50, 70, 8, 8), "likely cause: what it reads and writes fell to 70% only"),
         (
             pair("a", 0.80, 50, 70, 12, 8),
-            "its 12 input channels don't fill the 8 numbers that are computed at once; "
-            "memory: what it reads and writes fell to 70% only",
+            "likely cause: 12 input channels, no multiple of the 8 numbers that are computed at once; "
+            "what it reads and writes fell to 70% only",
         ),
         (pair("a", 0.81, 50, 70, 8, 8), "its shape doesn't tell why"),  # 1.157 times what it moves
     ],

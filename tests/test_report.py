@@ -22,11 +22,28 @@ def row(network: str, solution: str, share: float, mean: float) -> dict[str, Any
 ROWS = [row("edsr", "A", 76.0, 0.25), row("edsr", "D", 62.8, 0.125), row("mine", "D", 10.0, 0.0)]
 
 
-def test_the_verdict_is_the_method_that_removed_most_with_both_differences() -> None:
-    assert report.verdict(ROWS, ["A", "D"], "edsr") == (
-        "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [-0.125, +0.625] against the "
-        "baseline (no difference shown), +0.000 dB [-0.125, +0.625] against the equally trained control (no difference "
-        "shown)."
+TIMED = {
+    "side": 256,
+    "networks": [
+        {"runtime": runtime, "side": side, "network": name, "ratio": ratio}
+        for runtime, factor in (("torch", 1.0), ("onnxruntime", 1.25))
+        for side, name, ratio in ((64, "D", 9.0), (256, "baseline", 1.0), (256, "D", 0.8 * factor), (256, "D, to 8", 9))
+    ],
+}
+
+
+def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time() -> None:
+    assert report.verdict(ROWS, ["A", "D"], "edsr", TIMED) == (
+        "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [−0.125, +0.625] against the "
+        "baseline (no difference shown), +0.000 dB [−0.125, +0.625] against the control (no difference shown). "
+        "Time at 256×256, of the baseline's: torch 80%, onnxruntime 100%."
+    )
+
+
+def test_a_verdict_says_where_another_method_removed_more() -> None:
+    assert report.verdict(ROWS, ["D", "A"], "edsr", {**TIMED, "networks": []}).endswith("Method D removed more: 37.2%.")
+    assert "removed more" not in report.verdict(
+        [row("edsr", "A", 50, 0), row("edsr", "D", 50, 0)], ["A", "D"], "edsr", TIMED
     )
 
 
@@ -37,11 +54,24 @@ def test_the_verdict_is_the_method_that_removed_most_with_both_differences() -> 
 def test_the_verdict_says_what_the_interval_shows(low: float, high: float, said: str) -> None:
     rows = [row("edsr", "D", 50.0, 0.1)]
     rows[0]["against_baseline"] = {"mean": (low + high) / 2, "low": low, "high": high}
-    assert f"against the baseline ({said}" in report.verdict(rows, ["D"], "edsr")
+    assert f"against the baseline ({said}" in report.verdict(rows, ["D"], "edsr", TIMED)
 
 
 def test_a_verdict_on_nothing_says_so() -> None:
-    assert "nothing was removed" in report.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr")
+    assert "nothing was removed" in report.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr", TIMED)
+
+
+def test_methods_are_told_by_what_they_add() -> None:
+    methods = {
+        "A": ["adaptive"],
+        "B": ["adaptive", "depth"],
+        "mine": ["adaptive", "balance"],
+        "B2": ["depth", "adaptive"],
+    }
+    assert report.described(methods) == (
+        "Methods: **A** a threshold that rises while iterations hold; **B** as A, a least number of channels in every "
+        "group; **mine** as A, more pressure on groups that lag behind; **B2** as B."
+    )
 
 
 def test_the_papers_printed_costs_stand_beside_ours_as_shares_of_their_own_original() -> None:
@@ -60,7 +90,7 @@ def test_table_one_has_the_papers_units_and_its_printed_figures_behind() -> None
     ]
     rows.append({**row("mine", "D", 50.0, 0.0), **costs, "ssim": 0.9})
     lines = report.table_one(rows, ["D"], {"edsr": "edsr", "mine": "package:network"}).splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| edsr", "original"], ["| edsr", "D"], ["| mine", "D"]]
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| edsr", "baseline"], ["| edsr", "D"], ["| mine", "D"]]
     assert lines[3] == (
         "| edsr | D | 897.4 | 857 | 4083 | 4084 | 30.12 | 0.942 | 897 | 857 | 4083 | 4083 | 34.42 | 0.942 |"
     )
