@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.files import read_json, write_bytes
+from pipeline.errors import UserError
+from pipeline.files import AGAIN, read_csv, read_json, write_bytes
 
 # Okabe and Ito's colour-blind-safe palette: one colour for one solution, everywhere
 COLOURS = {
@@ -64,11 +64,8 @@ def looks(frames: Path, method: str, crop: int, output: Path) -> None:
     The crop is the target's window of `crop` pixels with the largest variance. What differs is method - baseline,
     ten times over, about mid-grey.
     """
-    from matplotlib.figure import Figure
-    from PIL import Image
-
     names = {"target": "target", "input": "input", "baseline": "baseline", method: f"method {method}"}
-    pixels = {name: np.asarray(Image.open(frames / f"{name}.png")) for name in names}
+    pixels = {name: _frame(frames / f"{name}.png") for name in names}
     difference = pixels[method].astype(np.int16) - pixels["baseline"]
     pixels["difference"] = (128 + 10 * difference).clip(0, 255).astype(np.uint8)
     names["difference"] = f"({method} − baseline) × 10"
@@ -76,13 +73,34 @@ def looks(frames: Path, method: str, crop: int, output: Path) -> None:
     top, left = _busiest(pixels["target"].mean(axis=2), side)
     zoom, gap, label = 3, 6, 26  # screen pixels
     width, height = len(names) * (side * zoom + gap) - gap, side * zoom + label
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = blank((width / 100, height / 100), layout=None)
     for number, (name, title) in enumerate(names.items()):
         view = pixels[name][top : top + side, left : left + side].repeat(zoom, 0).repeat(zoom, 1)
         figure.figimage(view, xo=number * (side * zoom + gap), yo=0)
         x = (number * (side * zoom + gap) + side * zoom / 2) / width
         figure.text(x, 1 - label / 2 / height, title, ha="center", va="center", fontsize=10)
     save(figure, output)
+
+
+def _frame(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        return np.asarray(Image.open(path))
+    except OSError as error:
+        raise UserError(f"{path} can't be read as a picture: {error.strerror or 'it is damaged'}; {AGAIN}") from None
+
+
+def blank(size: tuple[float, float], layout: str | None = "constrained") -> Any:
+    """An empty figure of `size` inches at 100 pixels each."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=100, layout=layout)
+
+
+def plain(names: Iterable[str]) -> list[str]:
+    """Names as labels: between two $ matplotlib would read mathematics."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _busiest(luminance: np.ndarray, side: int) -> tuple[int, int]:
@@ -102,14 +120,12 @@ def chosen(drops: dict[str, float]) -> dict[str, str]:
 
 def training_curves(results: Path, network: str, output: Path) -> None:
     """Validation PSNR of the baseline while it was trained, and of the control's training after it."""
-    from matplotlib.figure import Figure
-
-    with open(results / "train" / network / "curve.csv", encoding="utf-8") as file:
-        points = [(int(row["step"]), float(row["psnr"])) for row in csv.DictReader(file)]
+    rows = read_csv(results / "train" / network / "curve.csv", "step", "psnr")
+    points = [(int(row["step"]), float(row["psnr"])) for row in rows]
     control = read_json(results / "control" / network / "curve.json")
     control.append(read_json(results / "control" / network / "metrics.json"))
     start = points[-1][0]
-    figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
+    figure = blank((7, 3.5))
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["baseline"], label="baseline", markersize=3)
     after = [(start + point["steps"], point["psnr"]) for point in control]
@@ -133,23 +149,22 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
     From `analyze`: layers.csv and groups.json. Layers of one coupled group share a letter and a colour; one whose
     outputs no other layer shares is grey; one that isn't pruned at all (the network's output, or frozen) is hatched.
     """
-    from matplotlib.figure import Figure
-
-    with open(results / "analyze" / network / "layers.csv", encoding="utf-8") as file:
-        layers = list(csv.DictReader(file))
-    groups = read_json(results / "analyze" / network / "groups.json")["groups"]
+    layers = read_csv(results / "analyze" / network / "layers.csv", "layer", "mac", "weights", "mac_per_weight")
+    groups = read_json(results / "analyze" / network / "groups.json", "groups")["groups"]
     shared = [group for group in groups if len(group["producers"]) > 1]
     colours = {layer: OTHERS[n % len(OTHERS)] for n, group in enumerate(shared) for layer in group["producers"]}
     letters = {layer: _letter(n) for n, group in enumerate(shared) for layer in group["producers"]}
     prunable = {layer for group in groups for layer in group["producers"]}
     names = [row["layer"] for row in layers]
-    figure = Figure(figsize=(9, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
+    figure = blank((9, 1.2 + 0.18 * len(names)))
     panels = figure.subplots(1, 3, sharey=True)
     titles = {"mac": "GMAC", "weights": "thousand weights", "mac_per_weight": "MAC per weight (thousand)"}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         scale = 1e9 if key == "mac" else 1e3
         bars = axes.barh(
-            names, [float(row[key]) / scale for row in layers], color=[colours.get(name, "0.6") for name in names]
+            plain(names),
+            [float(row[key]) / scale for row in layers],
+            color=[colours.get(name, "0.6") for name in names],
         )
         for bar, name in zip(bars, names, strict=True):
             if name not in prunable:
@@ -185,17 +200,15 @@ def _said(shared: list[dict[str, Any]]) -> str:
 
 def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
     """Output channels kept and pruned in each layer by each method, from `evaluate`'s widths.json."""
-    from matplotlib.figure import Figure
-
-    found = read_json(results / "evaluate" / network / "widths.json")
-    with open(results / "analyze" / network / "layers.csv", encoding="utf-8") as file:
-        names = [row["layer"] for row in csv.DictReader(file)]  # in the order of the network
-    figure = Figure(figsize=(2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)), dpi=100, layout="constrained")
+    found = read_json(results / "evaluate" / network / "widths.json", "baseline", *methods)
+    rows = read_csv(results / "analyze" / network / "layers.csv", "layer")
+    names = [row["layer"] for row in rows]  # in the order of the network
+    figure = blank((2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)))
     panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
     for axes, method in zip(panels, methods, strict=True):
         kept = [found[method][name] for name in names]
-        axes.barh(names, [found["baseline"][name] for name in names], color="0.85", label="pruned")
-        axes.barh(names, kept, color=colour(method), label="kept")
+        axes.barh(plain(names), [found["baseline"][name] for name in names], color="0.85", label="pruned")
+        axes.barh(plain(names), kept, color=colour(method), label="kept")
         for place, (name, count) in enumerate(zip(names, kept, strict=True)):
             axes.text(found["baseline"][name], place, f" {count}/{found['baseline'][name]}", va="center", fontsize=6)
         gone = sum(found["baseline"].values()) - sum(kept)
@@ -213,14 +226,11 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
     limit: dB that an iteration may lose until the fine-tune. The iteration whose network the fine-tune delivered (the
     last accepted one with its MACs) has a ring.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
+    figure = blank((9, 3.6))
     quality, cost = figure.subplots(1, 2)
     # the first ones larger, so that they show behind equal ones
     for size, method in zip(range(2 * len(methods) + 2, 2, -2), methods, strict=True):
-        with open(results / "prune" / network / method / "path.csv", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(results / "prune" / network / method / "path.csv", "verdict", "mac", "psnr_drop")
         kept = read_json(results / "finetune" / network / method / "metrics.json")["mac_kept"]
         shares = [100 * float(row["mac"]) / float(rows[0]["mac"]) for row in rows]
         good = [number for number, row in enumerate(rows) if row["verdict"] == "accepted"]
@@ -244,34 +254,30 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
 
 def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     """The threshold of each channel group (a row) in each iteration (a column), from the log of `prune`."""
-    from matplotlib.figure import Figure
-
     log = [entry for entry in read_json(results / "prune" / network / method / "log.json") if entry["thresholds"]]
     names = list(dict.fromkeys(name for entry in log for name in entry["thresholds"]))
     values = np.array([[entry["thresholds"].get(name, np.nan) for entry in log] for name in names], dtype=float)
     size = (3.2 + max(3.0, 0.6 * len(log)), 1.2 + 0.2 * max(4, len(names)))
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = blank(size)
     axes = figure.subplots()
     axes.set_title(f"{network}, {method}: thresholds by channel group", fontsize=9)
     axes.set(xlabel="iteration")
-    if values.size:
-        shown = axes.imshow(values, cmap="cividis", aspect="auto")
-        figure.colorbar(shown).set_label("threshold (× mean |weight|)", fontsize=8)
-        axes.set_xticks(range(len(log)), [entry["number"] for entry in log])
-        axes.set_yticks(range(len(names)), names, fontsize=7)
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for (row, column), value in np.ndenumerate(values) if len(log) <= NUMBERED else ():
-            tone = "white" if value < middle else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=tone)
+    figure.colorbar(axes.imshow(values, cmap="cividis", aspect="auto")).set_label(
+        "threshold (× mean |weight|)", fontsize=8
+    )
+    axes.set_xticks(range(len(log)), [entry["number"] for entry in log])
+    axes.set_yticks(range(len(names)), plain(names), fontsize=7)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values) if len(log) <= NUMBERED else ():
+        tone = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=tone)
     save(figure, output)
 
 
 def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
     """Test PSNR against MACs of every solution in the report's rows; the input as a line where it fits."""
-    from matplotlib.figure import Figure
-
     mine = [row for row in rows if row["network"] == network]
-    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    figure = blank((6, 3.6))
     axes = figure.subplots()
     for number, row in enumerate(mine):
         if "mac_percent" not in row:
@@ -280,7 +286,12 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
         mark = {"baseline": "o", "original": "s"}.get(row["solution"], "D")
         label = "original (control)" if row["solution"] == "original" else row["solution"]
         axes.plot(
-            row["mac_percent"], row["psnr"], mark, color=colour(row["solution"]), markersize=12 - number, label=label
+            row["mac_percent"],
+            row["psnr"],
+            mark,
+            color=colour(row["solution"]),
+            markersize=max(5, 12 - number),
+            label=label,
         )
         if row["solution"] not in ("baseline", "original"):
             base = row["against_baseline"]
@@ -296,18 +307,16 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
 
 def layer_times(results: Path, network: str, method: str, output: Path) -> None:
     """Time of each layer, original and pruned, and the shares of time and MACs that it keeps, from `latency`."""
-    from matplotlib.figure import Figure
-
-    found = read_json(results / "latency" / network / "latency.json")
+    found = read_json(results / "latency" / network / "latency.json", "layers", "side")
     original, own = ([row for row in found["layers"] if row["network"] == name] for name in ("baseline", method))
-    names = [row["layer"] for row in original]
-    figure = Figure(figsize=(9, 1.2 + 0.2 * len(names)), dpi=100, layout="constrained")
+    names = plain(row["layer"] for row in original)
+    figure = blank((9, 1.2 + 0.2 * len(names)))
     spent, kept = figure.subplots(1, 2, sharey=True)
     spent.barh(names, [1e3 * row["seconds"] for row in original], color="0.85", label="original")
     spent.barh(names, [1e3 * row["seconds"] for row in own], height=0.4, color=colour(method), label=method)
     spent.set(xlabel=f"time (ms), {found['side']}×{found['side']} input pixels")
-    for row, before in zip(own, original, strict=True):
-        time, layer = 100 * row["ratio"], row["layer"]
+    for layer, row, before in zip(names, own, original, strict=True):
+        time = 100 * row["ratio"]
         if "mac" not in row:
             kept.plot(time, layer, "o", color=colour(method))
             continue

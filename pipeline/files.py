@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import glob
 import hashlib
 import io
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+
+FIRST = "the stage that writes it must run first"
+AGAIN = "it is cut short or of another version: the stage that writes it must run again"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -56,13 +60,32 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *keys: str) -> Any:
+    """What a JSON file holds; UserError when it isn't there, isn't JSON, or has no such keys."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}; the stage that writes it must run first") from None
+        raise UserError(f"{path} can't be read: {error.strerror}; {FIRST}") from None
     except ValueError as error:
         raise UserError(f"{path} isn't JSON: {error}") from None
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}; {AGAIN}")
+    return value
+
+
+def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV file; UserError when it isn't there, has no rows, or one without these columns."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}; {FIRST}") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} isn't CSV: {error}") from None
+    if not rows or any(row.get(column) is None for row in rows for column in columns):
+        raise UserError(f"{path} has no rows with {', '.join(columns)}; {AGAIN}")
+    return rows
 
 
 def save_tensors(path: Path, value: Any) -> None:
@@ -82,7 +105,7 @@ def digest(*parts: Any) -> str:
             try:
                 total.update(hashlib.sha256(part.read_bytes()).digest())
             except OSError as error:
-                reason = f"{error.strerror}; the stage that writes it must run first"
+                reason = f"{error.strerror}; {FIRST}"
                 raise UserError(f"{part} can't be read: {reason}") from None
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())

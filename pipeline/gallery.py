@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -86,12 +87,16 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
             partial(figures.training_curves, *of),
         ),
     ]  # fmt: skip
-    looks, said = read_json(results / "evaluate" / network / "looks.json"), LOOKS.format(shown)
+    log = read_json(results / "prune" / network / shown / "log.json")
+    if not any(entry["thresholds"] for entry in log):  # no group can give: there is no map to draw
+        found = [one for one in found if one.file != f"{network}-thresholds.png"]
+    looks = read_json(results / "evaluate" / network / "looks.json", figures.RULES[0])
+    said = LOOKS.format(shown)
     for rule in (rule for rule in figures.RULES if rule in looks):
         (name, drop), word = looks[rule], rule.replace(" ", "-")
         frames = f"evaluate/{network}/pictures/{word}"
         draw = partial(figures.looks, results / frames, shown, params.report.crop)
-        heading = f"Looking closer, {_named(rule, drop)}: {name}, {-drop:+.3f} dB against the baseline"
+        heading = f"Looking closer, {_named(rule, drop)}: {escaped(name)}, {-drop:+.3f} dB against the baseline"
         found.append(picture(heading, word, said, (frames, f"evaluate/{network}/looks.json"), draw))
         said = ""  # once is enough
     times = partial(figures.layer_times, *of, shown)
@@ -114,6 +119,11 @@ def _path(results: Path, params: config.Params, network: str) -> Picture:
         (f"prune/{network}/METHOD/path.csv", f"finetune/{network}/METHOD/attempts.json"),
         partial(figures.path, results, network, methods, limit), tuple(said),
     )  # fmt: skip
+
+
+def escaped(name: str) -> str:
+    """A file's name as Markdown shows it."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", name)
 
 
 def _named(rule: str, drop: float) -> str:

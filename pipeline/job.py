@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
         f"networks.{name}: of an input {tuple(example.shape)} the task {section.task} with scale {scale} "
         f"needs an output {wanted} in torch.float32, but {found}"
     )
+
+
+def check_costs(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
+    """UserError unless the network has MACs to save and can be timed on square images of these sides, in pixels."""
+    channels = 4 if section.task == "low_light" else 3
+    for side in sides:
+        try:
+            mac = cost.measure(network, (side, side), channels).mac
+        except UserError as error:
+            raise UserError(f"latency.sides has {side}: {error}") from None
+        if not mac:
+            raise UserError(f"the network of {section.factory!r} has no 2-D convolution: there are no MACs to save")
 
 
 def load_job(params: config.Params, network: str, results: Path) -> Job:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,22 +22,26 @@ from torch import Tensor, nn
 
 from pipeline import coupling, export, magnitudes, rules
 from pipeline.checkpoint import Kept
+from pipeline.errors import UserError
 
 Call = Callable[[Tensor], Any]
+CHILD_SECONDS = 300
 
 
 def measure(
     networks: dict[str, nn.Module], sides: Sequence[int], channels: int, repeats: int, threads: int
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Latency and memory of networks on one image of side × side input pixels, for each side and each runtime there is.
 
     networks: by name; the first is the original, which ratios refer to. Runtimes: torch and onnxruntime on `threads`
     CPU threads, and cuda where there is one. Each row: runtime, side, network, seconds (median), low and high (the
     range), ratio (median over rounds of its time to the original's), memory (bytes beyond what the process held, at
-    their peak; on the CPU measured in a child process).
+    their peak; on the CPU measured in a child process; None where that failed). Second: runtimes that were left out,
+    each with the reason.
     """
-    rows = []
-    for runtime, calls in runtimes(networks, channels, threads).items():
+    rows: list[dict[str, Any]] = []
+    found, left_out = runtimes(networks, channels, threads)
+    for runtime, calls in found.items():
         seeded = torch.Generator().manual_seed(0)
         images = {side: torch.rand((1, channels, side, side), generator=seeded) for side in sides}
         # Before anything is timed: allocators keep what a run has asked for, and the next would seem to need nothing.
@@ -52,7 +57,7 @@ def measure(
                     "low": min(own), "high": max(own), "ratio": statistics.median(ratios),
                     "memory": peaks[side, name],
                 })  # fmt: skip
-    return rows
+    return rows, left_out
 
 
 def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> nn.Module:
@@ -75,16 +80,20 @@ def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
     return coupling.remove(original, found, {name: gone for name, gone in removed.items() if gone}).eval()
 
 
-def runtimes(networks: dict[str, nn.Module], channels: int, threads: int) -> dict[str, dict[str, Call]]:
-    """For each runtime of this machine, a function of an image for each network."""
-    found = {
-        "torch": {name: on_torch(network.cpu().float().eval(), "cpu") for name, network in networks.items()},
-        "onnxruntime": {name: on_onnxruntime(network, channels, threads) for name, network in networks.items()},
-    }
+def runtimes(
+    networks: dict[str, nn.Module], channels: int, threads: int
+) -> tuple[dict[str, dict[str, Call]], dict[str, str]]:
+    """For each runtime of this machine, a function of an image for each network; and why one was left out."""
+    found = {"torch": {name: on_torch(network.cpu().float().eval(), "cpu") for name, network in networks.items()}}
+    left_out = {}
+    try:
+        found["onnxruntime"] = {name: on_onnxruntime(net, channels, threads) for name, net in networks.items()}
+    except UserError as error:  # not every network can be written as ONNX
+        left_out["onnxruntime"] = str(error)
     if torch.cuda.is_available():
         # copies: a module moves as it stands, and the CPU's calls go on with theirs
         found["cuda"] = {name: on_torch(copy.deepcopy(network), "cuda") for name, network in networks.items()}
-    return found
+    return found, left_out
 
 
 def on_torch(network: nn.Module, device: str) -> Call:
@@ -123,13 +132,18 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return times
 
 
-def memory(call: Call, image: Tensor) -> int:
-    """Bytes that a call holds at its peak beyond what the process held before, measured in a fork of it."""
+def memory(call: Call, image: Tensor) -> int | None:
+    """Bytes that a call holds at its peak beyond what the process held before, measured in a fork of it.
+
+    None where the child fails, is killed for its memory, or takes longer than CHILD_SECONDS.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         code = 1
         try:
+            signal.alarm(CHILD_SECONDS)  # ends the child, also when nobody waits for it any more
+            torch.set_num_threads(1)  # the parent's threads aren't in the fork: a second one would wait for them
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             call(image)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -140,8 +154,8 @@ def memory(call: Call, image: Tensor) -> int:
     os.close(writer)
     with os.fdopen(reader) as answer:
         told = answer.read()
-    os.waitpid(child, 0)
-    return int(told or 0)
+    _, status = os.waitpid(child, 0)
+    return int(told) if status == 0 and told else None
 
 
 def memory_cuda(call: Call, image: Tensor) -> int:

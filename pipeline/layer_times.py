@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline import cost
 
-OUTSIDE = "outside of convolutions"
+OUTSIDE = "everything else"
 SLOW = 1.15  # a layer that takes more than so many times its share of the MACs is named
 
 
@@ -23,8 +23,8 @@ def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: i
     networks: by name, on the CPU; the first is the original, which ratios refer to; they run in turns. Rows by network,
     in the order of the original's layers: network, layer, seconds (median over rounds), ratio (median over rounds of
     its time to the original's), mac (MAC), bw (elements: weights, inputs and outputs), inputs and outputs (channels).
-    The last row of each network, layer OUTSIDE, is what its convolutions leave of the whole: pooling, activations,
-    sums, copies. A convolution that isn't a module of its own counts there too.
+    The last row of each network, layer OUTSIDE, is what these leave of the whole: pooling, activations, sums, copies,
+    and convolutions that aren't modules of their own.
     """
     image = torch.rand((1, channels, side, side), generator=torch.Generator().manual_seed(0))
     costs = {name: {layer.name: layer for layer in cost.measure(net, (side, side), channels).layers}
@@ -60,21 +60,37 @@ def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: i
 
 @contextmanager
 def _clocked(network: nn.Module) -> Iterator[dict[str, float]]:
-    """Seconds that each convolution has taken since the dictionary was last emptied."""
-    began: dict[str, float] = {}
+    """Seconds that each convolution has taken since the dictionary was last emptied.
+
+    Each second counts once: for the inner of two nested layers, and for the first of those that share a kernel, under
+    whose name `cost` counts them too.
+    """
     times: dict[str, float] = {}
+    running: list[tuple[str, float]] = []  # the layers that are being run, and when their clock last started
+
+    def stop(now: float) -> None:
+        if running:
+            name, began = running[-1]
+            times[name] = times.get(name, 0.0) + now - began
 
     def enter(name: str) -> None:
-        began[name] = time.perf_counter()
+        stop(now := time.perf_counter())
+        running.append((name, now))
 
-    def leave(name: str) -> None:  # a layer that is called twice has taken both
-        times[name] = times.get(name, 0.0) + time.perf_counter() - began[name]
+    def leave() -> None:
+        stop(now := time.perf_counter())
+        running.pop()
+        if running:
+            running[-1] = (running[-1][0], now)
 
+    first: dict[int, str] = {}
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: enter(n)))
-            hooks.append(module.register_forward_hook(lambda *_, n=name: leave(n)))
+            kernel = module._parameters.get("weight")  # a computed one is its module's own
+            known = first.setdefault(id(module if kernel is None else kernel), name)
+            hooks.append(module.register_forward_pre_hook(lambda *_, n=known: enter(n)))
+            hooks.append(module.register_forward_hook(lambda *_: leave()))
     try:
         yield times
     finally:

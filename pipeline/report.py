@@ -12,10 +12,20 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline import config, gallery, layer_times, tables
-from pipeline.files import read_json, write_bytes
+from pipeline.files import read_json, replacing, write_bytes
 
 PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
 UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
+TIMED = (
+    "processor",
+    "lanes",
+    "threads",
+    "side",
+    "mac_percent",
+    "networks",
+    "left_out",
+    "layers",
+)  # latency.json's keys
 COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw": "BW"}
 
 STYLE = """
@@ -87,6 +97,8 @@ def _gain(difference: dict[str, float]) -> str:
 
 def _judged(difference: dict[str, float]) -> str:
     """What the 95% interval of a gain says."""
+    if difference["low"] == difference["high"]:
+        return "one image has no interval"
     if difference["low"] > 0:
         return "better"
     return "worse" if difference["high"] < 0 else "no difference shown"
@@ -156,12 +168,14 @@ def times(measured: dict[str, Any]) -> str:
             original = row
             continue
         mac, time = measured["mac_percent"][row["network"]], 100 * row["ratio"]
-        memory = f"{100 * row['memory'] / original['memory']:.0f}" if original["memory"] else ""
+        known = row["memory"] is not None and original["memory"]
+        memory = f"{100 * row['memory'] / original['memory']:.0f}" if known else ""
         lines.append(
             f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {mac:.1f} "
             f"| {time:.1f} | {time / mac:.2f} | {1e3 * original['seconds']:.2f} | {1e3 * row['seconds']:.2f} "
             f"| {1e3 * row['low']:.2f} to {1e3 * row['high']:.2f} | {memory} |"
         )
+    lines += [f"\n{runtime} was left out: {reason}" for runtime, reason in measured["left_out"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -173,8 +187,8 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
     whole = {name: sum(row["seconds"] for row in rows if row["network"] == name) for name in outside}
     before, after = (f"{1e3 * outside[name]:.1f} of {1e3 * whole[name]:.1f} ms" for name in ("baseline", method))
     lines = [
-        f"Layer by layer, in rounds of their own in torch at {side}×{side}: outside of convolutions (pooling, "
-        f"activations, sums, copies), where no MACs are, it takes {before} before pruning and {after} after.",
+        f"Layer by layer, in rounds of their own in torch at {side}×{side}: everything else (pooling, activations, "
+        f"sums, copies) takes {before} before pruning and {after} after.",
         "",
     ]
     if not found:
@@ -205,7 +219,7 @@ def shown(picture: gallery.Picture, network: str) -> list[str]:
     """A picture with how it is read and where its figures are."""
     return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}".strip(), "",
             *(f"- {note}" for note in picture.notes), "",
-            f"![{network}: {picture.heading}](pictures/{picture.file})", ""]  # fmt: skip
+            f"![{picture.file.removesuffix('.png')}](pictures/{picture.file})", ""]  # fmt: skip
 
 
 def _from(*sources: str) -> str:
@@ -279,18 +293,18 @@ pruned, the network is too narrow to run faster here, and how far its time is fr
 """
 
 
-def page(text: str, folder: Path) -> str:
-    """The Markdown report as one page of HTML without any other file; its pictures lie in `folder`."""
+def page(text: str, pictures: Path) -> str:
+    """The Markdown report as one page of HTML without any other file; `pictures` is the folder where they lie."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
     def inlined(found: re.Match[str]) -> str:
-        data = base64.b64encode((folder / unquote(html.unescape(found[1]))).read_bytes()).decode()
+        data = base64.b64encode((pictures / unquote(html.unescape(found[1]))).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
-    body = re.sub(r'src="(pictures/[^"]+)"', inlined, body)
+    body = re.sub(r'src="pictures/([^"]+)"', inlined, body)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -310,20 +324,23 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     synthetic = [n for n, task in tasks.items() if task == "low_light" and params.prepare[n].layout != "sid"]
     sets = [row for n, task in tasks.items() for row in tables.set_rows(results, n, params.run.methods, task)]
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
+    latency = {n: read_json(results / "latency" / n / "latency.json", *TIMED) for n in params.run.networks}
+    whole = {n: read_json(results / "analyze" / n / "groups.json", "frozen")["frozen"] for n in params.run.networks}
     pictures = {network: gallery.pictures(results, params, rows, network) for network in params.run.networks}
-    for picture in (one for drawn in pictures.values() for one in drawn):
-        picture.draw(folder / "pictures" / picture.file)
-    latency = {network: read_json(results / "latency" / network / "latency.json") for network in params.run.networks}
-    whole = {n: read_json(results / "analyze" / n / "groups.json")["frozen"] for n in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
-    example = next(one.file for one in pictures[params.run.networks[0]] if "largest-loss" in one.file)
-    write_bytes(folder / "example.png", (folder / "pictures" / example).read_bytes())  # the README's
+    with replacing(folder / "pictures") as drawn:  # what can't be drawn leaves the last report as it was
+        for picture in (one for found in pictures.values() for one in found):
+            picture.draw(drawn / picture.file)
+        html_page = page(text, drawn)
+        example = next(one.file for one in pictures[params.run.networks[0]] if "largest-loss" in one.file)
+        shown_in_readme = (drawn / example).read_bytes()
+    write_bytes(folder / "example.png", shown_in_readme)
     for name, content in {
         "table.md": table,
         "table.csv": tables.csv(rows),
         "metrics.json": json.dumps(headlines(rows, params.run.methods), indent=1) + "\n",
         "report.md": text,
-        "index.html": page(text, folder),
+        "index.html": html_page,
     }.items():
         write_bytes(folder / name, content.encode())
     return [verdict(rows, params.run.methods, network, latency[network]) for network in params.run.networks]

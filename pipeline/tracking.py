@@ -204,8 +204,8 @@ def _client() -> tuple[MlflowClient, str]:
         if found is None:
             where = None if uri.startswith("http") else f"file://{root() / 'mlartifacts'}"
             found = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=where))
-        if not any(key.startswith(views.PREFIX) for key in found.tags):
-            _save_views(client, found.experiment_id, views.of_chains(()))
+        if not {f"{views.PREFIX}{key}" for key in views.OF_ALL} <= found.tags.keys():
+            _save_views(client, found.experiment_id, views.OF_ALL)
         return client, found.experiment_id
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
@@ -215,11 +215,12 @@ def _client() -> tuple[MlflowClient, str]:
 
 
 def _save_views(client: MlflowClient, experiment: str, found: dict[str, views.View]) -> None:
-    """Save views of the list of runs with the experiment."""
-    for key, value in views.tags(found, int(1000 * time.time())).items():
-        client.set_experiment_tag(experiment, key, value)
-    client.set_experiment_tag(experiment, "mlflow.note.content", VIEWS)
-    client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")  # not pages of traces
+    """Save with the experiment what it doesn't have yet; what somebody has changed there stays."""
+    there = client.get_experiment(experiment).tags
+    made = views.tags(found, int(1000 * time.time()))
+    made |= {"mlflow.note.content": VIEWS, "mlflow.experimentKind": "custom_model_development"}  # not pages of traces
+    for key in made.keys() - there.keys():
+        client.set_experiment_tag(experiment, key, made[key])
 
 
 def _create(uri: str) -> None:
@@ -307,14 +308,17 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
 
 
 def save_views(run: Run, networks: Sequence[str]) -> None:
-    """Save the views of the list of runs with columns for what these networks' chain has ended with."""
+    """Save a view of the chains that ran over these networks."""
     _save_views(run.client, run.experiment, views.of_chains(networks))
 
 
 def address(server: str) -> str:
-    """Where a server of the store shows the view to begin with."""
-    with _one_at_a_time():
-        _, experiment = _client()
+    """Where a server of the store shows the view to begin with; its first page where the store can't be written."""
+    try:
+        with _one_at_a_time():
+            _, experiment = _client()
+    except UserError as error:
+        return f"{server} ({error})"
     return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={views.COMPARE}&workflowType=machine_learning"
 
 

@@ -26,20 +26,20 @@ class View:
     least: str | None = None  # the metric whose least value stands first; none: the latest run does
 
 
-def of_chains(networks: Sequence[str]) -> dict[str, View]:
-    """By key: a view for each kind of run that a chain makes. networks: those that it runs over."""
-    ends = tuple(f"{n}_{key}" for n in networks for key in ("mac_percent", "drop_baseline", "drop_control"))
-    solution = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
-    iteration = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
-    return {
-        COMPARE: View("Networks by MACs kept", "solution", solution, "mac_percent"),
-        "iterations": View("Iterations by MACs kept", "iteration", iteration, "mac_percent"),
-        "chains": View("Runs of the chain", "chain", (*ends, "#reproduce")),
-    }
-
-
+SOLUTION = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
+ITERATION = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
+OF_ALL = {
+    COMPARE: View("Networks by MACs kept", "solution", SOLUTION, "mac_percent"),
+    "iterations": View("Iterations by MACs kept", "iteration", ITERATION, "mac_percent"),
+}
 TRIAL = ("mac_kept", "#feasible", "psnr_drop_baseline", "psnr_drop_control", "#network", "#method")
 OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "mac_kept")}
+
+
+def of_chains(networks: Sequence[str]) -> dict[str, View]:
+    """The view of the chains that ran over these networks, with columns for each one's end."""
+    ends = tuple(f"{n}_{key}" for n in networks for key in ("mac_percent", "drop_baseline", "drop_control"))
+    return {"-".join(("chains", *networks)): View(f"Chains of {', '.join(networks)}", "chain", (*ends, "#reproduce"))}
 
 
 def tags(views: Mapping[str, View], now: int) -> dict[str, str]:

@@ -20,19 +20,23 @@ def latency(params: config.Params, network: str) -> None:
         torch.set_num_threads(params.threads)
         method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
         original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
+        job.check_costs(wanted, asked.sides, original)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
         nets = {"baseline": original, method: pruned}
         image = job.example(wanted, params.train[network])
         nets[f"{method}, to {lanes}"] = measured.aligned(original, meta["kept"], image, lanes)
         channels = image.shape[1]
         macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}
-        rows = measured.measure(nets, asked.sides, channels, asked.repeats, params.threads)
+        if macs[f"{method}, to {lanes}"] == macs[method]:  # its widths are such multiples already
+            del nets[f"{method}, to {lanes}"]
+        rows, left_out = measured.measure(nets, asked.sides, channels, asked.repeats, params.threads)
         found = {
             "processor": measured.processor(),
             "lanes": lanes,
             "threads": params.threads,
             "mac_percent": {name: 100 * mac / macs["baseline"] for name, mac in macs.items()},
             "networks": rows,
+            "left_out": left_out,
             "side": side,  # of `layers`
             "layers": layer_times.measure({"baseline": original, method: pruned}, side, channels, asked.repeats),
         }

@@ -16,7 +16,7 @@ def main() -> None:
         port = parser.parse_args().port
         if not (port.isdecimal() and 1 <= int(port) <= 65535):
             raise UserError(f"PORT is {port!r}; a whole number from 1 to 65535 is allowed")
-        print(f"Networks by MACs kept: {tracking.address(f'http://127.0.0.1:{port}')}", flush=True)
+        print(f"Once the server is up: {tracking.address(f'http://127.0.0.1:{port}')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from mlflow import MlflowClient
 from PIL import Image
 from raw_files import write_sid
 
-from pipeline import checkpoint, networks, quality
+from pipeline import checkpoint, config, networks, quality, report
 from pipeline.data.patches import load_images
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -144,6 +145,47 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
     assert page.count("data:image/png") == len(list((repro / "results/report/pictures").iterdir()))
     assert 'src="pictures' not in page
     assert "paper (%)" in (repro / "results/report/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "sentence"),
+    [
+        ("latency/sid/latency.json", None, "can't be read: No such file or directory; the stage that writes it"),
+        ("latency/sid/latency.json", b"{}", "has no processor, lanes"),
+        ("evaluate/sid/looks.json", b"[]", "has no largest loss"),
+        ("prune/sid/D/path.csv", b"number,verd", "has no rows with verdict, mac, psnr_drop"),
+        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_drop\n0,accepted\n", "has no rows with"),
+        ("evaluate/sid/pictures/largest-loss/D.png", b"\x89PNG", "can't be read as a picture: it is damaged"),
+        ("evaluate/sid/pictures/largest-loss/D.png", None, "can't be read as a picture: No such file"),
+    ],
+)
+def test_a_report_of_broken_results_is_one_sentence_and_leaves_the_last_one(
+    repro: Path, tmp_path: Path, broken: str, content: bytes | None, sentence: str
+) -> None:
+    shutil.copytree(repro / "results", tmp_path / "results")
+    path = tmp_path / "results" / broken
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    before = results(tmp_path)
+    with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(sentence)):
+        report.write(tmp_path / "results", tmp_path / "results" / "report", config.read(repro / "params.yaml"))
+    assert results(tmp_path) == before
+
+
+def test_names_of_layers_and_images_are_shown_as_they_are(repro: Path, tmp_path: Path) -> None:
+    shutil.copytree(repro / "results", tmp_path / "results")
+    for path in (tmp_path / "results").rglob("*.[jc]s*"):
+        if path.parts[-2] == "edsr" and "prune" not in path.parts:
+            text = path.read_text().replace("body.0.conv1", "a_{$|*<b>`").replace("es_city", "a]b*c_d|<i>e*")
+            path.unlink()
+            path.write_text(text)
+    folder = tmp_path / "report"
+    report.write(tmp_path / "results", folder, config.read(repro / "params.yaml"))
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/png") == len(list((folder / "pictures").iterdir()))
+    assert "Looking closer, " in page
+    assert re.search(r"<h3>Looking closer, [a-z ]+: a\]b\*c_d\|&lt;i&gt;e\*\d\.jpg", page)
 
 
 def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
@@ -392,6 +434,8 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
         ("finetune", ["edsr", "B"], lambda p: None, "holds no accepted-*.pt: prune makes them"),
         ("check", [], lambda p: p["networks"]["edsr"].update(factory="nomod:x"), "'nomod:x' cannot be imported"),
         ("check", ["--results"], lambda p: None, "table.md isn't there"),
+        ("check", [], lambda p: p["latency"].update(sides=[32, 400_000_000]), "latency.sides"),
+        ("check", [], lambda p: p["networks"]["edsr"].update(factory="torch.nn:Identity"), "no parameter that can"),
         ("ui", ["70000"], lambda p: None, "PORT is '70000'; a whole number from 1 to 65535 is allowed"),
     ],
 )

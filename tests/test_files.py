@@ -142,3 +142,33 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(tmp_path: P
     living.touch()
     files.write_text(tmp_path / "a.json", "{}")
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", living.name}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "can't be read: No such file or directory; the stage that writes it must run first"),
+        ("", "has no rows with a, b"),
+        ("a,b\n", "has no rows with a, b"),
+        ("a,c\n1,2\n", "has no rows with a, b"),
+        ("a,b\n1,2\n3\n", "has no rows with a, b"),
+        ("a,b\n1,é\n", "isn't CSV"),  # and no UTF-8
+    ],
+)
+def test_a_table_that_isnt_whole_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "x.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=f"x.csv {said}"):
+        files.read_csv(tmp_path / "x.csv", "a", "b")
+
+
+def test_a_whole_table_is_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('a,b\n1,"2, 3"\n')
+    assert files.read_csv(tmp_path / "x.csv", "a") == [{"a": "1", "b": "2, 3"}]
+
+
+def test_json_without_a_key_that_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert files.read_json(tmp_path / "x.json", "a") == {"a": 1}
+    with pytest.raises(UserError, match=r"x.json has no b, c; it is cut short or of another version"):
+        files.read_json(tmp_path / "x.json", "a", "b", "c")

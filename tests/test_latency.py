@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline import coupling, latency, networks, report
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:
@@ -28,13 +36,57 @@ def test_memory_is_what_the_call_holds_at_its_peak() -> None:
         torch.ones(64 * 2**20)  # 256 MiB
 
     assert 200 * 2**20 < latency.memory(call, torch.zeros(1)) < 400 * 2**20
-    assert latency.memory(lambda image: None, torch.zeros(1)) < 50 * 2**20
+    nothing = latency.memory(lambda image: None, torch.zeros(1))
+    assert nothing is not None
+    assert nothing < 50 * 2**20
+
+
+def test_memory_that_cant_be_measured_is_unknown_and_not_nothing() -> None:
+    def fail(image: torch.Tensor) -> None:
+        raise RuntimeError
+
+    def killed(image: torch.Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+
+    assert latency.memory(fail, torch.zeros(1)) is None
+    assert latency.memory(killed, torch.zeros(1)) is None
+
+
+def test_memory_is_measured_where_the_process_has_threads() -> None:
+    script = """
+import torch
+from pipeline import latency, networks
+torch.set_num_threads(2)
+net = networks.build("edsr", {"blocks": 1, "channels": 16}).eval()
+call, image = latency.on_torch(net, "cpu"), torch.rand(1, 3, 64, 64)
+call(image)  # now there are threads, which a fork doesn't have
+print(latency.memory(call, image) > 2**20)
+"""
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_a_runtime_that_cant_take_a_network_is_left_out_with_the_reason() -> None:
+    class Bessel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0(self.layer(x))
+
+    rows, left_out = latency.measure({"baseline": Bessel()}, (16,), 3, 1, 1)
+    wanted = {"torch", "cuda"} if torch.cuda.is_available() else {"torch"}
+    assert {row["runtime"] for row in rows} == wanted
+    assert "i0" in left_out["onnxruntime"]
 
 
 def test_each_runtime_and_size_compares_the_networks_with_the_first() -> None:
     nets = {"baseline": networks.build("edsr", {"blocks": 1, "channels": 8}),
             "D": networks.build("edsr", {"blocks": 1, "channels": 4})}  # fmt: skip
-    rows = latency.measure(nets, (16, 32), 3, 2, 1)
+    rows, left_out = latency.measure(nets, (16, 32), 3, 2, 1)
+    assert not left_out
     kinds = ["torch", "onnxruntime"] + ["cuda"] * torch.cuda.is_available()
     assert [(row["runtime"], row["side"], row["network"]) for row in rows] == [
         (kind, side, name) for kind in kinds for side in (16, 32) for name in nets
@@ -49,10 +101,14 @@ def test_the_report_sets_time_beside_macs() -> None:
     rows = [common | {"network": "baseline", "seconds": 0.004, "ratio": 1.0, "memory": 200},
             common | {"network": "D", "seconds": 0.003, "ratio": 0.75, "memory": 100},
             common | {"network": "D, to 8", "seconds": 0.002, "ratio": 0.5, "memory": 150}]  # fmt: skip
-    measured = {"mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 62.5}, "networks": rows}
+    rows[2]["memory"] = None
+    measured = {"mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 62.5}, "networks": rows,
+                "left_out": {"onnxruntime": "no such operation"}}  # fmt: skip
     assert report.times(measured).splitlines()[2:] == [
         "| torch | 64×64 | D | 50.0 | 75.0 | 1.50 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |",
-        "| torch | 64×64 | D, to 8 | 62.5 | 50.0 | 0.80 | 4.00 | 2.00 | 1.00 to 4.00 | 75 |",
+        "| torch | 64×64 | D, to 8 | 62.5 | 50.0 | 0.80 | 4.00 | 2.00 | 1.00 to 4.00 |  |",
+        "",
+        "onnxruntime was left out: no such operation",
     ]
 
 

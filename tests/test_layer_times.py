@@ -60,6 +60,28 @@ def test_a_convolution_that_is_no_module_of_its_own_is_outside() -> None:
     assert list(seconds(Functional())) == ["layer", layer_times.OUTSIDE]
 
 
+def test_a_second_counts_once_where_one_convolution_holds_another() -> None:
+    class Outer(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 3, 1)
+            self.inner = Slow(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.inner(x))
+
+    found = seconds(nn.Sequential(Outer()))
+    assert found["0.inner"] > 0.019 > found["0"]
+    assert found[layer_times.OUTSIDE] >= 0
+
+
+def test_layers_that_share_a_kernel_are_one_as_their_cost_is() -> None:
+    tied = nn.Sequential(Slow(3, 3, 1), nn.ReLU(), Slow(3, 3, 1))
+    tied[2].weight = tied[0].weight
+    found = seconds(tied)
+    assert list(found) == ["0", layer_times.OUTSIDE]
+    assert found["0"] > 0.038
+
+
 def test_layers_are_compared_with_the_firsts_and_costs_stand_beside() -> None:
     nets = {"baseline": networks.build("sid", {"base": 8}), "D": networks.build("sid", {"base": 4})}
     rows = layer_times.measure(nets, 32, 4, 2)

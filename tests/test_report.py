@@ -49,7 +49,13 @@ def test_a_verdict_says_where_another_method_removed_more() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(0.001, 0.3, "better"), (-0.3, -0.001, "worse"), (-0.1, 0.2, "no difference shown"), (0.0, 0.1, "no difference")],
+    [
+        (0.001, 0.3, "better"),
+        (-0.3, -0.001, "worse"),
+        (-0.1, 0.2, "no difference shown"),
+        (0.0, 0.1, "no difference"),
+        (0.1, 0.1, "one image has no interval"),
+    ],
 )
 def test_the_verdict_says_what_the_interval_shows(low: float, high: float, said: str) -> None:
     rows = [row("edsr", "D", 50.0, 0.1)]
@@ -102,7 +108,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (3, 2), "red").save(tmp_path / "pictures" / "a b.png")
     text = "# Title\n\n![x](pictures/a%20b.png)\n\n| a |\n| --- |\n| <script>alert(1)</script> |\n"
-    made = report.page(text, tmp_path)
+    made = report.page(text, tmp_path / "pictures")
     assert re.findall(r'src="([^"]{22})', made) == ["data:image/png;base64,"]
     assert "<td>&lt;script&gt;" in made
     assert not re.search(r"https?://|<script|<link", made)

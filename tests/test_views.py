@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from pipeline import tracking, views
 
 
 def test_a_view_is_the_envelope_that_the_pages_read() -> None:
-    made = views.tags(views.of_chains(["edsr"]), 12)
+    made = views.tags(views.OF_ALL | views.of_chains(["edsr", "sid"]), 12)
     envelope = json.loads(made["mlflow.sharedViewState.networks"])
     assert envelope | {"state": None} == {
         "name": "Networks by MACs kept", "createdAt": 12, "updatedAt": 12, "state": None
@@ -22,33 +24,52 @@ def test_a_view_is_the_envelope_that_the_pages_read() -> None:
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`mac_percent`", True)
     assert state["selectedColumns"][0] == "metrics.`mac_percent`"
     assert state["columnOrder"] == state["selectedColumns"] == list(state["columnWidths"])
-    chains = json.loads(json.loads(made["mlflow.sharedViewState.chains"])["state"])
+    chains = json.loads(json.loads(made["mlflow.sharedViewState.chains-edsr-sid"])["state"])
     assert (chains["orderByKey"], chains["orderByAsc"]) == ("attributes.start_time", False)
     assert "metrics.`edsr_drop_control`" in chains["selectedColumns"]
     assert chains["selectedColumns"][-1] == "tags.`reproduce`"
 
 
-def test_a_store_has_the_views_from_its_first_run_on_and_the_chains_end_adds_its_networks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """The experiment's tags in a store of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return lambda: client.get_experiment_by_name(tracking.EXPERIMENT).tags
 
-    def tags() -> dict[str, str]:
-        return client.get_experiment_by_name(tracking.EXPERIMENT).tags
 
+def test_views_come_with_the_runs_that_they_list(tags: Callable[[], dict[str, str]]) -> None:
     with tracking.stage("prepare", "edsr"):
-        made = tags()
-    assert {key for key in made if key.startswith(views.PREFIX)} == set(views.tags(views.of_chains(()), 0))
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
-    client.set_experiment_tag(experiment, f"{views.PREFIX}networks", "somebody's own")
-    with tracking.stage("prepare", "edsr"):
-        pass
-    assert tags()[f"{views.PREFIX}networks"] == "somebody's own"
+        assert {key for key in tags() if key.startswith(views.PREFIX)} == set(views.tags(views.OF_ALL, 0))
     with tracking.stage("report") as run:
         tracking.save_views(run, ["edsr", "sid"])
-    assert "sid_mac_percent" in tags()[f"{views.PREFIX}chains"]
+    assert "sid_mac_percent" in tags()[f"{views.PREFIX}chains-edsr-sid"]
     assert f"{views.PREFIX}trials" not in tags()  # an empty list for who has no study
     tracking.study("a-study", {})
     assert "mac_kept" in tags()[f"{views.PREFIX}trials"]
+
+
+def test_what_somebody_has_changed_in_the_ui_stays(tags: Callable[[], dict[str, str]], tmp_path: Path) -> None:
+    with tracking.stage("prepare", "edsr"):
+        pass
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    mine = {f"{views.PREFIX}iterations": "mine", "mlflow.note.content": "my notes", f"{views.PREFIX}abc": "my view"}
+    for key, value in mine.items():
+        client.set_experiment_tag(experiment, key, value)
+    client.delete_experiment_tag(experiment, f"{views.PREFIX}networks")
+    with tracking.stage("report") as run:
+        tracking.save_views(run, ["edsr"])
+    assert mine.items() <= tags().items()
+    where = tracking.address("http://127.0.0.1:1")
+    assert re.search(rf"#/experiments/{experiment}/runs\?viewStateShareKey=networks&", where)
+    assert f"{views.PREFIX}networks" in tags()  # what `make ui` points at is there
+
+
+def test_a_store_that_cant_be_used_is_no_reason_not_to_name_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/no/such/store.db")
+    assert tracking.address("http://127.0.0.1:1").startswith("http://127.0.0.1:1 (the MLflow store")

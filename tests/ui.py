@@ -53,6 +53,7 @@ def served(folder: Path, root: Path) -> Iterator[str]:
 def page(address: str, profile: Path) -> str:
     """The page as the browser shows it, after its scripts have run."""
     words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    words += ["--window-size=1920,1080"]  # lists leave out the columns that a narrower window doesn't show
     words += ["--virtual-time-budget=30000", "--dump-dom", address]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     return done.stdout
