@@ -179,6 +179,21 @@ def times(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def alignment(measured: dict[str, Any], method: str) -> str:
+    """What `prune.align` would have left of a pruned network, on a processor that computes `lanes` numbers at once."""
+    lanes, shares = measured["lanes"], measured["mac_percent"]
+    rounded = shares[f"{method}, to {lanes}"]
+    said = (
+        f"`prune.align: {lanes}` rounds every pruned width up to a multiple of the {lanes} numbers that this processor "
+        "computes at once. "
+    )
+    if rounded == shares[method]:
+        return f"{said}The widths of {method} are such multiples already."
+    if rounded == 100:
+        return f"{said}That would bring back all that {method} removed: the network is too narrow to run faster here."
+    return f'{said}It would leave {rounded:.1f}% of the MACs: "{method}, to {lanes}" in the table.'
+
+
 def slow_layers(measured: dict[str, Any], method: str) -> str:
     """Which layers fall short of their MACs, and why; and what convolutions have no part in."""
     rows, side = measured["layers"], measured["side"]
@@ -251,7 +266,7 @@ def markdown(
         measured = latency[network]
         parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
         note = f"{TIME_NOTE.format(**measured)}{_from(f'latency/{network}/latency.json')}\n"
-        parts += ["### Where the time goes", times(measured), note]
+        parts += ["### Where the time goes", times(measured), note, alignment(measured, methods[-1]), ""]
         parts += [slow_layers(measured, methods[-1]), *shown(times_drawn, network)]
         if whole[network]:
             parts += ["### What stays whole", *(f"- {sentence}" for sentence in whole[network]), ""]
@@ -286,10 +301,7 @@ own validation images. *From data/table1.json and results/report/table.csv.*
 TIME_NOTE = """\
 MACs removed are not time saved. Medians on {processor}, threads: {threads}, the networks run in turns; the time's share
 is the median over rounds, the range is of the network in that row; memory is what one run holds at its peak, beyond the
-network, in % of the baseline's. "To {lanes}" is what `prune.align: {lanes}` would have left: every pruned width rounded
-up to a multiple of the {lanes} numbers that this processor computes at once. Where that brings back all that was
-pruned, the network is too narrow to run faster here, and how far its time is from 100% is the measurement's noise.
-`python benchmarks/latency.py` measures networks of the paper's size.
+network, in % of the baseline's. `python benchmarks/latency.py` measures networks of the paper's size.
 """
 
 

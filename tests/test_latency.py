@@ -112,6 +112,19 @@ def test_the_report_sets_time_beside_macs() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("rounded", "said"),
+    [
+        (76.0, "The widths of D are such multiples already."),
+        (100, "bring back all that D removed: the network is too narrow"),
+        (81.3, 'leave 81.3% of the MACs: "D, to 8" in the table.'),
+    ],
+)
+def test_the_report_says_what_alignment_would_leave(rounded: float, said: str) -> None:
+    measured = {"lanes": 8, "mac_percent": {"baseline": 100.0, "D": 76.0, "D, to 8": rounded}}
+    assert said in report.alignment(measured, "D")
+
+
 @pytest.mark.parametrize(("multiple", "left"), [(1, (13, 20)), (8, (16, 24)), (5, (15, 20)), (64, (32, 32))])
 def test_aligned_has_the_pruned_networks_widths_rounded_up(multiple: int, left: tuple[int, int]) -> None:
     net = networks.build("edsr", {"blocks": 1, "channels": 32})
