@@ -183,6 +183,8 @@ def alignment(measured: dict[str, Any], method: str) -> str:
     """What `prune.align` would have left of a pruned network, on a processor that computes `lanes` numbers at once."""
     lanes, shares = measured["lanes"], measured["mac_percent"]
     rounded = shares[f"{method}, to {lanes}"]
+    if shares[method] == 100:
+        return "Nothing was pruned, so there is no width to round up."
     said = (
         f"`prune.align: {lanes}` rounds every pruned width up to a multiple of the {lanes} numbers that this processor "
         "computes at once. "

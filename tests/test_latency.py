@@ -123,6 +123,8 @@ def test_the_report_sets_time_beside_macs() -> None:
 def test_the_report_says_what_alignment_would_leave(rounded: float, said: str) -> None:
     measured = {"lanes": 8, "mac_percent": {"baseline": 100.0, "D": 76.0, "D, to 8": rounded}}
     assert said in report.alignment(measured, "D")
+    untouched = measured | {"mac_percent": {"baseline": 100.0, "D": 100.0, "D, to 8": 100.0}}
+    assert report.alignment(untouched, "D") == "Nothing was pruned, so there is no width to round up."
 
 
 @pytest.mark.parametrize(("multiple", "left"), [(1, (13, 20)), (8, (16, 24)), (5, (15, 20)), (64, (32, 32))])
