@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,92 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import ui
 import yaml
+from chains import ENVIRONMENT, ROOT, checkout, results, run, stage, tiny
 from mlflow import MlflowClient
-from PIL import Image
-from raw_files import write_sid
 
 from pipeline import checkpoint, config, networks, quality, report
 from pipeline.data.patches import load_images
 from pipeline.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {
-    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "REPRO_"))},
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",
-    "GIT_AUTHOR_NAME": "test",
-    "GIT_AUTHOR_EMAIL": "test@example.com",
-    "GIT_COMMITTER_NAME": "test",
-    "GIT_COMMITTER_EMAIL": "test@example.com",
-}
-SPLITS = {
-    "train": ["es_badlands0.jpg", "es_canyon1.jpg", "es_snow1.jpg", "es_beach0.jpg"],
-    "validation": ["es_mountain1.jpg", "es_mountain2.jpg"],
-    "test": ["es_city0.jpg", "es_city1.jpg"],
-}
-
-
-def tiny(path: Path, **changes: Any) -> dict[str, Any]:
-    """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
-    params = yaml.safe_load(path.read_text())
-    params["precision"] = "fp32"
-    small = {"edsr": {"blocks": 2, "channels": 8}, "sid": {"base": 4}}
-    for network in params["networks"]:
-        params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
-        params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
-        params["prune"]["networks"][network] |= {"train_steps": 1, "retrain_steps": 2, "psnr_loan": 50, "ssim_loan": 1}
-        params["finetune"][network]["steps"] = 2
-        params["analyze"][network]["size"] = [32, 32]
-    params["prune"] |= {"max_iterations": 2, "patience": 1}
-    params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
-    params["evaluate"]["bootstrap"] = 200
-    params["latency"] = {"sides": [32], "repeats": 1}
-    for key, value in changes.items():
-        section = params
-        *above, last = key.split("__")
-        for name in above:
-            section = section[name]
-        section[last] = value
-    return params
-
-
-def checkout(folder: Path, params: dict[str, Any]) -> Path:
-    """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
-    for name in ("pipeline", "stages", "examples", ".dvc"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    photos = folder / "data" / "photos"
-    photos.mkdir(parents=True)
-    shutil.copy(ROOT / "data" / "table1.json", folder / "data")
-    for names in SPLITS.values():
-        for name in names:
-            shutil.copy(ROOT / "data" / "photos" / name, photos / name)
-    (photos / "splits.json").write_text(json.dumps(SPLITS))
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
-        subprocess.run(["git", *words], cwd=folder, env=ENVIRONMENT, check=True)
-    return folder
-
-
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900, check=False
-    )
-
-
-def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", f"stages.{name}", *arguments, **environment)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "results").rglob("*.*"))}
 
 
 @pytest.fixture(scope="module")
@@ -548,81 +471,3 @@ prune.prune(params, "edsr", "D")
     assert done.returncode == 2
     assert re.fullmatch(r"train: error: train\.edsr\.checkpoint: given\.pth doesn't fit .*\n", done.stderr), done.stderr
     assert results(folder) == before
-
-
-EVERY_STAGE = """
-import stages
-from pipeline import config
-from stages import analyze, control, evaluate, finetune, latency, prepare, prune, report, train
-params = config.read()
-for network in params.run.networks:
-    for stage in (prepare.prepare, train.train, analyze.analyze, control.control):
-        stage(params, network)
-    for method in params.run.methods:
-        prune.prune(params, network, method)
-        finetune.finetune(params, network, method)
-    evaluate.evaluate(params, network)
-    latency.latency(params, network)
-report.report(params)
-"""
-
-
-@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
-def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
-    """Two steps on small images, in one process, as 20 starts of Python would take most of the time."""
-    params = tiny(ROOT / "presets" / preset, run__methods=["D"])
-    folder = checkout(tmp_path, params)
-    done = run(folder, sys.executable, "-c", EVERY_STAGE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = np.genfromtxt(folder / "results/report/table.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
-    for network in params["run"]["networks"]:
-        assert list(rows["network"]).count(network) == 4
-        assert torch.load(folder / f"results/finetune/{network}/D/network.pt", weights_only=True)
-
-
-def test_every_layout_and_task_runs_to_the_report(tmp_path: Path) -> None:
-    """DIV2K with a test set, real raw pairs, and denoising: two steps each, on trees in miniature."""
-    params = tiny(ROOT / "params.yaml", run__methods=["D"], run__networks=["edsr", "sid", "clean"])
-    params["networks"]["clean"] = {
-        "factory": "edsr",
-        "args": {"scale": 1, "blocks": 2, "channels": 8},
-        "task": "restoration",
-        "scale": 1,
-    }
-    for section in (params["train"], params["analyze"], params["prune"]["networks"], params["finetune"]):
-        section["clean"] = section["edsr"]
-    photos = "data/photos"
-    params["prepare"] = {
-        "edsr": {
-            "layout": "div2k", "folder": "DIV2K", "train": [1, 4], "validation": [801, 802], "test": [811, 812],
-            "test_sets": {"Set2": "Set2"},
-        },
-        "sid": {"layout": "sid", "folder": "SID"},
-        "clean": {"layout": "photographs", "folder": photos, "noise": 25.0, "test_sets": {"Set2": "Set2"}},
-    }  # fmt: skip
-    folder = checkout(tmp_path / "clone", params)
-    write_sid(folder / "SID")
-    names = [name for split in ("train", "validation", "test") for name in SPLITS[split]]
-    (folder / "Set2").mkdir()
-    for number, name in zip((1, 2, 3, 4, 801, 802, 811, 812), names, strict=True):
-        path = folder / f"DIV2K/DIV2K_{'train' if number <= 800 else 'valid'}_HR/{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.open(folder / photos / name)
-        picture.save(path)
-        if number > 810:
-            picture.save(folder / "Set2" / path.name)
-    done = stage(folder, "prepare", "--check")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = run(folder, sys.executable, "-c", EVERY_STAGE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = (folder / "results/report/table.md").read_text()
-    assert text.count("\n| clean | input |") == text.count("\n| edsr | bicubic |") == 1
-    assert text.count("| Set2 | 2 |") == 8  # input, baseline, control, D, of two networks
-    assert "synthetic" not in text
-    sets = json.loads((folder / "results/evaluate/edsr/sets.json").read_text())["Set2"]
-    metrics = json.loads((folder / "results/evaluate/edsr/metrics.json").read_text())
-    assert sets["baseline"]["psnr"] == pytest.approx(metrics["baseline"]["psnr"])  # the same images are its test split
-    assert sets["input"]["psnr_y"] > sets["input"]["psnr"]
-    clean = json.loads((folder / "results/evaluate/clean/metrics.json").read_text())
-    assert clean["input"]["psnr"] == pytest.approx(20.2, abs=0.8)  # 20 log10(255 / 25), and a little for clipping
-    assert run(folder, "dvc", "stage", "list", "--name-only").stdout.count("prepare@") == 3

@@ -121,7 +121,7 @@ def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Imag
     assert (np.asarray(Image.open(tmp_path / "D.png")) == 128).all()
 
     for name in ("one.png", "two.png"):
-        figures.looks(tmp_path, tmp_path / name, "D", crop=24)
+        figures.looks(tmp_path, "D", 24, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     shown = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))[-72:]  # 3 screen pixels for each of 24
     top, left = figures._busiest(target.mean(axis=2), 24)

@@ -1,0 +1,87 @@
+"""Chains in miniature for the tests: the files of a clone, a preset cut down to seconds, ten photographs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "REPRO_"))},
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.com",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.com",
+}
+SPLITS = {
+    "train": ["es_badlands0.jpg", "es_canyon1.jpg", "es_snow1.jpg", "es_beach0.jpg"],
+    "validation": ["es_mountain1.jpg", "es_mountain2.jpg"],
+    "test": ["es_city0.jpg", "es_city1.jpg"],
+}
+
+
+def tiny(path: Path, **changes: Any) -> dict[str, Any]:
+    """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
+    params = yaml.safe_load(path.read_text())
+    params["precision"] = "fp32"
+    small = {"edsr": {"blocks": 2, "channels": 8}, "sid": {"base": 4}}
+    for network in params["networks"]:
+        params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
+        params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
+        params["prune"]["networks"][network] |= {"train_steps": 1, "retrain_steps": 2, "psnr_loan": 50, "ssim_loan": 1}
+        params["finetune"][network]["steps"] = 2
+        params["analyze"][network]["size"] = [32, 32]
+    params["prune"] |= {"max_iterations": 2, "patience": 1}
+    params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
+    params["evaluate"]["bootstrap"] = 200
+    params["latency"] = {"sides": [32], "repeats": 1}
+    for key, value in changes.items():
+        section = params
+        *above, last = key.split("__")
+        for name in above:
+            section = section[name]
+        section[last] = value
+    return params
+
+
+def checkout(folder: Path, params: dict[str, Any]) -> Path:
+    """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
+    for name in ("pipeline", "stages", "examples", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    photos = folder / "data" / "photos"
+    photos.mkdir(parents=True)
+    shutil.copy(ROOT / "data" / "table1.json", folder / "data")
+    for names in SPLITS.values():
+        for name in names:
+            shutil.copy(ROOT / "data" / "photos" / name, photos / name)
+    (photos / "splits.json").write_text(json.dumps(SPLITS))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *words], cwd=folder, env=ENVIRONMENT, check=True)
+    return folder
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", f"stages.{name}", *arguments, **environment)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "results").rglob("*.*"))}
