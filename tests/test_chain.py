@@ -171,6 +171,7 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     assert len(by_level["chain"]) == 1
     chain = by_level["chain"][0]
     assert chain.info.status == "FINISHED"
+    assert chain.data.tags["uncommitted"] == "no"
     assert chain.data.tags.keys() >= {"goal", "reproduce", "best.edsr", "best.sid", "data", "mlflow.source.git.commit"}
     names = {one.info.run_name for one in by_level["stage"]}
     assert names >= {"prepare sid", "train edsr", "control sid", "prune edsr D", "finetune sid A", "report"}
