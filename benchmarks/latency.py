@@ -69,7 +69,8 @@ def main() -> None:
     for network, nets in variants().items():
         macs = {name: measure(net, (256, 256), channels(net)).mac for name, net in nets.items()}
         share = {name: macs[name] / macs["original"] for name in nets}
-        for row in latency.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1):
+        rows, _ = latency.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1)
+        for row in rows:
             name = row["network"]
             print(
                 f"| {network} | {name} | {100 * share[name]:.1f} | {row['runtime']} | {row['side']}×{row['side']} "
@@ -89,7 +90,7 @@ def layers(network: str, nets: dict[str, nn.Module]) -> None:
               f"{layer_times.SLOW} times their share of the MACs in torch, the costliest first:")  # fmt: skip
         for one in layer_times.falling_short(rows, name, latency.lanes()):
             print(f"- {one['layer']}: MAC {100 * one['mac']:.0f}%, time {100 * one['time']:.0f}%, "
-                  f"{1e3 * one['over']:.1f} ms beyond: {one['why']}")  # fmt: skip
+                  f"{1e3 * one['over']:.1f} ms beyond; {one['why']}")  # fmt: skip
 
 
 if __name__ == "__main__":
