@@ -79,7 +79,11 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
         found = f"it fails: {str(error).splitlines()[0]}"
     else:
         if isinstance(output, Tensor) and output.shape == wanted and output.dtype == torch.float32:
-            return
+            if cost.measure(network, tuple(example.shape[2:]), example.shape[1]).mac:
+                return
+            raise UserError(
+                f"networks.{name}: the network of {section.factory!r} has no 2-D convolution: there are no MACs to save"
+            )
         found = f"it gives {tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else "it gives no tensor"
     raise UserError(
         f"networks.{name}: of an input {tuple(example.shape)} the task {section.task} with scale {scale} "
@@ -87,16 +91,13 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
     )
 
 
-def check_costs(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
-    """UserError unless the network has MACs to save and can be timed on square images of these sides, in pixels."""
-    channels = 4 if section.task == "low_light" else 3
+def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
+    """UserError unless the network takes square images of these sides, in pixels, which are to be timed."""
     for side in sides:
         try:
-            mac = cost.measure(network, (side, side), channels).mac
+            cost.measure(network, (side, side), 4 if section.task == "low_light" else 3)
         except UserError as error:
             raise UserError(f"latency.sides has {side}: {error}") from None
-        if not mac:
-            raise UserError(f"the network of {section.factory!r} has no 2-D convolution: there are no MACs to save")
 
 
 def load_job(params: config.Params, network: str, results: Path) -> Job:

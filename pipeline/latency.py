@@ -135,10 +135,15 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def memory(call: Call, image: Tensor) -> int | None:
     """Bytes that a call holds at its peak beyond what the process held before, measured in a fork of it.
 
-    None where the child fails, is killed for its memory, or takes longer than CHILD_SECONDS.
+    None where there can be no child, or it fails, is killed for its memory, or takes longer than CHILD_SECONDS.
     """
     reader, writer = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # no memory, or too many processes
+        os.close(reader)
+        os.close(writer)
+        return None
     if not child:
         code = 1
         try:

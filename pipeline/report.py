@@ -197,7 +197,7 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
     before, after = (f"{1e3 * outside[name]:.1f} of {1e3 * whole[name]:.1f} ms" for name in ("baseline", method))
     lines = [
         f"Layer by layer, in rounds of their own in torch at {side}×{side}: everything else (pooling, activations, "
-        f"sums, copies) takes {before} before pruning and {after} after.",
+        f"sums, copies, convolutions that aren't modules) takes {before} before pruning and {after} after.",
         "",
     ]
     if not found:

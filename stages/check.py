@@ -54,7 +54,7 @@ def check_network(params: config.Params, network: str) -> None:
     section = params.networks[network]
     net = networks.build(section.factory, section.args)
     job.check(network, section, job.example(section, params.train[network]), net)
-    job.check_costs(section, params.latency.sides, net)
+    job.check_sides(section, params.latency.sides, net)
 
 
 def check_weights(params: config.Params, network: str) -> None:

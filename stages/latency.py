@@ -20,7 +20,7 @@ def latency(params: config.Params, network: str) -> None:
         torch.set_num_threads(params.threads)
         method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
         original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
-        job.check_costs(wanted, asked.sides, original)
+        job.check_sides(wanted, asked.sides, original)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
         nets = {"baseline": original, method: pruned}
         image = job.example(wanted, params.train[network])

@@ -41,7 +41,7 @@ def test_memory_is_what_the_call_holds_at_its_peak() -> None:
     assert nothing < 50 * 2**20
 
 
-def test_memory_that_cant_be_measured_is_unknown_and_not_nothing() -> None:
+def test_memory_that_cant_be_measured_is_unknown_and_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image: torch.Tensor) -> None:
         raise RuntimeError
 
@@ -50,6 +50,12 @@ def test_memory_that_cant_be_measured_is_unknown_and_not_nothing() -> None:
 
     assert latency.memory(fail, torch.zeros(1)) is None
     assert latency.memory(killed, torch.zeros(1)) is None
+
+    def refused() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", refused)
+    assert latency.memory(lambda image: None, torch.zeros(1)) is None
 
 
 def test_memory_is_measured_where_the_process_has_threads() -> None:

@@ -189,3 +189,11 @@ def test_a_factory_that_ends_the_program_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "toy", toy)
     with pytest.raises(UserError, match="network factory 'toy:build' failed: SystemExit"):
         build("toy:build", {})
+
+
+def test_a_network_without_convolutions_is_refused_before_anything_trains() -> None:
+    section = config.Network(factory="toy:build", task="restoration", scale=1)
+    image = torch.zeros(1, 3, 16, 16)
+    linear = torch.nn.Linear(16, 16)  # along the width
+    with pytest.raises(UserError, match="'toy:build' has no 2-D convolution: there are no MACs to save"):
+        job.check("toy", section, image, linear)
