@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro search test lint ui
+.PHONY: help setup repro search test attack lint ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
@@ -56,3 +56,7 @@ ui: setup
 	@MLFLOW_TRACKING_URI= python -m stages.ui $${PORT:-5000}
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+# The slow hostile cases, then chains that are killed at random moments and compared with an undisturbed one.
+attack: setup
+	python -m pytest -m attack tests/hostile
