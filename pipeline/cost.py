@@ -7,7 +7,7 @@ printed figures pin it down:
 - one MAC is one multiply-add; bias counts nowhere
 - MAC of a convolution: N · C_out · C_in/groups · k_h · k_w · H_out · W_out; of a transposed one:
   N · C_in · C_out/groups · k_h · k_w · H_in · W_in. In both that is the kernel's elements times positions. N is the
-  batch that the call gets: 1, or more where a forward lays windows, flips or colours of the one image side by side in it.
+  batch that the call gets: 1, or more where a forward lays windows, flips or colours of the one image into it.
 - weights: kernel elements; activations: elements of a layer's input plus elements of its output
 - BW = weights + activations, elements that travel to or from memory (4 bytes each at fp32)
 - a layer that is called twice counts MACs and activations twice and its weights once
@@ -23,7 +23,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,8 +113,27 @@ def shape(network: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
     """
     _, output = _run_without_values(network, size, "{} doesn't run on an input of {}")
     if not isinstance(output, Tensor):
-        raise UserError(f"{type(network).__name__} gives {type(output).__name__} and not one tensor")
+        raise UserError(f"{type(network).__name__} runs, but it gives {type(output).__name__} and not one tensor")
     return tuple(int(side) for side in output.shape)
+
+
+def multiple(takes: Callable[[int, int], bool], most: int = 128) -> int | None:
+    """What an input's height and width must be multiples of; None where that is more than `most`, or nothing is taken.
+
+    takes: whether the network runs on an input of that height and width. Three odd multiples in a row tell: a number
+    that divides k · m, (k + 2) · m and (k + 4) · m, with k odd, divides m.
+    """
+    for number in range(1, most + 1):
+        first, second, third = odd_multiples(number)
+        if takes(first, second) and takes(third, second):
+            return number
+    return None
+
+
+def odd_multiples(number: int) -> tuple[int, int, int]:
+    """Three odd multiples of a number in a row, above 16: sides at which rounding shows."""
+    k = 16 // number + 1 | 1  # the smallest odd number with k · number > 16
+    return k * number, (k + 2) * number, (k + 4) * number
 
 
 def _run_without_values(network: nn.Module, size: tuple[int, ...], sentence: str) -> tuple[Cost, Any]:

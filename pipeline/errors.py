@@ -34,6 +34,15 @@ def explained(sentence: str) -> Iterator[None]:
         raise UserError(f"{sentence}: {raised(error)}") from error
 
 
+@contextmanager
+def under(key: str) -> Iterator[None]:
+    """UserError raised within begins with the key that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def raised(error: BaseException) -> str:
     """What an exception says in one line, and where a user's code raised it: "KeyError: 'w', at mine/net.py:12"."""
     said, at, name = first_line(error), place(error), type(error).__name__

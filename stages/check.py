@@ -6,12 +6,18 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, under
 from pipeline.files import digest
 from stages.command import writable
 from stages.common import RESULTS, given_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.data import layouts
 
 
 def main() -> None:
@@ -25,12 +31,9 @@ def main() -> None:
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
 
+            found = {network: layouts.faultless(params, network) for network in params.run.networks}
             for network in params.run.networks:
-                layouts.faultless(params, network)
-            for network in params.run.networks:
-                check_network(params, network)
-                if params.train[network].checkpoint:
-                    check_weights(params, network)
+                check_network(params, network, found[network])
         writable(RESULTS)
         table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
     except FileNotFoundError as error:
@@ -47,25 +50,36 @@ def main() -> None:
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
 
 
-def check_network(params: config.Params, network: str) -> None:
-    """UserError when a network can't be built, or doesn't do what its task asks for."""
-    from pipeline import job, networks
+def check_network(params: config.Params, network: str, found: layouts.Found) -> None:
+    """UserError when a network can't be built, trained, traced or measured, or doesn't do what its task asks for."""
+    from pipeline import device, job, networks
 
-    section = params.networks[network]
+    machine = device.choose(params.device, params.threads, params.precision)
+    section, recipe = params.networks[network], params.train[network]
+    networks.affordable(section.factory, section.args)
     net = networks.build(section.factory, section.args)
-    job.check(network, section, job.example(section, params.train[network]), net)
+    job.check(network, section, job.example(section, recipe, net), net, machine.bf16)
+    job.check_patch(network, section, recipe, net)
+    job.check_size(network, section, params.analyze[network].size, net)
     job.check_sides(section, params.latency.sides, net)
+    for split, part in found.parts.items():
+        if split != "train":
+            job.check_images(network, section, part.sizes, [source.name for source in part.sources], net)
+    if recipe.checkpoint:
+        check_weights(params, network, net)
 
 
-def check_weights(params: config.Params, network: str) -> None:
+def check_weights(params: config.Params, network: str, net: nn.Module) -> None:
     """UserError when given weights don't fit, or aren't those that the baseline in results/ was made from.
 
     DVC compares the path in params.yaml and not the file behind it, which it can't watch only where one is named.
     """
-    from pipeline import checkpoint, networks
+    from pipeline import checkpoint, job
 
     wanted, path = params.networks[network], params.train[network].checkpoint
-    given_weights(params, network, networks.build(wanted.factory, wanted.args))
+    given_weights(params, network, net)
+    with under(f"train.{network}.checkpoint {path}"):
+        job.check_output(network, wanted, job.example(wanted, params.train[network], net), net)
     made: dict[str, str] = {}
     with contextlib.suppress(UserError):  # no baseline yet, or one of another network: DVC makes it
         made = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)[1]["extra"]

@@ -5,13 +5,16 @@ Importing this package does not import torch, so that parameters can be checked 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,13 +41,10 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     factory = _factory(name)
     _check_arguments(name, factory, args)
     if name in _INPUT_CHANNELS:
+        affordable(name, args)
         return factory(**args)
-    try:
+    with explained(f"network factory '{name}' failed"):
         network = factory(**args)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"network factory '{name}' failed: {type(error).__name__}: {error}") from error
     from torch import nn
 
     if not isinstance(network, nn.Module):
@@ -54,7 +54,47 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     unsized = [tensor for tensor, parameter in network.named_parameters() if is_lazy(parameter)]
     if unsized:
         raise UserError(f"network factory '{name}' leaves the size of {unsized[0]} open; lazy layers aren't allowed")
+    for kind, tensors in (("parameter", network.named_parameters()), ("buffer", network.named_buffers())):
+        for tensor, value in tensors:
+            if value.is_meta:
+                raise UserError(
+                    f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
+                    "all must be on the CPU"
+                )
     return network
+
+
+def affordable(name: str, args: dict[str, Any]) -> None:
+    """UserError when the network's tensors can't fit in this machine's memory. They are counted without being made.
+
+    A factory is called once more for it; one that can't build without contents isn't judged here.
+    """
+    import torch
+
+    factory, needed, network = _factory(name), 0, None
+    _check_arguments(name, factory, args)
+    with contextlib.suppress(UserError), explained(name), torch.device("meta"):  # `build` says what is wrong
+        network = factory(**args)
+    if isinstance(network, torch.nn.Module):
+        needed = sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+    if needed > memory():
+        given = ", ".join(f"{key}: {value!r}" for key, value in args.items())
+        raise UserError(
+            f"network '{name}': with args {{{given}}} its parameters take {gigabytes(needed)} of memory, "
+            f"but this machine has {gigabytes(memory())}"
+        )
+
+
+def memory() -> int:
+    """Bytes of this machine's memory, or of its share where a container (Linux's cgroup 2) has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
 
 
 def duplicate(network: nn.Module) -> nn.Module:
@@ -102,11 +142,9 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     module_name, _, function_name = name.partition(":")
     if not function_name or not module_name or module_name.startswith("."):
         raise UserError(f"unknown network '{name}': allowed are {_ALLOWED}")
-    try:
+    with explained(f"network factory '{name}' cannot be imported"):
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may fail in any way while it is imported
-        raise UserError(f"network factory '{name}' cannot be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
+        function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"network factory '{name}': module '{module_name}' has no function '{function_name}'")
     return function
