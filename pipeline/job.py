@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,14 @@ from pipeline import config, cost, quality
 from pipeline.data.patches import load_images
 from pipeline.device import Machine, choose
 from pipeline.errors import UserError, explained, under
-from pipeline.networks import duplicate, gigabytes, memory
+from pipeline.networks import affordable, build, duplicate, gigabytes, memory
 from pipeline.tracing import follow
 from pipeline.training import backward, forward
+
+if TYPE_CHECKING:
+    from pipeline.data.layouts import Part
+
+SIZES = 64  # of pictures that a network is tried on without their pixels, some 0.03 s each
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def example(section: config.Network, recipe: config.Train, network: nn.Module | 
     if side > 64:
         fits = network is None or not _misfit(section, (1, 64, 64), network)
         side = 64 if fits else side
-    return torch.zeros(1, channels(section), side, side)
+    return torch.zeros(1, channels(section), side, side, dtype=torch.float32)  # whatever a user's module has made usual
 
 
 def check(name: str, section: config.Network, example: Tensor, network: nn.Module, bf16: bool = False) -> None:
@@ -94,6 +99,9 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(f"networks.{name}: the network of {section.factory!r} has no parameter that can be trained")
+    for key, parameter in network.named_parameters():
+        if not parameter.is_floating_point():
+            raise UserError(f"networks.{name}: parameter {key} holds {parameter.dtype}; a buffer may, but no parameter")
     check_output(name, section, example, network)
     with under(f"networks.{name}"):
         if not cost.measure(network, tuple(example.shape[2:]), example.shape[1]).mac:
@@ -124,7 +132,7 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
 
 def _varied(example: Tensor) -> Tensor:
     """An image of that shape with black, white and between."""
-    image = torch.rand(example.shape, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=example.dtype)
     quarter = example.shape[2] // 4
     image[:, :, :quarter], image[:, :, -quarter:] = 0.0, 1.0
     return image
@@ -132,7 +140,7 @@ def _varied(example: Tensor) -> Tensor:
 
 def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bool) -> None:
     """A training step of two images as `training.fit` does it, up to the update, on a copy of the network."""
-    with explained(f"the network {type(network).__name__} can't be copied"):
+    with explained(f"the network {type(network).__name__} can't be copied and put into training mode"):
         network = duplicate(network).to(memory_format=torch.channels_last).train()
     image = _varied(example).repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     target = torch.zeros(2, 3, section.scale * example.shape[2], section.scale * example.shape[3])
@@ -144,6 +152,9 @@ def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bo
             backward(network, (output.float() - target).abs().mean())
     finally:
         random.setstate(state)
+    for key, parameter in network.named_parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise UserError(f"parameter {key} gets a sparse gradient, which Adam doesn't take")
     if all(parameter.grad is None for parameter in network.parameters()):
         raise UserError(f"no parameter of {type(network).__name__} gets a gradient from its output in training")
 
@@ -197,8 +208,9 @@ def check_images(
 ) -> None:
     """UserError unless the network takes whole pictures of these sizes (height and width of the input, in pixels)."""
     first = {tuple(map(int, size)): picture for size, picture in zip(reversed(sizes), reversed(names), strict=True)}
-    for (height, width), picture in first.items():
-        reason = _misfit(section, (1, height, width), network)
+    some = sorted(first)[:: len(first) // SIZES + 1]  # photographs may all differ in size
+    for height, width in some:
+        picture, reason = first[height, width], _misfit(section, (1, height, width), network)
         if reason:
             hint = _multiple_of(section, network)
             raise UserError(
@@ -235,6 +247,25 @@ def _fits_memory(what: str, needed: int) -> None:
     there = max(memory(), gpu)
     if needed > there:
         raise UserError(f"{what} takes at least {gigabytes(needed)} of memory, but this machine has {gigabytes(there)}")
+
+
+def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.Module:
+    """A network of params.yaml, built; UserError when the chain can't train, trace, count or measure it.
+
+    parts: what `prepare` will make, from headers alone (data.layouts.find).
+    """
+    machine = choose(params.device, params.threads, params.precision)
+    section, recipe = params.networks[network], params.train[network]
+    affordable(section.factory, section.args)
+    net = build(section.factory, section.args)
+    check(network, section, example(section, recipe, net), net, machine.bf16)
+    check_patch(network, section, recipe, net)
+    check_size(network, section, params.analyze[network].size, net)
+    check_sides(section, params.latency.sides, net)
+    for split, part in parts.items():
+        if split != "train":  # of which nothing but patches is shown
+            check_images(network, section, part.sizes, [source.name for source in part.sources], net)
+    return net
 
 
 def load_job(params: config.Params, network: str, results: Path) -> Job:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 from pipeline import config
 from pipeline.errors import UserError, under
 from pipeline.files import digest
-from stages.command import writable
+from stages.command import guarded, writable
 from stages.common import RESULTS, given_weights
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from pipeline.data import layouts
 
 
 def main() -> None:
@@ -30,10 +28,13 @@ def main() -> None:
         params = config.read()
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
+            from pipeline.job import tried
 
             found = {network: layouts.faultless(params, network) for network in params.run.networks}
             for network in params.run.networks:
-                check_network(params, network, found[network])
+                net = tried(params, network, found[network].parts)
+                if params.train[network].checkpoint:
+                    check_weights(params, network, net)
         writable(RESULTS)
         table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
     except FileNotFoundError as error:
@@ -48,25 +49,6 @@ def main() -> None:
         print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
-
-
-def check_network(params: config.Params, network: str, found: layouts.Found) -> None:
-    """UserError when a network can't be built, trained, traced or measured, or doesn't do what its task asks for."""
-    from pipeline import device, job, networks
-
-    machine = device.choose(params.device, params.threads, params.precision)
-    section, recipe = params.networks[network], params.train[network]
-    networks.affordable(section.factory, section.args)
-    net = networks.build(section.factory, section.args)
-    job.check(network, section, job.example(section, recipe, net), net, machine.bf16)
-    job.check_patch(network, section, recipe, net)
-    job.check_size(network, section, params.analyze[network].size, net)
-    job.check_sides(section, params.latency.sides, net)
-    for split, part in found.parts.items():
-        if split != "train":
-            job.check_images(network, section, part.sizes, [source.name for source in part.sources], net)
-    if recipe.checkpoint:
-        check_weights(params, network, net)
 
 
 def check_weights(params: config.Params, network: str, net: nn.Module) -> None:
@@ -91,4 +73,5 @@ def check_weights(params: config.Params, network: str, net: nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with guarded("check"):
+        main()

@@ -10,6 +10,7 @@ import copy
 import importlib
 import inspect
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ PAPER_SIZE: dict[str, tuple[int, int]] = {"edsr": (1020, 1020), "sid": (1424, 21
 PAPER_ARGS: dict[str, dict[str, int]] = {"edsr": {"scale": 2, "blocks": 16, "channels": 64}, "sid": {"base": 32}}
 
 _INPUT_CHANNELS = {"edsr": 3, "sid": 4}
+_GIVEN: dict[int, weakref.ref[object]] = {}  # what factories have returned
 _ALLOWED = "edsr, sid or a factory written as package.module:function"
 
 
@@ -47,6 +49,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         network = factory(**args)
     from torch import nn
 
+    _new(name, network)
     if not isinstance(network, nn.Module):
         raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
     from torch.nn.parameter import is_lazy
@@ -76,6 +79,7 @@ def affordable(name: str, args: dict[str, Any]) -> None:
     with contextlib.suppress(UserError), explained(name), torch.device("meta"):  # `build` says what is wrong
         network = factory(**args)
     if isinstance(network, torch.nn.Module):
+        _new(name, network)
         needed = sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
     if needed > memory():
         given = ", ".join(f"{key}: {value!r}" for key, value in args.items())
@@ -83,6 +87,14 @@ def affordable(name: str, args: dict[str, Any]) -> None:
             f"network '{name}': with args {{{given}}} its parameters take {gigabytes(needed)} of memory, "
             f"but this machine has {gigabytes(memory())}"
         )
+
+
+def _new(name: str, network: object) -> None:
+    """UserError when a factory has given this very object before: loading one network would change the other."""
+    if id(network) in _GIVEN and _GIVEN[id(network)]() is network:
+        raise UserError(f"network factory '{name}' gives the same network at each call; it must build a new one")
+    with contextlib.suppress(TypeError):  # no weak reference to such an object: it isn't a network
+        _GIVEN[id(network)] = weakref.ref(network)
 
 
 def memory() -> int:
