@@ -56,7 +56,7 @@ class Job:
     def cost(self, network: nn.Module) -> cost.Cost:
         return cost.measure(network, self.size, channels(self.network))
 
-    def example(self, network: nn.Module) -> Tensor:
+    def example(self, network: nn.Module | None = None) -> Tensor:
         """The image that the network is traced with: any size gives the same groups, if the network can take it."""
         return example(self.network, self.recipe, network)
 
@@ -207,6 +207,8 @@ def check_images(
     name: str, section: config.Network, sizes: Sequence[tuple[int, int]], names: Sequence[str], network: nn.Module
 ) -> None:
     """UserError unless the network takes whole pictures of these sizes (height and width of the input, in pixels)."""
+    if not len(sizes):
+        return
     first = {tuple(map(int, size)): picture for size, picture in zip(reversed(sizes), reversed(names), strict=True)}
     some = sorted(first)[:: len(first) // SIZES + 1]  # photographs may all differ in size
     for height, width in some:
@@ -265,6 +267,8 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     for split, part in parts.items():
         if split != "train":  # of which nothing but patches is shown
             check_images(network, section, part.sizes, [source.name for source in part.sources], net)
+    resamples, images = params.evaluate.bootstrap, len(parts["test"].sizes)
+    _fits_memory(f"evaluate.bootstrap: {resamples} of {images} test images", 16 * resamples * images)  # int64, float64
     return net
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import traceback
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config, cost, job, networks
+from pipeline import config, cost, job, networks, quality
+from pipeline.cli import command
 from pipeline.data.splits import Making, make, photographs
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError, explained, first_line, place, raised
+from stages.command import guarded
 
 SECTION = config.Network(factory="mine:build", task="restoration", scale=1)
 IMAGE = torch.zeros(1, 3, 16, 16)
@@ -206,6 +209,26 @@ def test_a_module_that_changes_torchs_usual_type_is_tried_with_what_images_have(
         assert "torch.float32" in refusal(nn.Conv2d(3, 3, 3, padding=1), image=example)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_an_infinite_output_has_no_quality() -> None:
+    image = torch.full((1, 3, 16, 16), 0.5)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        output = image.clone()
+        output[0, 0, 3, 3] = value
+        assert math.isnan(quality.psnr(output, image))
+        assert math.isnan(quality.psnr_y(output, image))
+
+
+def test_what_a_users_code_raises_within_any_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    network = raising(KeyError("w"))
+    said = f"KeyError: 'w', at tests/test_user_networks.py:{raising.__code__.co_firstlineno + 2}\n"
+    with pytest.raises(SystemExit) as caught, guarded("latency"):
+        network(IMAGE)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.replace(f"{Path(__file__).parents[1]}/", "") == f"latency: error: {said}"
+    assert command(lambda: network(IMAGE)) == 2
+    assert capsys.readouterr().err.replace(f"{Path(__file__).parents[1]}/", "") == said
 
 
 # costs
