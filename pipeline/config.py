@@ -50,6 +50,7 @@ class Network(Section):
     args: dict[str, Any] = {}
     task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
     scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
+    multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="after")
     def _fits(self) -> Network:

@@ -147,7 +147,7 @@ def prune(
     moment, it goes on from there and ends with the same bits.
     """
     baseline = baseline.to(job.machine.device)
-    all_groups = coupling.find_groups(baseline, job.example().to(job.machine.device))
+    all_groups = coupling.find_groups(baseline, job.example(baseline).to(job.machine.device))
     for sentence in all_groups.frozen:
         progress.say(sentence)
     reference = reference_magnitudes(baseline, all_groups)

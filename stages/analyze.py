@@ -18,7 +18,7 @@ def analyze(params: config.Params, network: str) -> None:
 
         job = load_job(params, network, RESULTS)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
-        spent, found = job.cost(net), coupling.find_groups(net, job.example())
+        spent, found = job.cost(net), coupling.find_groups(net, job.example(net))
         reference = magnitudes.reference_magnitudes(net, found)
         original = {group.name: group.channels for group in found.groups}
         groups = []

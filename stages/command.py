@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place, raised
 from pipeline.files import write_bytes
 from stages.common import RESULTS
 
@@ -45,10 +45,15 @@ def guarded(name: str) -> Iterator[None]:
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        reason = f"{error.strerror or error}; free space and writable folders are needed"
-        print(f"{name}: error: {place}{reason}", file=sys.stderr)
+    except Exception as error:
+        if not place(error) and not isinstance(error, OSError):
+            raise
+        if place(error):  # a user's network may fail anywhere that it runs
+            said = raised(error)
+        else:
+            file = f"{error.filename}: " if error.filename else ""
+            said = f"{file}{error.strerror or error}; free space and writable folders are needed"
+        print(f"{name}: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)

@@ -17,7 +17,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         raise UserError(f"{RESULTS}/prune/{network}/{method}/networks holds no accepted-*.pt: prune makes them")
     with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
         from pipeline import checkpoint, pruning
-        from pipeline.job import load_job
+        from pipeline.job import channels, load_job
         from pipeline.progress import Progress
 
         job = load_job(params, network, RESULTS)
@@ -51,7 +51,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         run.tell(f"**Result: {100 * figures['mac_kept']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
-        run.model(net, job.example().shape[1], f"{network}-{method}")
+        run.model(net, channels(job.network), f"{network}-{method}")
         finished(work)
 
 

@@ -76,7 +76,8 @@ def find(params: config.Params, network: str) -> Found:
     for number, split in enumerate(SPLITS):
         if split in splits:
             seed = params.seed * 10 + number
-            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train")
+            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train",
+                            wanted.multiple)  # fmt: skip
             found.parts[split] = Part(splits[split], making)
     for name, folder in section.test_sets.items():
         try:
@@ -85,7 +86,8 @@ def find(params: config.Params, network: str) -> Found:
             found.faults.append(f"test_sets.{name}: {error}")
             continue
         minimum = max(measurable, SSIM_WINDOW + 2 * quality.luma_border(wanted.task, wanted.scale))
-        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True)
+        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
+                        wanted.multiple)  # fmt: skip
         found.parts[f"sets/{name}"] = Part(sources, making)
     for part in found.parts.values():
         whole = []
