@@ -40,7 +40,7 @@ def write_dng(
 
 
 def write_compressed_arw(path: Path, side: int = 64) -> Path:
-    """An RGGB mosaic of any values as Sony's lossy compression stores it: a byte a sample, which LibRaw takes as such."""
+    """An RGGB mosaic of any values as Sony's lossy compression stores it, a byte a sample."""
     tags = [  # code, TIFF type, count, value, once
         (271, 2, 0, "SONY", True),
         (272, 2, 0, "ILCE-7SM2", True),

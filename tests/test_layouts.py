@@ -219,7 +219,7 @@ def test_what_sid_lacks_and_what_is_broken_is_named(tmp_path: Path) -> None:
     found = look(tmp_path, "sid", layout="sid", folder=str(folder))
     text = "\n".join(found.faults)
     assert len(found.faults) == 3, text
-    assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; {folder}/Sony_train_list.txt: line 2 names it" in text
+    assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; {folder}/Sony_train_list.txt: line 2" in text
     assert f"{folder}/Sony/long/20001_00_10s.ARW: cannot be read as a raw file" in text
     assert f"{folder}/Sony_test_list.txt: cannot be read as a list of raw files (No such file" in text
     shutil.rmtree(folder / "Sony")
@@ -321,7 +321,7 @@ SHORT, LONG = "./Sony/short/20001_00_0.033s.ARW", "./Sony/long/20001_00_10s.ARW"
         ("val", f"./Sony/long/20001_00_10s.ARW {LONG}", "line 2 has 20001_00_10s.ARW as the short exposure, but"),
         ("val", f"{LONG} {SHORT}", "line 2: 20001_00_10s.ARW is exposed for 10 s and 20001_00_0.033s.ARW for 0.033 s"),
         ("val", f"{SHORT} long.ARW", "line 2: long.ARW: the name doesn't say the exposure time"),
-        ("val", "./Sony/short/20001_00_0.1s.ARW ./Sony/long/" + 300 * "x" + "_10s.ARW", "_val_list.txt: line 2 names it"),
+        ("val", SHORT.replace("033", "1") + " ./Sony/long/" + 300 * "x" + "_10s.ARW", "_val_list.txt: line 2 names it"),
     ],
 )
 def test_no_pair_serves_twice_and_the_sentence_names_list_and_line(

@@ -107,7 +107,7 @@ def repeated(splits: dict[str, list[Pair]]) -> list[str]:
 
 
 def exposure_ratio(short: Path, long: Path) -> float:
-    """How many times longer the long exposure is, 1 to 300. UserError for a name without its seconds, or a ratio below."""
+    """How many times longer the long exposure is, at most 300. UserError under 1, or for a name without its time."""
     times = []
     for path in (short, long):
         found = SECONDS.search(path.name)
@@ -122,6 +122,10 @@ def exposure_ratio(short: Path, long: Path) -> float:
     return min(times[1] / times[0], MAX_RATIO)
 
 
+def _unreadable(path: Path, reason: str | None) -> UserError:
+    return UserError(f"{path}: cannot be read as a raw file ({reason}); allowed are whole ARW or DNG files")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import rawpy
@@ -134,9 +138,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (OSError, rawpy.LibRawError, NotImplementedError) as error:
         reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         reason = getattr(error, "strerror", None) or reason
-        raise UserError(
-            f"{path}: cannot be read as a raw file ({reason}); allowed are whole ARW or DNG files"
-        ) from None
+        raise _unreadable(path, reason) from None
     finally:
         raw.close()
 
@@ -153,7 +155,7 @@ def place(path: Path) -> Place:
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as a raw file ({error.strerror}); allowed are whole ARW or DNG files") from None
+        raise _unreadable(path, error.strerror) from None
     stamp = (status.st_size, status.st_mtime_ns)
     if _seen.get(key, ())[:2] != stamp:
         with _opened(path) as raw:
@@ -206,15 +208,10 @@ def _whole(path: Path) -> None:
             largest = max(pages, key=lambda page: page.imagewidth * page.imagelength)
             end = max(map(sum, zip(largest.dataoffsets, largest.databytecounts, strict=True)))
     except (tifffile.TiffFileError, ValueError, IndexError):
-        raise UserError(
-            f"{path}: cannot be read as a raw file (its TIFF structure is damaged); allowed are whole ARW or DNG files"
-        ) from None
+        raise _unreadable(path, "its TIFF structure is damaged") from None
     size = path.stat().st_size
     if end > size:
-        raise UserError(
-            f"{path}: cannot be read as a raw file (its samples end at byte {end}, but it has {size}); "
-            "allowed are whole ARW or DNG files"
-        )
+        raise _unreadable(path, f"its samples end at byte {end}, but it has {size}")
 
 
 def read_packed(path: Path) -> np.ndarray:
