@@ -109,7 +109,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def check(case: Hostile, folder: Path) -> None:
-    """Put the hostile thing into a copied folder, run the command, and hold what it says and leaves against the rule."""
+    """Put the hostile thing into a copied folder, run the command, and hold what it says and leaves to the rule."""
     if case.params:
         params = yaml.safe_load((folder / "params.yaml").read_text())
         for key, value in case.params.items():
