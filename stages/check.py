@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import digest
-from stages.command import writable
+from stages.command import guarded, writable
 from stages.common import RESULTS, given_weights
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
-    try:
+    with guarded("check"):
         params = config.read()
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
@@ -32,13 +31,10 @@ def main() -> None:
                 if params.train[network].checkpoint:
                     check_weights(params, network)
         writable(RESULTS)
-        table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
-    except FileNotFoundError as error:
-        print(f"check: error: {error.filename} isn't there; dvc repro makes it", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"check: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        path = RESULTS / "report" / "table.md"
+        if given.results and not path.exists():
+            raise UserError(f"{path} isn't there; dvc repro makes it")
+        table = path.read_text(encoding="utf-8") if given.results else ""
     if given.networks:
         print(*params.run.networks)
     if given.results:

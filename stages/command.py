@@ -38,7 +38,7 @@ def guarded(name: str) -> Iterator[None]:
     """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
     located = warnings.formatwarning
     warnings.formatwarning = lambda message, kind, *rest: (
-        f"{name}: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+        f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
     )
     try:
         yield
