@@ -84,7 +84,7 @@ def list_images(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: the folder holds no image (allowed suffixes: {allowed}){named}")
     if others:
         files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        warnings.warn(f"{folder}: {files} left out, which can't be read as images: {_some(others)}", stacklevel=2)
+        warnings.warn(f"{folder}: {files} left out, as no image that can be read here: {_some(others)}", stacklevel=2)
     return found
 
 
@@ -291,7 +291,7 @@ def _to_rgb8(image: Image.Image) -> np.ndarray:
 def _level(image: Image.Image, sample: int) -> int:
     """What 0 … 255 a sample of grey becomes; a PNG's may have 1, 2 or 4 bits."""
     depth = _png(Path(image.filename))[b"IHDR"][8] if image.format == "PNG" else 8
-    return sample * 255 // (2**depth - 1)
+    return min(sample * 255 // (2**depth - 1), 255)  # of 1 bit Pillow says 255 itself
 
 
 def series(name: str) -> str:
