@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -45,6 +46,7 @@ TIFF_LOSSLESS = {1, 5, 8, 32773, 32946}  # none, LZW, deflate, PackBits, deflate
 TIFF_JPEG = 7
 
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files stands in the UserError
 Image.init()
 KINDS = [kind for kind in FORMATS if kind in Image.OPEN and (kind not in BUILT or features.check(BUILT[kind]))]
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in KINDS))
