@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
-    try:
+    with guarded("check"):
         params = config.read()
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
@@ -36,13 +35,10 @@ def main() -> None:
                 if params.train[network].checkpoint:
                     check_weights(params, network, net)
         writable(RESULTS)
-        table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
-    except FileNotFoundError as error:
-        print(f"check: error: {error.filename} isn't there; dvc repro makes it", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"check: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        path = RESULTS / "report" / "table.md"
+        if given.results and not path.exists():
+            raise UserError(f"{path} isn't there; dvc repro makes it")
+        table = path.read_text(encoding="utf-8") if given.results else ""
     if given.networks:
         print(*params.run.networks)
     if given.results:

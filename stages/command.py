@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline import config
 from pipeline.errors import UserError, place, raised
@@ -36,10 +37,16 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
 @contextmanager
 def guarded(name: str) -> Iterator[None]:
     """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
-    located = warnings.formatwarning
-    warnings.formatwarning = lambda message, kind, *rest: (
-        f"{name}: {message}\n" if kind is UserWarning else located(message, kind, *rest)
-    )
+    located, said = warnings.formatwarning, set()
+
+    def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
+        text = f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+        if text in said:  # two networks may have one folder
+            return ""
+        said.add(text)
+        return text
+
+    warnings.formatwarning = plain
     try:
         yield
     except UserError as error:

@@ -277,8 +277,8 @@ def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:
     assert f"DIV2K/DIV2K_valid_HR/0811.png: there is no such file{LACKING} (1 more: python -m" in real.stderr
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
-    for path in ("DIV2K/DIV2K_train_HR/0002.png", "DIV2K/DIV2K_valid_HR/0811.png"):
-        save(tmp_path / path, crop(4))
+    for k, path in enumerate(("DIV2K/DIV2K_train_HR/0002.png", "DIV2K/DIV2K_valid_HR/0811.png")):
+        save(tmp_path / path, crop(5 + k))
     shutil.rmtree(tmp_path / "results")
     done = prepare(tmp_path, "--check")
     assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def find(params: config.Params, network: str, pixels: bool = False) -> Found:
     finally:  # a stopped check goes on where it was
         if section.layout == "sid":
             sid.remember(RAW_FILES)
+    found.faults += _shared(found.parts)
     found.faults = list(dict.fromkeys(found.faults))  # a long exposure is read for each of its short ones
     return found
 
@@ -129,6 +131,27 @@ def faultless(params: config.Params, network: str) -> Found:
         tail = f" ({more} more: python -m stages.prepare --check says more)" if more else ""
         raise UserError(f"prepare.{network}: {found.faults[0]}{tail}")
     return found
+
+
+def _shared(parts: dict[str, Part]) -> list[str]:
+    """A sentence for each target that is byte for byte one of another split: what is measured on must not train."""
+    sizes: dict[int, list[tuple[str, Path]]] = {}
+    for name, part in parts.items():
+        for path in dict.fromkeys(source.target for source in part.sources if source.ratio is None):
+            sizes.setdefault(path.stat().st_size, []).append((name, path))
+    faults, seen = [], {}
+    for alike in sizes.values():
+        if len({name for name, _ in alike}) < 2:
+            continue
+        for name, path in alike:
+            with open(path, "rb") as file:
+                other, where = seen.setdefault(hashlib.file_digest(file, "sha256").digest(), (name, path))
+            if other != name and not other.startswith("sets/") and (other == "train" or not name.startswith("sets/")):
+                faults.append(
+                    f"{path}: has the same bytes as {where}, but one is in {other} and the other in {name}; an image "
+                    "belongs to one split"
+                )
+    return faults
 
 
 def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: Found) -> dict[str, list[Source]]:
