@@ -260,7 +260,7 @@ def read(path: Path, kind: type[T] | Any, also: Iterable[str] = ()) -> T:
 def rows(path: Path, kind: type[T]) -> list[T]:
     """A CSV file's rows as values of their type; UserError as for `read`."""
     adapter = TypeAdapter(kind)
-    table = read_csv(path, *kind.__required_keys__)
+    table = read_csv(path, *kind.__annotations__)
     return [checked(path, row, adapter.validate_strings, f"row {n}") for n, row in enumerate(table, 1)]
 
 
@@ -282,7 +282,9 @@ def checked(path: Path, value: Any, validate: Callable[[Any], T], *above: str) -
 def wrong(path: Path, what: str, *where: str | int) -> NoReturn:
     """The sentence about a file, or about the key of it that the names and places `where` lead to."""
     keys = [f"entry {part}" if isinstance(part, int) else part[:80] for part in where]
-    raise UserError(f"{path}{': ' * bool(keys)}{', '.join(keys)} {what}; {again(path)}")
+    said = f"{': ' * bool(keys)}{', '.join(keys)} {what}"  # with names that the file may hold
+    said = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
+    raise UserError(f"{path}{said}; {again(path)}")
 
 
 # --- the files whose parts must fit one another -------------------------------------------------------------------
