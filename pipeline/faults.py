@@ -43,7 +43,7 @@ def expected(fault: Any) -> str:
         return "should be a section of keys"
     if fault["type"] == "tuple_type":
         return "should be a list"
-    message = re.sub("(Input|Tuple|String) should", "should", fault["msg"])
+    message = re.sub("(Input|Tuple|String|List) should", "should", fault["msg"])
     return message.partition(" after validation")[0]
 
 

@@ -22,7 +22,7 @@ from pipeline.job import Job
 from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.networks import duplicate
 from pipeline.progress import Progress
-from pipeline.records import Figure, Number, Text, Whole
+from pipeline.records import Figure, Finite, Text, Whole
 from pipeline.training import NonFiniteLossError, fit
 
 
@@ -45,8 +45,8 @@ class Iteration:
     verdict: Text  # accepted, rejected
     reason: Text
     lineage: Whole  # iterations of training that the network has behind it, this one included
-    alpha: Number = 0.0
-    thresholds: dict[Text, Number] = field(default_factory=dict)
+    alpha: Finite = 0.0
+    thresholds: dict[Text, Finite] = field(default_factory=dict)
     removed: dict[Text, Whole] = field(default_factory=dict)  # channels that each group gave
     channels: dict[Text, Whole] = field(default_factory=dict)  # of each group afterwards
     widths: dict[Text, Whole] = field(default_factory=dict)  # output channels of each layer afterwards
@@ -381,7 +381,7 @@ def accepted_networks(folder: Path) -> list[Path]:
     UserError when one is missing, or there is another.
     """
     networks, path = folder / "networks", folder / "log.json"
-    found = {file.name for file in networks.glob("accepted-*.pt")}
+    found = {file.name for file in networks.glob("accepted-*.pt") if file.is_file()}
     if not found:
         raise UserError(f"{networks} holds no accepted-*.pt: prune makes them; {again(networks / 'accepted-000.pt')}")
     wanted = [f"accepted-{one.number:03d}.pt" for one in read_log(path) if one.verdict == "accepted"]

@@ -25,6 +25,7 @@ Text = Annotated[str, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Number = Annotated[float, Field(strict=True, ge=-1e15, le=1e15, allow_inf_nan=False)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Psnr = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]  # dB; equal images have 100
 Ssim = Annotated[float, Field(strict=True, ge=-1.001, le=1.001, allow_inf_nan=False)]  # rounding may pass 1
 Drop = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)]  # dB or SSIM; or a gain
@@ -51,7 +52,7 @@ class Point(TypedDict):
 
 
 Side = Annotated[int, Field(strict=True, ge=1, le=10**6)]  # pixels
-Positive = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
 
@@ -281,7 +282,7 @@ def checked(path: Path, value: Any, validate: Callable[[Any], T], *above: str) -
 
 def wrong(path: Path, what: str, *where: str | int) -> NoReturn:
     """The sentence about a file, or about the key of it that the names and places `where` lead to."""
-    keys = [f"entry {part}" if isinstance(part, int) else part[:80] for part in where]
+    keys = [f"entry {part}" if isinstance(part, int) else part[:80] for part in where if part != "[key]"]
     said = f"{': ' * bool(keys)}{', '.join(keys)} {what}"  # with names that the file may hold
     said = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
     raise UserError(f"{path}{said}; {again(path)}")
@@ -305,9 +306,12 @@ def index(path: Path) -> Index:
     kind, has = found["task"], found.keys() | found["content"].keys()
     needed = {
         "super_resolution": [("high",), ("low",)],
-        "low_light": [("high",), ("exposures", "raw"), *[("ratio",)] * ("raw" in has)],
+        "low_light": [("high",), ("exposures", "raw"), *[("ratio",), ("raw",)] * bool(has & {"ratio", "raw"})],
         "restoration": [("high",), ("low", "noise")],
     }[kind]
+    scale = {"low_light": 2, "restoration": 1}.get(kind, found["scale"])
+    if found["scale"] != scale:
+        wrong(path, f"is {found['scale']}, but {kind} has {scale}", "scale")
     missing = [" or ".join(ways) for ways in needed if not has & set(ways)]
     if missing:
         wrong(path, f"lacks {', '.join(missing)}, which {kind} needs")

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import figures, pruning, records
 from pipeline.data.storage import load_split, save_split
 from pipeline.errors import UserError
-from pipeline.files import read_json, stage_of, write_json, write_text
+from pipeline.files import read_json, stage_of, write_csv, write_json, write_text
 
 QUALITY = {"psnr": 30.0, "ssim": 0.9}
 SET = {"psnr": 30.0, "ssim": 0.9, "psnr_y": 32.0, "ssim_y": 0.95}
@@ -208,6 +208,8 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prepare/net/train/index.json", ("sizes", 0, 0), 3, "high.npy: holds uint8 (56, 3), but by index.json"),
     ("prepare/net/train/index.json", ("names", 0), None, "names, entry 0 is None but should be a valid string"),
     ("prepare/net/train/index.json", ("task",), "low_light", "lacks exposures or raw, which low_light needs"),
+    ("prepare/net/train/index.json", ("task",), "restoration", "scale is 2, but restoration has 1"),
+    ("prepare/net/train/index.json", ("scale",), 3, "high.npy: holds uint8 (56, 3), but by index.json"),
     ("prepare/net/train/index.json", ("shown",), [0, 2], "shown should number the targets from 0 on"),
     ("prepare/net/train/index.json", ("ratio",), [100.0], "ratio has 1 entries, but names has 2"),
     ("prune/net/D/log.json", (2, "number"), 1, "entry 2, number is 1 but should be 2"),
@@ -248,6 +250,9 @@ def test_accepted_networks_are_those_of_the_log(results: Path) -> None:
     assert "holds accepted-xyz.pt, unlike what" in sentence
     assert sentence.endswith("dvc repro -s -f prune@net-D makes it anew")
     surplus.unlink()
+    made[1].unlink()
+    os.mkfifo(made[1])
+    assert "lacks accepted-002.pt" in said(lambda: pruning.accepted_networks(folder), "networks")
     made[1].unlink()
     assert "lacks accepted-002.pt" in said(lambda: pruning.accepted_networks(folder), "networks")
     made[0].unlink()
@@ -292,6 +297,13 @@ def test_what_stands_in_a_files_place_is_said_at_once(results: Path, file: str) 
     path.unlink()
     path.symlink_to(path)
     assert "symbolic links" in said(lambda: READERS[file](results), path.name)
+
+
+def test_a_layers_name_may_hold_what_csv_is_made_of(results: Path) -> None:
+    names = ["a,b", 'c"d', "e\nf"]
+    rows = [(name, 8, 1000, 200, "5.0") for name in names]
+    write_csv(results / "analyze/net/layers.csv", [("layer", "channels", "mac", "weights", "mac_per_weight"), *rows])
+    assert [row["layer"] for row in records.layers(results, "net")] == names
 
 
 def test_names_that_arent_unicode_are_read(results: Path) -> None:
