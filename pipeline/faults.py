@@ -38,14 +38,17 @@ def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str
         return f"{name} is missing{tail}"
     if fault["type"] == "value_error":
         return f"{name}: {fault['ctx']['error']}{tail}"
+    return f"{name} is {shown(fault['input'])} but {expected(fault)}{tail}"
+
+
+def expected(fault: Any) -> str:
+    """What one of pydantic's faults says of a value: "should be a valid number"."""
     if fault["type"] in ("model_type", "dict_type"):
-        message = "should be a section of keys"
-    elif fault["type"] == "tuple_type":
-        message = "should be a list"
-    else:
-        message = re.sub("(Input|Tuple|String) should", "should", fault["msg"])
-        message = message.partition(" after validation")[0]
-    return f"{name} is {shown(fault['input'])} but {message}{tail}"
+        return "should be a section of keys"
+    if fault["type"] == "tuple_type":
+        return "should be a list"
+    message = re.sub("(Input|Tuple|String|List) should", "should", fault["msg"])
+    return message.partition(" after validation")[0]
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline import config, tracking
-from pipeline.files import write_json, write_text
+from pipeline.files import write_csv, write_json
 from stages.command import main
 from stages.common import RESULTS
 
@@ -38,12 +38,12 @@ def analyze(params: config.Params, network: str) -> None:
         folder = RESULTS / "analyze" / network
         write_json(folder / "groups.json", {"groups": groups, "frozen": list(found.frozen)})
         rows = [
-            f"{layer.name},{layer.out_channels},{layer.mac},{layer.weights},{layer.activations},{layer.bw},"
-            f"{layer.mac_per_weight:.1f}"
+            (layer.name, layer.out_channels, layer.mac, layer.weights, layer.activations, layer.bw,
+             f"{layer.mac_per_weight:.1f}")
             for layer in spent.layers
-        ]
-        header = "layer,channels,mac,weights,activations,bw,mac_per_weight"
-        write_text(folder / "layers.csv", "\n".join([header, *rows]) + "\n")
+        ]  # fmt: skip
+        header = ("layer", "channels", "mac", "weights", "activations", "bw", "mac_per_weight")
+        write_csv(folder / "layers.csv", [header, *rows])
         totals = {"mac": spent.mac, "weights": spent.weights, "activations": spent.activations, "bw": spent.bw}
         write_json(folder / "metrics.json", totals)
         run.metrics(totals)

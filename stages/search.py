@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline import config
-from pipeline.files import read_json, write_json
+from pipeline import config, records
+from pipeline.files import write_json
 from stages.command import guarded, writable
-from stages.common import RESULTS
+from stages.common import RESULTS, control_of
 from stages.study import Study
 from stages.study.watch import stores_answer, watch
 from stages.study.winner import tell
@@ -35,8 +35,8 @@ def search(study: Study) -> None:
     from pipeline import tracking
 
     writable(RESULTS)
-    for key in ("train", "control"):
-        read_json(RESULTS / key / study.network / "metrics.json")
+    records.read(RESULTS / "train" / study.network / "metrics.json", records.Baseline)
+    control_of(study.params, study.network)
     opened = study.open()  # before the workers: tables made by two at once are made by none
     note = f"Optuna study: {tracking.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
     command = f"python -m stages.search --network {study.network} --method {study.method} --trials {study.trials}"

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import digest, read_json
-from stages.common import RESULTS, flat
+from pipeline.files import digest
+from stages.common import RESULTS, control_of, flat
 
 
 class Study:
@@ -71,8 +71,8 @@ class Study:
         from pipeline.job import load_job
         from pipeline.trial import Problem
 
-        params, results = self.params, RESULTS / "control" / self.network
-        curve, end = read_json(results / "curve.json"), read_json(results / "metrics.json")
+        params = self.params
+        *curve, end = control_of(params, self.network)
         against_control = params.gate.reference == "control"
         points, final = (curve, end) if against_control else (curve[:1], curve[0])
         return Problem(
