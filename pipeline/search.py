@@ -58,14 +58,15 @@ class Storage(optuna.storages.RDBStorage):
         """Those that are about to be failed; once they are, nothing can be noted of them."""
         found = super()._get_stale_trial_ids(study_id)
         for trial_id in found:
-            self.note(trial_id, SILENT)
+            _why(self, trial_id, SILENT)
         return found
 
-    def note(self, trial_id: int, reason: str) -> None:
-        """Why a trial is about to be failed, where nobody has said so before."""
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, KeyError):
-            if "reason" not in self.get_trial(trial_id).user_attrs:
-                self.set_trial_user_attr(trial_id, "reason", reason)
+
+def _why(storage: optuna.storages.BaseStorage, trial_id: int, reason: str) -> None:
+    """Note why a trial is about to be failed, where nobody has said so before."""
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, KeyError):
+        if "reason" not in storage.get_trial(trial_id).user_attrs:
+            storage.set_trial_user_attr(trial_id, "reason", reason)
 
 
 def distributions(space: dict[str, config.Range]) -> Space:
@@ -306,7 +307,7 @@ def _take_up_stale(study: optuna.Study, grace: float) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "begun" not in trial.user_attrs and datetime.now() - trial.datetime_start > timedelta(seconds=grace):
             with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it ended meanwhile
-                study._storage.note(trial._trial_id, "its worker was killed before it began")
+                _why(study._storage, trial._trial_id, "its worker was killed before it began")
                 study.tell(trial.number, state=TrialState.FAIL)
                 _again(study, _frozen(study, trial.number), counts=False)
 

@@ -490,8 +490,10 @@ def iteration(run: Run, done: Any, original_mac: int, network: str, method: str)
     """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
     figures = iteration_figures(done, original_mac)
     run.metrics(figures, done.number)
-    thresholds = {f"threshold.{stores.key(name)}": value for name, value in done.thresholds.items()}
-    run.metrics({f"channels.{stores.key(name)}": count for name, count in done.channels.items()}, done.number)
+    thresholds = {f"threshold.{name}": value for name, value in done.thresholds.items()}
+    channels = {f"channels.{name}": count for name, count in done.channels.items()}
+    widths = {f"width.{name}": width for name, width in done.widths.items()}
+    run.metrics(channels, done.number)
     run.metrics(thresholds, done.number)
     said = f"{network}, method {method}, iteration {done.number}: {done.verdict}: {done.reason}"
     child = run.child(
@@ -501,8 +503,8 @@ def iteration(run: Run, done: Any, original_mac: int, network: str, method: str)
     )
     child.metrics(figures, done.number)
     child.metrics(thresholds, done.number)
-    child.params({f"width.{stores.key(name)}": width for name, width in done.widths.items()})
+    child.params(widths)
     table = {"channels": done.channels, "widths": done.widths, "removed": done.removed, "thresholds": done.thresholds}
-    changed = {stores.key(name): name for name in (*done.channels, *done.widths) if stores.key(name) != name}
+    changed = {stores.key(name): name for name in (*channels, *thresholds, *widths) if stores.key(name) != name}
     child.table(table | ({"names of keys": changed} if changed else {}), "architecture.json")
     child.end()
