@@ -68,6 +68,8 @@ def _passwords(url: str) -> set[str]:
     with contextlib.suppress(ValueError):
         found.add(urlsplit(url).password or "")
         found |= {value for name, value in parse_qsl(urlsplit(url).query) if re.fullmatch(f"(?i){SECRET_WORD}", name)}
+    # of a password with @ or / in it, not written as %40 and %2F, a driver takes a piece for the host and names it
+    found |= {piece for word in found for piece in re.split("[@/:?#]", word) if len(piece) > 1}
     return {form for word in found for form in (word, unquote(word), quote(word, safe="")) if form}
 
 

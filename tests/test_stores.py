@@ -65,6 +65,10 @@ def test_a_password_is_found_in_what_the_driver_says_as_written_and_decoded() ->
     assert stores.masked("bad: p@ss/word, p%40ss%2Fword", url) == "bad: ***, ***"
 
 
+def test_a_piece_of_a_password_that_was_taken_for_the_host_is_masked() -> None:
+    assert stores.masked("no host 'ss'", "postgresql://u:p@ss/word@host/db") == "no host '***'"
+
+
 def test_the_environments_password_and_token_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc.def")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hush")
@@ -82,7 +86,7 @@ def test_a_text_is_stored_without_what_stores_refuse() -> None:
 
 
 def lock(path: Path) -> sqlite3.Connection:
-    held = sqlite3.connect(path, isolation_level=None)
+    held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     held.execute("BEGIN EXCLUSIVE")
     return held
 
