@@ -14,7 +14,9 @@ from pipeline.errors import UserError, place, raised
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Without the usage that argparse would print before its sentence."""
-        raise UserError(f"{message}; --help tells what is allowed")
+        from pipeline.stores import masked
+
+        raise UserError(f"{masked(message)}; --help tells what is allowed")
 
 
 def command(run: Callable[[], str]) -> int:

@@ -50,7 +50,9 @@ def guarded(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        from pipeline.stores import masked
+
+        print(f"{name}: error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if not place(error) and not isinstance(error, OSError):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import digest
 from stages.common import RESULTS, control_of, flat
+
+# what a worker is told its storage by: a list of processes shows everybody what stands on a command line
+STORAGE = "STUDY_STORAGE"
 
 
 class Study:
@@ -56,7 +60,8 @@ class Study:
         asked += (params.search.ssim, *(flat(section[self.network]) for section in settings))
         self.settings = digest(self.network, self.method, *asked)[:8]
         self.name = given.study or f"{self.network}-{self.method}-{self.settings}"
-        self.storage = given.storage or f"sqlite:///{root() / 'search.db'}"
+        given_storage = os.environ[STORAGE] if given.worker else given.storage
+        self.storage = given_storage or f"sqlite:///{root() / 'search.db'}"
         self.folder = RESULTS / "search" / f"{self.network}-{self.method}"
 
     def open(self) -> Any:
