@@ -7,10 +7,8 @@ file's name.
 
 from __future__ import annotations
 
-import io
 import numbers
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError
-from pipeline.files import save_tensors
+from pipeline.files import load_tensors, save_tensors
 from pipeline.networks import build
 
 Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
@@ -169,25 +167,9 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         module.out_features, module.in_features = module.weight.shape
 
 
-def plain(path: Path) -> Any:
-    """What torch.save wrote to the file, on the CPU, if it is plain tensors and numbers; UserError names the file."""
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
-            return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    except Exception:  # torch names no common class for what a damaged or foreign file raises
-        raise UserError(
-            f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
-            "never loaded since they could run code; torch.save(network.state_dict(), FILE) writes one that is"
-        ) from None
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The file's checked contents, as a dictionary with the keys of _KEYS."""
-    content = plain(path)
+    content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
     for key, kind in _KEYS.items():

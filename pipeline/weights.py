@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint
 from pipeline.errors import UserError
+from pipeline.files import load_tensors
 from pipeline.networks.edsr import RGB_MEAN
 
 HOLDERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # BasicSR's averaged weights come first
@@ -86,7 +87,7 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
 
 def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's state_dict: names and dense tensors on the CPU."""
-    content = checkpoint.plain(path)
+    content = load_tensors(path)
     if isinstance(content, dict) and {"format", "kept"} <= content.keys():
         whole, meta = checkpoint.load(path, factory)
         state = whole.state_dict()
