@@ -81,7 +81,9 @@ def destination(path: Path, folder: bool = False, source: Path | None = None) ->
     if source is not None and source.exists() and os.path.samefile(target, source):
         raise UserError(f"{shown} can't be written: it is {source}, which is read to make it; another name is needed")
     if path.is_symlink() and not there.st_mode & 0o222:  # as a cache keeps what it links to
-        raise UserError(f"{shown} can't be written: it is a link to {target}, which is read-only; remove the link first")
+        raise UserError(
+            f"{shown} can't be written: it is a link to {target}, which is read-only; remove the link first"
+        )
     return target
 
 
@@ -164,10 +166,7 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from None
     try:
         if packed.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(packed)) as parts:
-                damaged = parts.testzip() if any(part.CRC for part in parts.infolist()) else None
-            if damaged is not None:
-                raise zipfile.BadZipFile(damaged)
+            packed = _sound(packed)
         with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
             return torch.load(io.BytesIO(packed), map_location=device, weights_only=True)
     except Exception:  # torch names no common class for what a damaged or foreign file raises
@@ -177,17 +176,31 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
         ) from None
 
 
-def write_sealed(path: Path, value: Any) -> None:
+def _sound(packed: bytes) -> bytes:
+    """A zip file with the same parts, each of which has the checksum that it was written with; BadZipFile otherwise.
+
+    It is a new one, since a flipped bit that says what a part is, and not what it holds, makes torch read other bytes.
+    """
+    sound = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(packed)) as parts, zipfile.ZipFile(sound, "w") as copy:
+        if not any(part.CRC for part in parts.infolist()):
+            return packed
+        for part in parts.infolist():
+            copy.writestr(part.filename, parts.read(part))
+    return sound.getvalue()
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """JSON of what is unfinished, with a digest that tells whether it is as it was written."""
-    write_json(path, {"value": value, "digest": digest(value)})
+    write_json(path, value | {"digest": digest(value)})
 
 
-def read_sealed(path: Path) -> Any:
+def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote; UserError when the file isn't as it was written."""
-    content = read_json(path, "value", "digest")
-    if digest(content["value"]) != content["digest"]:
-        raise UserError(f"{path} is damaged: its digest isn't that of its contents")
-    return content["value"]
+    value = read_json(path, "digest")
+    if value.pop("digest") != digest(value):
+        raise UserError(f"{path} is damaged: it isn't as it was written")
+    return value
 
 
 def digest(*parts: Any) -> str:

@@ -49,11 +49,13 @@ def main() -> None:
 
 def check_network(params: config.Params, network: str) -> None:
     """UserError when a network can't be built, or doesn't do what its task asks for."""
-    from pipeline import job, networks
+    from pipeline import job, networks, rebuilt
 
     section = params.networks[network]
     net = networks.build(section.factory, section.args)
-    job.check(network, section, job.example(section, params.train[network]), net)
+    example = job.example(section, params.train[network])
+    job.check(network, section, example, net)
+    rebuilt.check(section.factory, section.args, net, example)
     job.check_sides(section, params.latency.sides, net)
 
 

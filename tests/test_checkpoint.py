@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,14 @@ def write(path: Path, **changes: Any) -> Path:
     content.update(changes)
     torch.save({key: value for key, value in content.items() if value is not None}, path)
     return path
+
+
+def toy(monkeypatch: pytest.MonkeyPatch, factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make a factory importable as toy:network."""
+    module = ModuleType("toy")
+    module.network = factory  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy", module)
+    return factory
 
 
 def message(path: Path, name: str | None = None) -> str:
@@ -180,10 +189,11 @@ def test_equal_contents_give_equal_bytes_whatever_the_name(tmp_path: Path) -> No
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other" / "much_longer_name.bin").read_bytes()
 
 
-def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path) -> None:
+def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(monkeypatch, lambda: nn.Conv2d(1, 2, 1, bias=False))
     network = nn.Conv2d(1, 2, 1, bias=False)
     network.weight = nn.Parameter(torch.rand(500_000, 1, 1, 1)[:2])  # a view of 2 MB
-    checkpoint.save(tmp_path / "net.pt", network, "any:thing", {}, {})
+    checkpoint.save(tmp_path / "net.pt", network, "toy:network", {}, {})
     assert (tmp_path / "net.pt").stat().st_size < 10_000
 
 
@@ -196,7 +206,7 @@ def test_loading_needs_no_pruner(tmp_path: Path) -> None:
         "print(sorted(name for name in sys.modules if name.startswith('pipeline.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ["checkpoint", "coupling", "errors", "files", "networks", "networks.edsr"]  # coupling stands for None
+    modules = ["checkpoint", "coupling", "errors", "files", "networks", "networks.edsr", "rebuilt"]  # None for one
     assert done.stdout.strip() == str([f"pipeline.{module}" for module in modules])
 
 
@@ -227,10 +237,8 @@ def test_a_factory_named_by_a_file_does_not_run_unasked(tmp_path: Path) -> None:
 
 
 def test_a_factory_loads_when_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = ModuleType("toy")
-    toy.network = lambda width: nn.Sequential(nn.Conv2d(3, width, 1))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "toy", toy)
-    network = toy.network(4)
+    build_toy = toy(monkeypatch, lambda width: nn.Sequential(nn.Conv2d(3, width, 1)))
+    network = build_toy(4)
     kept: Kept = {"0.weight": {0: [3]}, "0.bias": {0: [3]}}
     checkpoint.resize(network, kept)
     checkpoint.save(tmp_path / "net.pt", network, "toy:network", {"width": 4}, kept)

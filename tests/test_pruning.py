@@ -517,7 +517,7 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
     network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(copy.deepcopy(network), job, numbers, D, tmp_path / "plain")
-    write, calls = pruning.write_json, []
+    write, calls = pruning.write_sealed, []
 
     def kill(path: Path, value: Any) -> None:
         calls.append(path)
@@ -525,7 +525,7 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(pruning, "write_json", kill)
+    monkeypatch.setattr(pruning, "write_sealed", kill)
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed")
     assert (tmp_path / "killed" / "accepted-002.pt").exists()
