@@ -81,9 +81,7 @@ def destination(path: Path, folder: bool = False, source: Path | None = None) ->
     if source is not None and source.exists() and os.path.samefile(target, source):
         raise UserError(f"{shown} can't be written: it is {source}, which is read to make it; another name is needed")
     if path.is_symlink() and not there.st_mode & 0o222:  # as a cache keeps what it links to
-        raise UserError(
-            f"{shown} can't be written: it is a link to {target}, which is read-only; remove the link first"
-        )
+        raise UserError(f"{shown} can't be written: it is a link to a file that is read-only; remove the link first")
     return target
 
 

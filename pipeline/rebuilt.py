@@ -235,4 +235,7 @@ def _named(names: Any) -> str:
         return "it depends on something that isn't in its state_dict"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     listed = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
-    return f"{listed} differ, and aren't in its state_dict: register_buffer keeps what is drawn at construction"
+    return (
+        f"{listed} differ, and aren't in its state_dict: register_buffer keeps what is drawn at construction, "
+        "nn.ModuleList the layers of a list"
+    )

@@ -94,9 +94,7 @@ def check_output(network: nn.Module, example: Tensor, path: str) -> None:
     """UserError when weights that were read from `path` make something of an image in 0..1 that isn't finite."""
     output = rebuilt.answer(network, torch.rand(example.shape, generator=torch.Generator().manual_seed(0)))
     if output is not None and not output.isfinite().all():
-        raise UserError(
-            f"{path}: the output of the network with these weights must be finite, but holds infinity or NaN"
-        )
+        raise UserError(f"{path}: with these weights the network's output must be finite, but it holds infinity or NaN")
 
 
 def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], least: float) -> str:

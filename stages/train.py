@@ -73,16 +73,16 @@ def train(params: config.Params, network: str) -> None:
 def warn(job: Job, net: nn.Module, psnr: float, start: float, given: str | None) -> None:
     """Warn of a baseline that is no better than its input, and say what would mend given weights."""
     if not math.isfinite(psnr):
-        raise UserError(
-            f"train.{job.name}: the output of the baseline isn't finite; a lower lr or a clip > 0 is needed"
-        )
+        raise UserError(f"train.{job.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
     if psnr > start:
         return
     from pipeline.weights import measured_range
 
-    found = f"train.{job.name}: the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
+    found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
     hint = measured_range(net, job.validate, start) if given else "it needs more steps, or another lr"
-    warnings.warn(f"{found}; {hint or f'{given} was trained for something else'}", stacklevel=2)
+    warnings.warn(
+        f"warning: train.{job.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
+    )
 
 
 if __name__ == "__main__":
