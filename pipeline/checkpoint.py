@@ -70,7 +70,8 @@ def save(
     }
     example = torch.zeros(1, input_channels(name), 48, 48) if example is None else example
     try:
-        loaded = _rebuilt(plain)
+        with rebuilt.aside(network):
+            loaded = _rebuilt(plain)
         rebuilt.same(network, loaded, example)
     except UserError as error:
         raise UserError(f"{path} isn't written: {error}") from error

@@ -159,6 +159,8 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
     import torch
 
     try:
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # /dev/zero has no end
+            raise UserError(f"{path} can't be read: a regular file is needed")
         packed = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from None

@@ -295,3 +295,10 @@ def test_tensors_without_checksums_are_read(tmp_path: Path, old: str) -> None:
         finally:
             torch.serialization.set_crc32_options(True)
     assert torch.equal(files.load_tensors(path)["weight"], value["weight"])
+
+
+def test_tensors_are_read_from_regular_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path} can't be read: a regular file is needed"):
+            files.load_tensors(path)
