@@ -7,10 +7,9 @@ file's name.
 
 from __future__ import annotations
 
-import io
+import math
 import numbers
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,41 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError
-from pipeline.files import save_tensors
-from pipeline.networks import build
+from pipeline.files import load_tensors, save_tensors
+from pipeline.networks import build, input_channels
 
 Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
+
+LARGEST = 1e15  # of a weight: the squares of a million such weights still have a sum in float32
 
 _FORMAT = "pruned network 1"
 _KEYS: dict[str, type] = {"name": str, "args": dict, "kept": dict, "extra": dict, "state_dict": dict}
 
 
 def save(
-    path: Path, network: nn.Module, name: str, args: dict[str, Any], kept: Kept, extra: dict[str, Any] | None = None
+    path: Path,
+    network: nn.Module,
+    name: str,
+    args: dict[str, Any],
+    kept: Kept,
+    extra: dict[str, Any] | None = None,
+    example: Tensor | None = None,
 ) -> None:
     """Write a network that is networks.build(name, args) with all but the kept channels removed.
 
     kept: parameter or buffer name -> dimension -> original indices kept; what is not named is kept whole.
     extra: metadata of the caller's: numbers, strings, booleans, None, and lists and dictionaries of them.
+    example: an input [1, C, H, W] that the network takes, whatever its values; without it, one of 48×48 pixels.
 
-    The file appears whole or not at all. Raises UserError when it cannot be written, ValueError when kept does not
-    fit the network or a value is not plain.
+    The file appears whole or not at all. Raises UserError when it cannot be written, or would load as a network that
+    computes something else; ValueError when kept does not fit the network or a value is not plain.
     """
+    from pipeline import rebuilt
+
     state = network.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path} isn't written: '{key}' of its state_dict must be a tensor, not {type(value)}")
     tensors = _tensors(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
     for tensor, dims in kept.items():
         for dim, indices in dims.items():
@@ -55,6 +68,14 @@ def save(
         sys.intern(key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state.items()
     }
+    example = torch.zeros(1, input_channels(name), 48, 48) if example is None else example
+    try:
+        with rebuilt.aside(network):
+            loaded = _rebuilt(plain)
+        rebuilt.same(network, loaded, example)
+    except UserError as error:
+        raise UserError(f"{path} isn't written: {error}") from error
+    plain["trace"] = rebuilt.trace(loaded.cpu(), example)
     save_tensors(path, plain)
 
 
@@ -76,14 +97,28 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
             f"{path} holds a network of the factory '{stored}': ask for it by this name to run its code "
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
-    state: dict[str, Tensor] = content["state_dict"]
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = build(stored, content["args"])
-        resize(network, content["kept"])
-        _check_state(network, state)
+        network = _rebuilt(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    if content.get("trace") is not None:
+        from pipeline import rebuilt
+
+        if not rebuilt.follows(network, content["trace"]):
+            raise UserError(
+                f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
+                "changed, or it depends on something that isn't in its state_dict"
+            )
+    return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
+
+
+def _rebuilt(content: dict[str, Any]) -> nn.Module:
+    """The network of a file's contents, in eval mode on the CPU; the random states are left as they were."""
+    state: dict[str, Tensor] = content["state_dict"]
+    with torch.random.fork_rng(devices=[]):
+        network = build(content["name"], content["args"])
+    resize(network, content["kept"])
+    _check_state(network, state)
     try:
         # A network saved in double or half precision stays so.
         for key, tensor in _tensors(network).items():
@@ -92,8 +127,8 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: state_dict does not load: {reason}") from error
-    return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
+        raise UserError(f"state_dict does not load: {reason}") from error
+    return network.eval()
 
 
 def resize(network: nn.Module, kept: Kept) -> None:
@@ -169,25 +204,9 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         module.out_features, module.in_features = module.weight.shape
 
 
-def plain(path: Path) -> Any:
-    """What torch.save wrote to the file, on the CPU, if it is plain tensors and numbers; UserError names the file."""
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
-            return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    except Exception:  # torch names no common class for what a damaged or foreign file raises
-        raise UserError(
-            f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
-            "never loaded since they could run code; torch.save(network.state_dict(), FILE) writes one that is"
-        ) from None
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The file's checked contents, as a dictionary with the keys of _KEYS."""
-    content = plain(path)
+    content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
     for key, kind in _KEYS.items():
@@ -200,11 +219,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: key 'kept' must map tensor names to dimensions to lists of indices")
     if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content["state_dict"].items()):
         raise UserError(f"{path}: key 'state_dict' must map names to tensors")
+    if content.get("trace") is not None and not _is_trace(content["trace"]):
+        raise UserError(f"{path}: key 'trace' must hold the shape of an input and output values")
     return content
 
 
+def _is_trace(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("shape", "values")):
+        return False
+    sides = all(type(side) is int and 0 < side <= 4096 for side in value["shape"])
+    return sides and len(value["shape"]) == 4 and all(isinstance(number, float) for number in value["values"])
+
+
 def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    expected = network.state_dict()
+    expected = network.state_dict(keep_vars=True)
     for key in expected:
         if key not in state:
             raise UserError(f"state_dict lacks '{key}'")
@@ -214,6 +242,23 @@ def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
         if tensor.shape != expected[key].shape:
             shapes = f"{tuple(tensor.shape)} where kept asks for {tuple(expected[key].shape)}"
             raise UserError(f"state_dict holds '{key}' of shape {shapes}")
+        check_values(key, tensor, expected[key])
+
+
+def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
+    """UserError unless a tensor's values may stand for those of the network's own tensor."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UserError(f"'{key}' must be a dense tensor, not {tensor.dtype} {tensor.layout} on {tensor.device}")
+    kinds = [(one.is_floating_point(), one.is_complex()) for one in (tensor, expected)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"'{key}' holds {tensor.dtype} where {expected.dtype} is expected")
+    if not isinstance(expected, nn.Parameter) and torch.equal(tensor, expected.to(tensor.dtype)):
+        return  # a mask may hold infinity, as it was built
+    if tensor.is_floating_point():
+        largest = tensor.abs().amax().item() if tensor.numel() else 0.0
+        if not largest <= LARGEST:  # also true for NaN
+            said = f"{largest:.2g}" if math.isfinite(largest) else "infinite values or NaN"
+            raise UserError(f"'{key}' must be finite and at most {LARGEST:g}, but holds {said}")
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline import checkpoint, cost
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained, first_line, raised
-from pipeline.files import write_bytes
+from pipeline.files import destination, write_bytes
 from pipeline.networks import input_channels
 
 OPSET = 18  # what torch's exporter writes without converting it; onnxruntime reads it from 1.14 on
@@ -171,8 +171,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    if arguments.output.is_dir():  # "." and "" are folders too
+    if not arguments.output.name:  # "." and "" are folders
         raise UserError(f"--output {arguments.output} is a folder; the name of a file to write is needed")
+    destination(arguments.output, source=arguments.checkpoint)
     network, meta = checkpoint.load(arguments.checkpoint, arguments.network)
     name = str(meta["name"])
     channels = (3, 4) if ":" in name else (input_channels(name),)  # a factory's network may read RGB or packed Bayer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import config, cost, quality
+from pipeline import config, cost, quality, rebuilt
 from pipeline.data.patches import load_images
 from pipeline.device import Machine, choose
 from pipeline.errors import UserError, explained, under
@@ -260,7 +260,9 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     section, recipe = params.networks[network], params.train[network]
     affordable(section.factory, section.args)
     net = build(section.factory, section.args)
-    check(network, section, example(section, recipe, net), net, machine.bf16)
+    image = example(section, recipe, net)
+    check(network, section, image, net, machine.bf16)
+    rebuilt.check(section.factory, section.args, net, image)
     check_patch(network, section, recipe, net)
     check_size(network, section, params.analyze[network].size, net)
     check_sides(section, params.latency.sides, net)

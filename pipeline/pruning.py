@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, config, coupling, records, rules
 from pipeline.errors import UserError
-from pipeline.files import again, read_json, write_json
+from pipeline.files import again, load_tensors, read_sealed, write_sealed
 from pipeline.job import Job
 from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.networks import duplicate
@@ -345,10 +345,12 @@ def _keep(scratch: Path, current: Current, job: Job, state: rules.State, log: li
     """The last accepted network, then the log: whoever reads the log finds the network that it speaks of."""
     if log[-1].verdict == "accepted":
         path = scratch / f"accepted-{log[-1].number:03d}.pt"
-        checkpoint.save(path, current.network, job.network.factory, job.network.args, current.kept)
+        checkpoint.save(
+            path, current.network, job.network.factory, job.network.args, current.kept, example=job.example()
+        )
     saved = {**asdict(state), "frozen": sorted(state.frozen)}
     lines = [vars(iteration) for iteration in log]
-    write_json(scratch / "log.json", {"state": saved, "cuts": current.cuts, "log": lines})
+    write_sealed(scratch / "log.json", {"state": saved, "cuts": current.cuts, "log": lines})
 
 
 def read_log(path: Path) -> list[Iteration]:
@@ -411,10 +413,13 @@ def _restore(
     if not (scratch / "log.json").exists():
         return start
     try:
-        saved = read_json(scratch / "log.json")
+        saved = read_sealed(scratch / "log.json")
         log = [Iteration(**iteration) for iteration in saved["log"]]
         sets = {"frozen": frozenset(saved["state"]["frozen"]), "suspects": tuple(saved["state"]["suspects"])}
-        last = max(iteration.number for iteration in log if iteration.verdict == "accepted")
+        accepted = [iteration.number for iteration in log if iteration.verdict == "accepted"]
+        for number in accepted[:-1]:  # all of them are results
+            load_tensors(scratch / f"accepted-{number:03d}.pt")
+        last = accepted[-1]
         network, meta = checkpoint.load(scratch / f"accepted-{last:03d}.pt", job.network.factory)
         cuts = tuple({name: tuple(gone) for name, gone in removed.items()} for removed in saved["cuts"])
         for removed in cuts:  # renumbered rather than traced again, so that every group keeps its name

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import Train
 from pipeline.device import Machine
 from pipeline.errors import UserError, explained
-from pipeline.files import save_tensors
+from pipeline.files import load_tensors, save_tensors
 
 SAVE_SECONDS = 15.0  # a kill loses at most this much training
 WARM_UP = 0.05  # share of a cosine schedule: a fresh Adam's first steps are all of full length
@@ -77,7 +77,7 @@ def fit(
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
     average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
     start, curve, loss_sum = 0, [], 0.0
-    state = read_state(resume, machine)
+    state = read_state(resume, machine, network, recipe.steps)
     if state is not None:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
@@ -161,16 +161,27 @@ def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tens
             yield ready
 
 
-def read_state(path: Path | None, machine: Machine) -> dict | None:
-    """What `save_state` wrote; None, and a line that says so, for a file that isn't whole."""
+def read_state(path: Path | None, machine: Machine, network: nn.Module, steps: int) -> dict | None:
+    """What `save_state` wrote for this network; None, and a line that says so, for a file that isn't whole."""
     if path is None or not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=machine.device, weights_only=True)
-        if state.keys() == {"network", "optimiser", "average", "step", "curve"}:
+        state = load_tensors(path, machine.device)
+        own, parameters = network.state_dict(), list(network.parameters())
+        moments = [moment for each in state["optimiser"]["state"].values() for moment in each.values()]
+        shapes = {parameter.shape for parameter in parameters} | {torch.Size()}  # the step that Adam counts has none
+        if (
+            state.keys() == {"network", "optimiser", "average", "step", "curve"}
+            and {key: value.shape for key, value in own.items()}
+            == {key: value.shape for key, value in state["network"].items()}
+            and all(isinstance(moment, Tensor) and moment.shape in shapes for moment in moments)
+            and [value.shape for value in state["average"] or parameters] == [value.shape for value in parameters]
+            and 0 < state["step"] <= steps
+            and all(Point(**point) for point in state["curve"])
+        ):
             return state
-    except Exception as error:  # torch names no common class for what a damaged file raises
-        print(f"{path}: {type(error).__name__}", file=sys.stderr)
+    except (UserError, AttributeError, KeyError, TypeError):  # the last three: another structure than that of a state
+        pass
     print(f"{path} is damaged: this training starts anew", file=sys.stderr)
     return None
 

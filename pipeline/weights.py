@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint
+from pipeline import checkpoint, rebuilt
 from pipeline.errors import UserError
+from pipeline.files import load_tensors
 from pipeline.networks.edsr import RGB_MEAN
 
 HOLDERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # BasicSR's averaged weights come first
@@ -54,7 +55,7 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     Raises UserError for a file that is missing, damaged, holds more than plain tensors or a pruned network, and for one
     whose keys or shapes don't fit: the sentence lists them, with what was expected.
     """
-    expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    expected = {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     state = _read(path, factory, expected)
     layouts = _layouts(factory, expected, state)
     layout = max(layouts, key=lambda known: len(state.keys() & set(known.keys.values())))  # the first of equals
@@ -71,6 +72,11 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     ours = {key: state[name].detach().to(expected[key].dtype, copy=True) for key, name in layout.keys.items()}
     if spoilt := [layout.keys[key] for key, value in ours.items() if not value.isfinite().all()]:
         raise UserError(f"{path}: {_some(spoilt)} must be finite, but hold infinite values or NaN")
+    try:
+        for key, name in layout.keys.items():
+            checkpoint.check_values(name, state[name], expected[key])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     told = [f"keys of {layout.name}"]
     if layout.name in ("EDSR-PyTorch", "BasicSR"):
         ours["mean"] = expected["mean"]
@@ -84,9 +90,42 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     return ", ".join(told)
 
 
+def check_output(network: nn.Module, example: Tensor, path: str) -> None:
+    """UserError when weights that were read from `path` make something of an image in 0..1 that isn't finite."""
+    output = rebuilt.answer(network, torch.rand(example.shape, generator=torch.Generator().manual_seed(0)))
+    if output is not None and not output.isfinite().all():
+        raise UserError(f"{path}: with these weights the network's output must be finite, but it holds infinity or NaN")
+
+
+def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], least: float) -> str:
+    """The range of pixel values in which a network reaches more than `least` where it doesn't in 0..1; or nothing.
+
+    measure: the quality of a network whose inputs and outputs are in 0..1, in dB.
+    """
+    for name, factor, offset in (("0..255", 255, 0), ("-1..1", 2, -1)):
+        reached = measure(_InRange(network, factor, offset))
+        if reached > least:
+            return (
+                f"with pixels in {name}, in and out, it reaches {reached:.3f} dB: it was made for them, and here a "
+                "network must work with 0..1 (a factory whose forward converts them makes it so)"
+            )
+    return ""
+
+
+class _InRange(nn.Module):
+    """A network that works with pixels in offset .. factor + offset, for those in 0..1."""
+
+    def __init__(self, network: nn.Module, factor: float, offset: float) -> None:
+        super().__init__()
+        self.network, self.factor, self.offset = network, factor, offset
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (self.network(image * self.factor + self.offset) - self.offset) / self.factor
+
+
 def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's state_dict: names and dense tensors on the CPU."""
-    content = checkpoint.plain(path)
+    content = load_tensors(path)
     if isinstance(content, dict) and {"format", "kept"} <= content.keys():
         whole, meta = checkpoint.load(path, factory)
         state = whole.state_dict()

@@ -27,11 +27,14 @@ def scratch(stage: str, params: config.Params, *key: Any) -> Path:
 
 def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
     """Put the weights of train.NETWORK.checkpoint into `net`, in place; how they were read. UserError names the key."""
-    from pipeline.weights import load_weights
+    from pipeline.job import example
+    from pipeline.weights import check_output, load_weights
 
-    wanted = params.train[network].checkpoint
+    recipe = params.train[network]
     try:
-        return load_weights(Path(wanted), net, params.networks[network].factory)
+        how = load_weights(Path(recipe.checkpoint), net, params.networks[network].factory)
+        check_output(net, example(params.networks[network], recipe), recipe.checkpoint)
+        return how
     except UserError as error:
         raise UserError(f"train.{network}.checkpoint: {error}") from None
 

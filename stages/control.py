@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import config, records, tracking
+from pipeline import config, tracking
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import read_sealed, write_json, write_sealed
 from stages.command import main
 from stages.common import RESULTS, finished, flat, images_of, scratch
 
@@ -30,7 +30,7 @@ def control(params: config.Params, network: str) -> None:
         curve = []
         if (work / "curve.json").exists():
             try:
-                curve = records.curve(work / "curve.json", job.iteration_steps)
+                curve = read_sealed(work / "curve.json")["curve"]
                 net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
             except UserError as error:
                 curve = []
@@ -43,8 +43,8 @@ def control(params: config.Params, network: str) -> None:
                 measured = job.quality(net.to(job.machine.device))
                 steps = number * job.iteration_steps
                 curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
-                checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {})
-                write_json(work / "curve.json", curve)
+                checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {}, example=job.example())
+                write_sealed(work / "curve.json", {"curve": curve})
             net = pruning.train_final(net, job, last, work / "finetune.pt", progress)
         except NonFiniteLossError as error:
             keys = f"prune.networks.{network} and finetune.{network}"
@@ -57,7 +57,7 @@ def control(params: config.Params, network: str) -> None:
         progress.close()
 
         folder = RESULTS / "control" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {})
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, example=job.example())
         write_json(folder / "curve.json", curve)
         write_json(folder / "metrics.json", final | {"psnr_gain": gain})
         run.curve("psnr", [(point["steps"], point["psnr"]) for point in [*curve, final]])

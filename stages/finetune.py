@@ -43,7 +43,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         }  # fmt: skip
         folder = RESULTS / "finetune" / network / method
         wanted = params.networks[network]
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, done.kept)
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, done.kept, example=job.example())
         write_json(folder / "attempts.json", done.attempts)
         write_json(folder / "metrics.json", figures)
         run.metrics(figures, recipe.steps)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import config, quality, tracking
 from pipeline.errors import UserError
 from pipeline.files import digest, write_json, write_text
 from stages.command import main
 from stages.common import RESULTS, finished, flat, given_weights, images_of, scratch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.job import Job
 
 
 def train(params: config.Params, network: str) -> None:
@@ -18,7 +25,7 @@ def train(params: config.Params, network: str) -> None:
     with tracking.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
         import torch
 
-        from pipeline import checkpoint, networks
+        from pipeline import checkpoint, networks, rebuilt
         from pipeline.job import load_job
         from pipeline.progress import Progress
         from pipeline.training import NonFiniteLossError, fit
@@ -28,6 +35,7 @@ def train(params: config.Params, network: str) -> None:
         net = networks.build(wanted.factory, wanted.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
         job.check(net)
+        rebuilt.check(wanted.factory, wanted.args, net, job.example())
         work = scratch("train", params, network, flat(recipe), flat(wanted), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
         curve, source = [], {}
@@ -53,9 +61,10 @@ def train(params: config.Params, network: str) -> None:
             )
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
         progress.close()
+        warn(job, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
 
         folder = RESULTS / "train" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source)
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source, job.example())
         rows = [f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve] or [f"0,{measured.mean_psnr:.5f},\n"]
         write_text(folder / "curve.csv", "step,psnr,loss\n" + "".join(rows))
         figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
@@ -64,6 +73,21 @@ def train(params: config.Params, network: str) -> None:
         run.curve("loss", [(point.step, point.loss) for point in curve])
         run.metrics(figures, 0 if how else recipe.steps)
         finished(work)
+
+
+def warn(job: Job, net: nn.Module, psnr: float, start: float, given: str | None) -> None:
+    """Warn of a baseline that is no better than its input, and say what would mend given weights."""
+    if not math.isfinite(psnr):
+        raise UserError(f"train.{job.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
+    if psnr > start:
+        return
+    from pipeline.weights import measured_range
+
+    found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
+    hint = measured_range(net, job.validate, start) if given else "it needs more steps, or another lr"
+    warnings.warn(
+        f"warning: train.{job.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
+    )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import errno
+import itertools
 import os
 import pickle
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +47,14 @@ def write(path: Path, **changes: Any) -> Path:
     content.update(changes)
     torch.save({key: value for key, value in content.items() if value is not None}, path)
     return path
+
+
+def toy(monkeypatch: pytest.MonkeyPatch, factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make a factory importable as toy:network."""
+    module = ModuleType("toy")
+    module.network = factory  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy", module)
+    return factory
 
 
 def message(path: Path, name: str | None = None) -> str:
@@ -180,10 +191,11 @@ def test_equal_contents_give_equal_bytes_whatever_the_name(tmp_path: Path) -> No
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other" / "much_longer_name.bin").read_bytes()
 
 
-def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path) -> None:
+def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(monkeypatch, lambda: nn.Conv2d(1, 2, 1, bias=False))
     network = nn.Conv2d(1, 2, 1, bias=False)
     network.weight = nn.Parameter(torch.rand(500_000, 1, 1, 1)[:2])  # a view of 2 MB
-    checkpoint.save(tmp_path / "net.pt", network, "any:thing", {}, {})
+    checkpoint.save(tmp_path / "net.pt", network, "toy:network", {}, {})
     assert (tmp_path / "net.pt").stat().st_size < 10_000
 
 
@@ -196,7 +208,7 @@ def test_loading_needs_no_pruner(tmp_path: Path) -> None:
         "print(sorted(name for name in sys.modules if name.startswith('pipeline.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ["checkpoint", "coupling", "errors", "files", "networks", "networks.edsr"]  # coupling stands for None
+    modules = ["checkpoint", "coupling", "errors", "files", "networks", "networks.edsr", "rebuilt"]  # None for one
     assert done.stdout.strip() == str([f"pipeline.{module}" for module in modules])
 
 
@@ -227,10 +239,8 @@ def test_a_factory_named_by_a_file_does_not_run_unasked(tmp_path: Path) -> None:
 
 
 def test_a_factory_loads_when_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = ModuleType("toy")
-    toy.network = lambda width: nn.Sequential(nn.Conv2d(3, width, 1))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "toy", toy)
-    network = toy.network(4)
+    build_toy = toy(monkeypatch, lambda width: nn.Sequential(nn.Conv2d(3, width, 1)))
+    network = build_toy(4)
     kept: Kept = {"0.weight": {0: [3]}, "0.bias": {0: [3]}}
     checkpoint.resize(network, kept)
     checkpoint.save(tmp_path / "net.pt", network, "toy:network", {"width": 4}, kept)
@@ -322,3 +332,67 @@ def test_saving_refuses_what_would_not_load(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"extra\.when"):
         checkpoint.save(path, pruned(), "edsr", ARGS, KEPT, {"when": object()})
     assert not path.exists()
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    args = {"blocks": 1, "channels": 2}
+    checkpoint.save(path, build("edsr", args), "edsr", args, {}, {"psnr": 31.5})
+    whole, written = path.read_bytes(), checkpoint.load(path)
+    directory = whole.index(b"PK\x01\x02")  # flips in it make torch read other bytes than those that were summed
+    places = [random.Random(0).sample(range(8 * len(whole)), 300), range(8 * directory + 300, 8 * directory + 420)]
+    refused = 0
+    for place in itertools.chain(*places):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            network, metadata = checkpoint.load(path)
+        except UserError:
+            refused += 1
+            continue
+        assert metadata == written[1]
+        for key, value in written[0].state_dict().items():
+            assert torch.equal(network.state_dict()[key], value), (place, key)
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.full((6, 3, 3, 3), 1e38), "must be finite and at most 1e+15, but holds 1e+38"),
+        (torch.full((6, 3, 3, 3), float("nan")), "holds infinite values or NaN"),
+        (torch.full((6, 3, 3, 3), -float("inf")), "holds infinite values or NaN"),
+        (torch.ones(6, 3, 3, 3, dtype=torch.int64), "holds torch.int64 where torch.float32 is expected"),
+        (torch.ones(6, 3, 3, 3, dtype=torch.bool), "holds torch.bool where"),
+        (torch.ones(6, 3, 3, 3, dtype=torch.complex64), "holds torch.complex64 where"),
+        (torch.ones(6, 3, 3, 3).to_sparse(), "must be a dense tensor"),
+    ],
+)
+def test_weights_that_no_network_has_are_refused_by_name(tmp_path: Path, tensor: torch.Tensor, said: str) -> None:
+    state = {**pruned().state_dict(), "head.weight": tensor}
+    text = message(write(tmp_path / "net.pt", state_dict=state))
+    assert "'head.weight'" in text
+    assert said in text
+    if tensor.layout == torch.strided and tensor.dtype == torch.float32:
+        network = pruned()
+        network.head.weight.data = tensor
+        with pytest.raises(UserError, match=r"new\.pt isn't written: 'head\.weight' must be finite"):
+            checkpoint.save(tmp_path / "new.pt", network, "edsr", ARGS, KEPT)
+        assert not (tmp_path / "new.pt").exists()
+
+
+def test_a_mask_of_infinities_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def masked() -> nn.Module:
+        network = nn.Conv2d(3, 3, 1)
+        network.register_buffer("mask", torch.full((2, 2), -float("inf")).triu(1))
+        return network
+
+    network = toy(monkeypatch, masked)()
+    checkpoint.save(tmp_path / "net.pt", network, "toy:network", {}, {})
+    assert torch.equal(checkpoint.load(tmp_path / "net.pt", "toy:network")[0].mask, network.mask)
+
+
+@pytest.mark.parametrize("trace", ["text", {"shape": [1, 3, 9]}, {"shape": [1, 3, 10**9, 9], "values": [0.5]}])
+def test_a_trace_that_is_none_is_named(tmp_path: Path, trace: Any) -> None:
+    assert "key 'trace' must hold" in message(write(tmp_path / "net.pt", trace=trace))

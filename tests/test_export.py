@@ -213,7 +213,10 @@ def test_the_command_is_quiet_also_when_its_reader_has_gone(tmp_path: Path) -> N
     onnx.checker.check_model(tmp_path / "network.onnx", full_check=True)
 
 
-FILES = ("checkpoint.py", "errors.py", "files.py", "networks/__init__.py", "networks/edsr.py", "networks/sid.py")
+FILES = (
+    "checkpoint.py", "errors.py", "files.py", "rebuilt.py", "networks/__init__.py", "networks/edsr.py",
+    "networks/sid.py",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "args"), [EDSR, SID], ids=["edsr", "sid"])
@@ -242,7 +245,7 @@ def test_a_program_with_torch_and_a_few_copied_files_loads_a_pruned_network(
     place, packages, modules = done.stdout.splitlines()
     assert Path(place) == tmp_path / "pipeline"
     assert set(packages.split()) <= {"pipeline", "torch", "numpy"}  # nothing of the chain: no mlflow, dvc, optuna ...
-    used = ["checkpoint", "errors", "files", "networks", f"networks.{name}"]
+    used = ["checkpoint", "errors", "files", "networks", f"networks.{name}", "rebuilt"]
     assert modules.split() == [f"pipeline.{module}" for module in used]
     network, _ = checkpoint.load(path)
     image = torch.ones(1, networks.input_channels(name), 9, 12)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +175,130 @@ def test_json_without_a_key_that_is_needed_is_named(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "x.json", "a") == {"a": 1}
     with pytest.raises(UserError, match=r"x.json has no b, c; it is cut short or of another version"):
         files.read_json(tmp_path / "x.json", "a", "b", "c")
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "a.json"
+    target.write_text("old")
+    for name, to in (("one", target), ("two", Path("one")), ("new", Path("there") / "absent.json")):
+        (tmp_path / name).symlink_to(to)
+        files.write_text(tmp_path / name, name)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / name).resolve().read_text() == name
+    assert sorted(os.listdir(tmp_path / "there")) == ["a.json", "absent.json"]
+
+
+def make_socket(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as bound:  # a socket's path is at most 107 bytes
+        bound.bind(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "it is a pipe"),
+        (make_socket, "it is a socket"),
+        (lambda path: path.symlink_to("/dev/full"), "it is a device"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (lambda path: path.symlink_to(path.parent), "Is a directory"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path: Path, make: Any, said: str) -> None:
+    path = tmp_path / "x"
+    make(path)
+    kind = path.lstat().st_mode
+    with pytest.raises(UserError, match=f"x can't be written: {said}; .* is needed"):
+        files.write_text(path, "new")
+    assert path.lstat().st_mode == kind
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root could replace a device")
+def test_a_device_stays_a_device() -> None:
+    for device in ("/dev/null", "/dev/full"):
+        with pytest.raises(UserError, match=f"{device} can't be written: it is a device"):
+            files.write_text(Path(device), "x")
+        assert Path(device).is_char_device()
+
+
+def test_a_link_to_what_nobody_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cached").write_text("kept")
+    (tmp_path / "cached").chmod(0o444)
+    (tmp_path / "x").symlink_to("cached")
+    with pytest.raises(UserError, match="x can't be written: it is a link to a file that is read-only; remove the"):
+        files.write_text(tmp_path / "x", "new")
+    assert (tmp_path / "cached").read_text() == "kept"
+
+
+def test_what_was_read_is_not_written_over_by_any_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "read").write_text("kept")
+    (tmp_path / "link").symlink_to("read")
+    os.link(tmp_path / "read", tmp_path / "hard")
+    for name in ("read", "link", "hard"):
+        with pytest.raises(UserError, match=f"{name} can't be written: it is .*read, which is read to make it"):
+            files.destination(tmp_path / name, source=tmp_path / "read")
+    assert files.destination(tmp_path / "new", source=tmp_path / "read") == tmp_path / "new"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31m", "\x7f", "a\0b"])
+def test_a_name_with_control_characters_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="can't be written: its name holds control characters") as caught:
+        files.write_text(tmp_path / name, "x")
+    assert str(caught.value).isprintable()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_name_as_long_as_it_may_be_is_written_and_a_longer_one_is_said(tmp_path: Path) -> None:
+    longest = tmp_path / ("ö" * 127 + "x")
+    (tmp_path / f".{hashlib.sha256(os.fsencode(longest.name)).hexdigest()}.999999999.tmp").touch()  # of a dead process
+    files.write_text(longest, "text")
+    assert os.listdir(tmp_path) == [longest.name]
+    for name in ("x" * 256, "x" * 5000, "/".join(["deep"] * 2000)):
+        with pytest.raises(UserError, match="can't be written: File name too long; a shorter name is needed") as caught:
+            files.write_text(tmp_path / name, "x")
+        assert len(str(caught.value)) < 400
+
+
+def test_a_folder_is_replaced_where_its_link_leads_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").touch()
+    (tmp_path / "link").symlink_to("data")
+    with files.replacing(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "data") == ["new"]
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="file can't be written: Not a directory"), files.replacing(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_sealed_file_is_as_it_was_written_or_refused(tmp_path: Path) -> None:
+    path, value = tmp_path / "log.json", {"state": {"alpha": 0.1}, "cuts": [{"head": (1, 2)}]}
+    files.write_sealed(path, value)
+    assert files.read_sealed(path) == {"state": {"alpha": 0.1}, "cuts": [{"head": [1, 2]}]}
+    path.write_text(path.read_text().replace("0.1", "0.3"))
+    with pytest.raises(UserError, match=r"log\.json is damaged: it isn't as it was written"):
+        files.read_sealed(path)
+
+
+@pytest.mark.parametrize("old", ["before zip files", "without checksums"])
+def test_tensors_without_checksums_are_read(tmp_path: Path, old: str) -> None:
+    path, value = tmp_path / "a.pt", {"weight": torch.arange(6.0)}
+    if old == "before zip files":
+        torch.save(value, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(value, path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+    assert torch.equal(files.load_tensors(path)["weight"], value["weight"])
+
+
+def test_tensors_are_read_from_regular_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path} can't be read: a regular file is needed"):
+            files.load_tensors(path)

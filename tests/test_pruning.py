@@ -517,7 +517,7 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
     network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(copy.deepcopy(network), job, numbers, D, tmp_path / "plain")
-    write, calls = pruning.write_json, []
+    write, calls = pruning.write_sealed, []
 
     def kill(path: Path, value: Any) -> None:
         calls.append(path)
@@ -525,7 +525,7 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(pruning, "write_json", kill)
+    monkeypatch.setattr(pruning, "write_sealed", kill)
     with pytest.raises(KeyboardInterrupt):
         run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed")
     assert (tmp_path / "killed" / "accepted-002.pt").exists()
@@ -699,7 +699,7 @@ def test_the_method_works_on_sids_concatenations(splits: dict, job: Job, numbers
                for group in current.groups.groups)  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["{}", "{", "[]", "no network"])
+@pytest.mark.parametrize("damage", ["{}", "{", "[]", "no network", "another number", "a bit of the first network"])
 def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -708,6 +708,14 @@ def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     run(copy.deepcopy(network), job, short, D, tmp_path / "hit")
     if damage == "no network":
         (tmp_path / "hit" / "accepted-001.pt").unlink()
+    elif damage == "another number":
+        log = (tmp_path / "hit" / "log.json").read_text()
+        (tmp_path / "hit" / "log.json").write_text(log.replace('"alpha": 1.0', '"alpha": 1.5'))
+        assert (tmp_path / "hit" / "log.json").read_text() != log
+    elif damage == "a bit of the first network":
+        first = bytearray((tmp_path / "hit" / "accepted-000.pt").read_bytes())
+        first[len(first) // 2] ^= 1
+        (tmp_path / "hit" / "accepted-000.pt").write_bytes(first)
     else:
         (tmp_path / "hit" / "log.json").write_text(damage)
     run(copy.deepcopy(network), job, short, D, tmp_path / "hit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,4 +117,53 @@ def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) ->
     named = {"names": np.array(["a"]), "sizes": np.array([[8, 8]])}
     save_split(tmp_path / "train", {"task": np.array("low_light"), "scale": np.array(2)} | named)
     with pytest.raises(UserError, match=r"train/index\.json lacks high, exposures or raw, which low_light needs"):
+        load_split(tmp_path / "train")
+
+
+@pytest.mark.parametrize("file", ["high.npy", "low.npy", "index.json"])
+def test_a_single_changed_byte_is_refused_by_its_files_name(tmp_path: Path, file: str) -> None:
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), Making("super_resolution", 2, 96)))
+    path = tmp_path / "train" / file
+    whole = path.read_bytes()
+    places = [5, 70, 90, len(whole) // 2, len(whole) - 1]
+    if file == "index.json":
+        places = [whole.index(b"128") + 1, whole.index(b"es_city0"), whole.index(b'"digest": "') + 12]
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=rf"train/{file}.* prepare .*anew"):
+            load_split(tmp_path / "train")
+    path.write_bytes(whole)
+    load_split(tmp_path / "train")
+
+
+def test_a_hole_in_an_array_is_refused(tmp_path: Path) -> None:
+    save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
+    with open(tmp_path / "train" / "raw.npy", "r+b") as file:
+        file.seek(4096)
+        file.write(bytes(4096))
+    with pytest.raises(UserError, match=r"train/raw\.npy: isn't as it was written"):
+        load_split(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        ("high", lambda a: a.astype(np.float32), r"high\.npy: holds float32 .* where uint8 or uint16"),
+        ("high", lambda a: a[:-1], r"high\.npy: holds uint8 \(\d+, 3\) where"),
+        ("high", lambda a: a.T.copy(), r"high\.npy: holds uint8 \(3, "),
+        ("low", lambda a: a.astype(np.uint16), r"low\.npy: holds uint16"),
+        ("low", lambda a: a[:, :1], r"low\.npy: holds uint8 \(\d+, 1\)"),
+        ("sizes", lambda a: a[:, :1], r"index\.json: its names, sizes and scale don't fit"),
+        ("sizes", lambda a: -a, r"index\.json: its names, sizes and scale don't fit"),
+        ("scale", lambda a: a * 2, r"high\.npy: holds uint8"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused_by_name(
+    tmp_path: Path, key: str, change: Callable[[np.ndarray], np.ndarray], said: str
+) -> None:
+    split = gathered(*make(photographs(PHOTOS[:1]), Making("super_resolution", 2, 96)))
+    save_split(tmp_path / "train", split | {key: change(split[key])})
+    with pytest.raises(UserError, match=said):
         load_split(tmp_path / "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -254,4 +255,39 @@ def test_a_damaged_state_is_said_and_the_training_starts_anew(
     training.fit(undisturbed, splits["train"], recipe, machine, seed=1)
     training.fit(network, splits["train"], recipe, machine, seed=1, resume=path)
     assert same_bits(weights(network), weights(undisturbed))
+    assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_in_a_state_starts_the_training_anew_or_changes_nothing(
+    network: nn.Module, splits: dict[str, Images], recipe: config.Train, machine: Machine, tmp_path: Path
+) -> None:
+    path, short = tmp_path / "state.pt", recipe.model_copy(update={"steps": 2, "validate_every": 2})
+    undisturbed = copy.deepcopy(network)
+    fit(undisturbed, splits["train"], short, machine, seed=1, resume=path)
+    whole, written = path.read_bytes(), training.read_state(path, machine, network, 2)
+    refused = 0
+    for place in random.Random(0).sample(range(8 * len(whole)), 100):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        state = training.read_state(path, machine, network, 2)
+        refused += state is None
+        if state is not None:
+            assert same_bits(list(state["network"].values()), list(written["network"].values()))
+            assert same_bits(state["average"], written["average"])
+    assert refused > 60
+
+
+@pytest.mark.parametrize("key", ["network", "average", "optimiser", "step", "curve"])
+def test_a_state_of_another_training_starts_it_anew(
+    network: nn.Module, splits: dict[str, Images], recipe: config.Train, machine: Machine, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], key: str,
+) -> None:  # fmt: skip
+    path, short = tmp_path / "state.pt", recipe.model_copy(update={"steps": 2, "validate_every": 2})
+    fit(copy.deepcopy(network), splits["train"], short, machine, seed=1, resume=path)
+    state = torch.load(path, weights_only=True)
+    assert training.read_state(path, machine, network, 2) is not None
+    other = {"network": {}, "average": [torch.zeros(3)], "optimiser": {}, "step": 9, "curve": [{"psnr": 1.0}]}
+    torch.save(state | {key: other[key]}, path)
+    assert training.read_state(path, machine, network, 2) is None
     assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err

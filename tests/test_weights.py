@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from pipeline import checkpoint, weights
 from pipeline.errors import UserError
+from pipeline.job import Job
 from pipeline.networks import build
 from pipeline.weights import load_weights
+from stages import train
 
 ROOT = Path(__file__).parents[1]
 MEAN = (0.4488, 0.4371, 0.4040)
@@ -401,3 +404,72 @@ def test_make_repro_begins_by_refusing_weights_that_dont_fit_or_were_exchanged(t
     assert done.returncode == 2
     assert "has changed since results/train/edsr was made" in done.stderr
     assert "dvc repro -s -f train@edsr" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.full((4, 3, 3, 3), 1e38), "'head.weight' must be finite and at most 1e+15, but holds 1e+38"),
+        (torch.ones(4, 3, 3, 3, dtype=torch.int32), "'head.weight' holds torch.int32 where torch.float32 is expected"),
+        (torch.ones(4, 3, 3, 3, dtype=torch.bool), "'head.weight' holds torch.bool where torch.float32 is expected"),
+        (torch.full((4, 3, 3, 3), 1e300, dtype=torch.float64), "head.weight must be finite, but hold infinite"),
+    ],
+)
+def test_weights_that_no_network_has_are_refused_by_name(tmp_path: Path, value: Tensor, said: str) -> None:
+    ours = build("edsr", {"blocks": 1, "channels": 4})
+    path = write(tmp_path / "odd.pt", {**ours.state_dict(), "head.weight": value})
+    assert said in refusal(path, ours, "edsr")
+
+
+def test_a_flipped_bit_of_given_weights_is_refused(tmp_path: Path) -> None:
+    ours = build("edsr", {"blocks": 1, "channels": 4})
+    path = published(ours, tmp_path / "given.pt")
+    content = bytearray(path.read_bytes())
+    place = content.index(ours.body_end.weight.detach().numpy().tobytes())
+    content[place + 2] ^= 1  # a weight's third byte: another plausible weight
+    path.write_bytes(content)
+    assert "given.pt isn't a file of plain tensors: it is damaged" in refusal(path, ours, "edsr")
+
+
+def test_weights_whose_output_isnt_finite_are_refused() -> None:
+    network = nn.Sequential(*(conv(3, 3) for _ in range(4)))
+    weights.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
+    for layer in network:
+        nn.init.constant_(layer.weight, 1e14)
+    with pytest.raises(UserError, match=r"given\.pt: with these weights the network's output must be finite"):
+        weights.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
+
+
+class Ranged(nn.Module):
+    """Enlarges images in its range of pixels; one in 0..1 it makes too bright."""
+
+    def __init__(self, low: int) -> None:
+        super().__init__()
+        self.low = low
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = x.min() < 0 if self.low else x.max() > 1
+        return F.interpolate(x, scale_factor=2, mode="bicubic") + (0.0 if fits else 0.3 * x.max())
+
+
+@pytest.mark.parametrize(("low", "name"), [(0, "0..255"), (-1, "-1..1")])
+def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(job: Job, low: int, name: str) -> None:
+    network, least = Ranged(low), job.validate(nn.Upsample(scale_factor=2, mode="bilinear"))
+    found = job.validate(network)
+    assert found < least
+    said = (
+        rf"warning: train\.tiny: the baseline's PSNR of {found:.3f} dB is no better than .* with pixels in {name}, in"
+    )
+    with pytest.warns(UserWarning, match=said):
+        train.warn(job, network, found, least, "given.pt")
+    with pytest.warns(UserWarning, match=r"no better than its input's 90\.000 dB; given\.pt was trained for something"):
+        train.warn(job, network, found, 90.0, "given.pt")
+
+
+def test_a_trained_baseline_below_its_input_warns_and_a_better_one_is_silent(job: Job) -> None:
+    with pytest.warns(UserWarning, match="PSNR of 20.000 dB is no better than its input's 21.000 dB; it needs more"):
+        train.warn(job, nn.Identity(), 20.0, 21.0, None)
+    with catch_warnings(action="error"):
+        train.warn(job, nn.Identity(), 21.5, 21.0, None)
+    with pytest.raises(UserError, match=r"train\.tiny: the baseline's output isn't finite"):
+        train.warn(job, nn.Identity(), float("nan"), 21.0, None)
