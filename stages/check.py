@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.files import digest
 from stages.command import writable
 from stages.common import RESULTS, given_weights
+from stages.mend import mend
 
 
 def main() -> None:
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
     try:
+        if not (given.networks or given.results):
+            mend()
         params = config.read()
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
