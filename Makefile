@@ -29,9 +29,9 @@ setup: .venv/ready
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# exec: no shell is left in between, so that the chain sees when make is gone
+# PPID is make: the chain ends with it. exec leaves no shell in between.
 repro: setup
-	@exec python -m stages.repro
+	@exec python -m stages.repro $$PPID
 
 search: setup
 	@python -m stages.search $(ARGS)

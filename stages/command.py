@@ -68,8 +68,8 @@ def guarded(name: str) -> Iterator[None]:
 def end_with_parent(parent: int | None = None, group: bool = False) -> None:
     """Stop this process, as by Ctrl-C, when the one that began it is gone, however that ended.
 
-    Without `parent` that is whoever began this process and shares its process group. With `group` everything in the
-    process group stops. What doesn't stop when asked is killed: files are whole or absent.
+    Without `parent`, its process id, that is DVC, or the shell by which DVC began this stage. With `group` everything
+    in this process group stops. What doesn't stop when asked is killed: files are whole or absent.
     """
     wanted = [parent] if parent else _above()
 
@@ -90,7 +90,7 @@ def _above() -> list[int]:
     """The parent's process id, none when it is gone; with its own parent's where it is a shell with one command."""
     try:
         parent = psutil.Process(os.getppid())
-        if os.getpgid(parent.pid) != os.getpgrp():  # it is whoever takes in processes that have lost theirs
+        if parent.pid == 1 and os.getpgid(1) != os.getpgrp():  # init has taken this process in
             return []
         return [parent.pid, parent.ppid()] if "-c" in parent.cmdline() else [parent.pid]
     except (psutil.Error, ProcessLookupError):

@@ -1,4 +1,7 @@
-"""The whole chain, what `make repro` runs: check, the networks' chains side by side, the rest, the table."""
+"""What `make repro` runs: check, the networks' chains side by side, the rest, the table.
+
+`python -m stages.repro [PROCESS]` ends with the process of this id, where one is given.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ SESSION = time.strftime("make repro %F %T")  # one run in MLflow for all of it
 
 def main() -> None:
     """Run everything that has changed; whatever ends this process ends the chains that it began."""
-    if "MAKELEVEL" in os.environ:
-        end_with_parent()
+    if len(sys.argv) > 1:
+        end_with_parent(int(sys.argv[1]))
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, signal.default_int_handler)

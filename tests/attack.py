@@ -1,6 +1,6 @@
 """Kill chains at random moments, let them go on, and hold what they end with against an undisturbed one.
 
-`python tests/attack.py --minutes 10 --seed 1`. Status 1 when anything but measured times differs, or a process lives on.
+`python tests/attack.py --minutes 10 --seed 1`. Status 1 when anything but measured times differs, or a process stays.
 """
 
 from __future__ import annotations

@@ -78,7 +78,13 @@ LIMIT = 3600  # s; against a hang, not against a busy machine
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=LIMIT, check=False
+        words,
+        cwd=folder,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
 
 
