@@ -18,14 +18,13 @@ from stages.mend import mend
 def main() -> None:
     """Check the parameters, that the images are there, and the given weights."""
     parser = argparse.ArgumentParser(prog="python -m stages.check", description=main.__doc__)
-    parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
     try:
-        if not (given.networks or given.results):
+        if not given.results:  # it comes after a call without it
             mend()
         params = config.read()
-        if not (given.networks or given.results):  # they come after a call without either
+        if not given.results:
             from pipeline.data import layouts
 
             for network in params.run.networks:
@@ -42,8 +41,6 @@ def main() -> None:
     except UserError as error:
         print(f"check: error: {error}", file=sys.stderr)
         sys.exit(2)
-    if given.networks:
-        print(*params.run.networks)
     if given.results:
         print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
