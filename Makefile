@@ -13,6 +13,7 @@ help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
 	@echo "make test    the tests"
+	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
 	@echo "make setup   .venv with the pinned requirements"
 
@@ -28,18 +29,9 @@ setup: .venv/ready
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# The two networks' chains are independent: DVC runs them side by side, then once more over everything.
-# Each runs in a process group of its own (set -m), so that Ctrl-C reaches the training and not DVC alone.
-# A chain that fails leaves its reason on the screen; the last command runs it again and ends as it ends.
+# PPID is make: the chain ends with it. exec leaves no shell in between.
 repro: setup
-	@python -m stages.check
-	@export REPRO_SESSION="make repro $$(date '+%F %T')" PROGRESS=lines; \
-	set -m; trap 'for job in $$(jobs -p); do kill -INT -- -$$job 2>/dev/null; done; wait; exit 130' INT TERM; \
-	for network in $$(python -m stages.check --networks); do \
-		dvc --wait-for-lock repro -q "evaluate@$$network" & \
-	done; wait; set +m; \
-	dvc --wait-for-lock repro
-	@python -m stages.check --results
+	@exec python -m stages.repro $$PPID
 
 search: setup
 	@python -m stages.search $(ARGS)
@@ -58,5 +50,7 @@ ui: setup
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 # The slow hostile cases, then chains that are killed at random moments and compared with an undisturbed one.
+MINUTES ?= 10
 attack: setup
 	python -m pytest -m attack tests/hostile
+	python tests/attack.py --minutes $(MINUTES)

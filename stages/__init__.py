@@ -4,3 +4,5 @@ import os
 
 # before torch is imported: two spinning OpenMP teams that share a core can be twenty times slower than one
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# `git status` would write its index, and leave index.lock behind for ever when it is killed
+os.environ.setdefault("GIT_OPTIONAL_LOCKS", "0")

@@ -12,6 +12,7 @@ from pipeline.errors import UserError, under
 from pipeline.files import digest
 from stages.command import guarded, writable
 from stages.common import RESULTS, given_weights
+from stages.mend import mend
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 def main() -> None:
     """Check the parameters, that the images are there, and the given weights."""
     parser = argparse.ArgumentParser(prog="python -m stages.check", description=main.__doc__)
-    parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
     with guarded("check"):
+        if not given.results:  # it comes after a call without it
+            mend()
         params = config.read()
-        if not (given.networks or given.results):  # they come after a call without either
+        if not given.results:
             from pipeline.data import layouts
             from pipeline.job import tried
 
@@ -39,8 +41,6 @@ def main() -> None:
         if given.results and not path.exists():
             raise UserError(f"{path} isn't there; dvc repro makes it")
         table = path.read_text(encoding="utf-8") if given.results else ""
-    if given.networks:
-        print(*params.run.networks)
     if given.results:
         print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline import config
 from pipeline.errors import UserError, place, raised
 from pipeline.files import write_bytes
 from stages.common import RESULTS
+
+GRACE = 3.0  # s from asking a process to stop to making it
 
 
 def main(stage: Callable[..., None], *arguments: str) -> None:
@@ -23,6 +31,8 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
     for argument in arguments:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
     given = vars(parser.parse_args())
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
     with guarded(name):
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
@@ -67,6 +77,38 @@ def guarded(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
         sys.exit(130)
+
+
+def end_with_parent(parent: int | None = None, group: bool = False) -> None:
+    """Stop this process, as by Ctrl-C, when the one that began it is gone, however that ended.
+
+    Without `parent`, its process id, that is DVC, or the shell by which DVC began this stage. With `group` everything
+    in this process group stops. What doesn't stop when asked is killed: files are whole or absent.
+    """
+    wanted = [parent] if parent else _above()
+
+    def stop(number: signal.Signals) -> None:
+        os.killpg(0, number) if group else os.kill(os.getpid(), number)
+
+    def watch() -> None:
+        while wanted and wanted == ([os.getppid()] if parent else _above()):
+            time.sleep(0.5)
+        stop(signal.SIGINT)
+        time.sleep(GRACE)
+        stop(signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _above() -> list[int]:
+    """The parent's process id, none when it is gone; with its own parent's where it is a shell with one command."""
+    try:
+        parent = psutil.Process(os.getppid())
+        if parent.pid == 1 and os.getpgid(1) != os.getpgrp():  # init has taken this process in
+            return []
+        return [parent.pid, parent.ppid()] if "-c" in parent.cmdline() else [parent.pid]
+    except (psutil.Error, ProcessLookupError):
+        return []
 
 
 def writable(folder: Path) -> None:

@@ -74,9 +74,18 @@ def checkout(folder: Path, params: dict[str, Any]) -> Path:
     return folder
 
 
+LIMIT = 3600  # s; against a hang, not against a busy machine
+
+
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, cwd=folder, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900, check=False
+        words,
+        cwd=folder,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
 
 

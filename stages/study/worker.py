@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
-import time
 from typing import Any
 
 from pipeline.files import digest
+from stages.command import end_with_parent
 from stages.common import SCRATCH
 from stages.study import Study
 
 
 def work(study: Study) -> None:
     """One worker: trials until the study has its total."""
-    threading.Thread(target=end_with, args=(study.given.worker,), daemon=True).start()
+    end_with_parent(study.given.worker)
     from pipeline import search, tracking
     from pipeline.trial import CannotWinError, measure
 
@@ -55,10 +52,3 @@ def work(study: Study) -> None:
 
     proposals = search.Proposals(space, study.params.seed, defaults)
     search.work(opened, run, proposals, study.trials, problem.constraints)
-
-
-def end_with(parent: int) -> None:
-    """Stop this worker, as by Ctrl-C, when the command that began it is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGINT)

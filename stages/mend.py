@@ -1,0 +1,97 @@
+"""DVC's own files that a killed DVC left cut short: it empties each before it writes, and then reads none of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import UserError
+from pipeline.files import write_bytes
+
+LOCK, BUSY, EXPERIMENTS = Path("dvc.lock"), Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/run")
+PATIENCE = 2.0  # s in which a living DVC ends the writing of one of these files
+
+
+def mend() -> None:
+    """Put in order what is damaged, and say so in a line each; UserError while a DVC process uses this folder."""
+    until = time.monotonic() + PATIENCE
+    while (damaged := _damaged()) and (living := _living()):
+        if time.monotonic() > until:
+            raise UserError(
+                f"{damaged[0]} is damaged, and a DVC process (number {living[0]}) uses this folder: "
+                "when that has ended, the same command mends it"
+            )
+        time.sleep(0.2)
+    for path in damaged:
+        kept = _committed() if path == LOCK else b""
+        if kept:
+            write_bytes(path, kept)
+        else:
+            path.unlink()
+        now = "it is git's again, and DVC takes the rest from its cache" if kept else "it is removed; DVC makes it anew"
+        print(f"mended: {path} was cut short or damaged (a stop, or a conflict of git's): {now}", file=sys.stderr)
+
+
+def _damaged() -> list[Path]:
+    """The files that DVC would end at, of those that it writes in place."""
+    found = [LOCK] if LOCK.is_file() and not _is_lock(LOCK.read_bytes()) else []
+    found += [BUSY] if BUSY.is_file() and not _is_busy(BUSY.read_bytes()) else []
+    return found + [path for path in sorted(EXPERIMENTS.glob("*/*.json")) if not isinstance(_json(path), dict)]
+
+
+def _is_lock(content: bytes) -> bool:
+    """Whether DVC can read this as dvc.lock."""
+    from dvc.exceptions import DvcException
+    from dvc.rwlock import Invalid
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import parse_yaml
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode(), str(LOCK)))
+    except (DvcException, Invalid, ValueError, TypeError, RecursionError):  # what any text can come to
+        return False
+    return True
+
+
+def _is_busy(content: bytes) -> bool:
+    """Whether DVC can read this as its list of who works on what, and nobody in it has got a dead DVC's number."""
+    from dvc.rwlock import SCHEMA, Invalid
+
+    try:
+        held = SCHEMA(json.loads(content))
+    except (ValueError, Invalid):
+        return False
+    holders = [*held["write"].values(), *(reader for readers in held["read"].values() for reader in readers)]
+    living = _living() if holders else []
+    return all(int(holder["pid"]) in living or not psutil.pid_exists(holder["pid"]) for holder in holders)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def _committed() -> bytes:
+    """dvc.lock as git has it; empty without one, or where that is damaged too."""
+    done = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 and _is_lock(done.stdout) else b""
+
+
+def _living() -> list[int]:
+    """The DVC processes that work in this folder or below it."""
+    here, found = Path.cwd(), []
+    for process in psutil.process_iter():
+        try:
+            if any(Path(word).name in ("dvc", "stages.dvc") for word in process.cmdline()[:3]):
+                found += [process.pid] if Path(process.cwd()).is_relative_to(here) else []
+        except psutil.Error:  # it has ended, or is another user's
+            continue
+    return found

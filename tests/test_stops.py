@@ -1,0 +1,240 @@
+"""Stops: whatever ends a chain's command ends the chain, and what a killed DVC leaves is mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from chains import ENVIRONMENT, ROOT, checkout, run, tiny
+
+from pipeline.errors import UserError
+from stages.mend import mend
+
+SLEEP = """
+import time
+from pathlib import Path
+from stages.command import main
+def sleep(params, network):
+    Path(f"{network}.begun").write_text("begun")
+    try:
+        time.sleep(600)
+    finally:
+        Path(f"{network}.left").write_text("cleared up")
+if __name__ == "__main__":
+    main(sleep, "network")
+"""
+LOCK = "schema: '2.0'\nstages:\n  one:\n    cmd: make one\n    outs:\n    - path: a\n      hash: md5\n      md5: abc\n"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain of two networks whose one stage sleeps, and `make repro` of it without set-up and checks."""
+    folder = checkout(tmp_path_factory.mktemp("stops"), tiny(ROOT / "params.yaml"))
+    stages = {"evaluate": {"matrix": {"network": ["edsr", "sid"]}, "cmd": "python -m stages.sleep ${item.network}",
+                           "outs": ["${item.network}.begun"]}}  # fmt: skip
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (folder / "stages/sleep.py").write_text(SLEEP)
+    (folder / "stages/check.py").write_text("")
+    (folder / "requirements.txt").write_text("")
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / ".venv").mkdir()
+    (folder / ".venv/ready").write_text("")
+    return folder
+
+
+@pytest.fixture
+def begun(chain: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Begin a command in a session of its own, and wait until its stages run."""
+    processes = []
+
+    def begin(*words: str, stages: int = 2, **environment: str) -> subprocess.Popen:
+        for left in [*chain.glob("*.begun"), *chain.glob("*.left")]:
+            left.unlink()
+        log = open(chain / "log", "w")  # noqa: SIM115
+        process = subprocess.Popen(
+            words, cwd=chain, env=ENVIRONMENT | environment, stdout=log, stderr=log, start_new_session=True
+        )
+        processes.append(process)
+        until = time.monotonic() + 120
+        while len(list(chain.glob("*.begun"))) < stages:
+            assert process.poll() is None, (chain / "log").read_text()
+            assert time.monotonic() < until, (chain / "log").read_text()
+            time.sleep(0.05)
+        return process
+
+    yield begin
+    for process in living(chain):
+        process.kill()
+
+
+def living(folder: Path) -> list[psutil.Process]:
+    """The processes that work in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(folder: Path) -> bool:
+    """Whether nothing works in a folder any more, soon: 4 s on an idle machine."""
+    until = time.monotonic() + 60
+    while living(folder) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not living(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "whole"),
+    [(signal.SIGINT, True), (signal.SIGHUP, True), (signal.SIGTERM, False), (signal.SIGKILL, False),
+     (signal.SIGKILL, True)],
+)  # fmt: skip
+def test_a_stop_of_make_ends_both_chains(begun: Callable, chain: Path, number: int, whole: bool) -> None:
+    process = begun("make", "repro")
+    os.killpg(process.pid, number) if whole else process.send_signal(number)
+    process.wait(120)
+    assert gone(chain), [each.cmdline() for each in living(chain)]
+    assert len(list(chain.glob("*.left"))) == 2  # asked to stop, not just killed
+    assert not any(json.loads((chain / ".dvc/tmp/rwlock").read_text()).values())  # DVC too
+
+
+def test_what_check_refuses_is_said_before_dvc_begins(chain: Path) -> None:
+    check = chain / "stages/check.py"
+    check.write_text("import sys; sys.exit('check: error: params.yaml')")
+    try:
+        done = run(chain, "make", "repro")
+    finally:
+        check.write_text("")
+    assert done.returncode == 2
+    assert done.stderr.startswith("check: error: params.yaml\nmake: ")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "waits"])
+def test_a_killed_dvc_ends_its_stage(begun: Callable, chain: Path, tmp_path: Path, shell: str) -> None:
+    if shell == "waits":  # as fish and older dashes do
+        shell = str(tmp_path / "shell")
+        Path(shell).write_text('#!/bin/bash\n/bin/bash "$@"\nexit $?\n')
+        Path(shell).chmod(0o755)
+    process = begun("dvc", "repro", "evaluate@edsr", stages=1, SHELL=shell)
+    process.kill()
+    process.wait()
+    assert gone(chain), [each.cmdline() for each in living(chain)]
+    assert (chain / "edsr.left").exists()
+
+
+def test_a_stage_that_someone_else_began_outlives_them(begun: Callable, chain: Path) -> None:
+    begun("/bin/bash", "-c", f"{sys.executable} -m stages.sleep edsr & while true; do sleep 1; done", stages=1)
+    (shell,) = (each for each in living(chain) if each.name() == "bash")
+    shell.kill()
+    time.sleep(2)
+    assert [each.cmdline()[-1] for each in living(chain) if "stages.sleep" in each.cmdline()] == ["edsr"]
+
+
+# --- what a killed DVC leaves ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with a dvc.lock, and DVC's folder."""
+    (tmp_path / ".dvc/tmp/exps/run/workspace").mkdir(parents=True)
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    for words in (["init", "-q"], ["add", "dvc.lock"], ["commit", "-q", "-m", "start"]):
+        run(tmp_path, "git", *words)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+BROKEN = {
+    "empty": b"",
+    "cut short": LOCK[:60].encode(),
+    "cut within a letter": LOCK.encode() + "  ü:".encode()[:-2],
+    "conflict": b"<<<<<<< HEAD\n" + LOCK.encode() + b"=======\n" + LOCK.encode() + b">>>>>>> other\n",
+    "both sides": LOCK.encode() + LOCK.encode()[14:],
+    "zeros": b"\0" * 100,
+    "a stage without command": b"schema: '2.0'\nstages:\n  one:\n",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_damaged_dvc_lock_is_gits_again(repository: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    Path("dvc.lock").write_bytes(content)
+    mend()
+    assert Path("dvc.lock").read_text() == LOCK
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("mended: dvc.lock ")
+    assert "git's" in said
+
+
+def test_a_damaged_dvc_lock_that_git_has_no_whole_one_of_is_removed(repository: Path) -> None:
+    Path("dvc.lock").write_bytes(BROKEN["conflict"])
+    run(repository, "git", "commit", "-aqm", "conflict")
+    mend()
+    assert not Path("dvc.lock").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"read": {}, "wri', "[]", '{"read": {"a": 3}}'])
+def test_a_damaged_list_of_who_is_busy_is_removed(
+    repository: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    for path in (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/run/workspace/workspace.json")):
+        if content.startswith('{"read": {"a"') and path.name != "rwlock":
+            continue
+        path.write_text(content)
+        mend()
+        assert not path.exists()
+        assert capsys.readouterr().err.startswith(f"mended: {path} ")
+
+
+def test_whole_files_stay_as_they_are(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {"dvc.lock": LOCK + "# a remark\n", ".dvc/tmp/rwlock": "{}", ".dvc/tmp/exps/run/workspace/a.json": "{}"}
+    for name, text in whole.items():
+        Path(name).write_text(text)
+    mend()
+    assert {name: Path(name).read_text() for name in whole} == whole
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def dvc(repository: Path) -> Iterator[subprocess.Popen]:
+    """Somebody called dvc who works in the repository."""
+    words = ["dvc", "-c", "import time; print(flush=True); time.sleep(600)"]
+    process = subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_nothing_is_mended_under_a_living_dvc(repository: Path, dvc: subprocess.Popen) -> None:
+    Path("dvc.lock").write_text("")
+    with pytest.raises(UserError, match=rf"dvc\.lock is damaged, and a DVC process \(number {dvc.pid}\)"):
+        mend()
+    assert Path("dvc.lock").read_text() == ""
+
+
+def test_a_dead_dvcs_number_that_another_process_has_got_keeps_nobody_out(
+    repository: Path, dvc: subprocess.Popen
+) -> None:
+    held = '{"write": {"/x": {"pid": %d, "cmd": "dvc repro"}}, "read": {}}'
+    Path(".dvc/tmp/rwlock").write_text(held % dvc.pid)
+    mend()
+    assert Path(".dvc/tmp/rwlock").exists()
+    dvc.kill()
+    dvc.wait()
+    Path(".dvc/tmp/rwlock").write_text(held % os.getpid())
+    mend()
+    assert not Path(".dvc/tmp/rwlock").exists()
