@@ -49,6 +49,7 @@ def again(path: Path) -> str:
     stage = stage_of(path)
     return f"dvc repro -s -f {stage} makes it anew" if stage else "the stage that writes it must run again"
 
+
 _WRITABLE = "a writable folder with free space is needed"
 _SHOWN = 300  # letters of a path in a sentence
 _KINDS = {
