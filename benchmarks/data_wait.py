@@ -26,13 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from pipeline import config, networks, training
-from pipeline.data import layouts, splits, storage
-from pipeline.data.patches import load_images
-from pipeline.device import choose
+from pipeline import config, networks
+from pipeline.data import storage
+from pipeline.data.dataset import load_images
+from pipeline.prepare import layouts, pairs
+from pipeline.training import loop
+from pipeline.training.device import choose
 
 STEPS, WARM = 120, 20
-MAKE_BATCHES = training.batches
+MAKE_BATCHES = loop.batches
 
 
 @dataclass
@@ -67,13 +69,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for network in params.run.networks:
             part = layouts.faultless(params, network).parts["train"]
-            storage.save_split(Path(folder) / network, *splits.make(part.sources, part.making))
+            storage.save_split(Path(folder) / network, *pairs.make(part.sources, part.making))
             images = Timed(load_images(Path(folder) / network, machine.device))
             recipe = params.train[network].model_copy(update={"steps": STEPS})
             torch.manual_seed(params.seed)
             wanted = params.networks[network]
-            training.batches = images.batches
-            training.fit(networks.build(wanted.factory, wanted.args), images, recipe, machine, seed=params.seed)
+            loop.batches = images.batches
+            loop.fit(networks.build(wanted.factory, wanted.args), images, recipe, machine, seed=params.seed)
             steps = [end - start for start, end in itertools.pairwise(images.asked)][WARM:]
             shares = sorted(wait / step for wait, step in zip(images.waits[WARM:], steps, strict=True))
             tenth = len(shares) // 10

@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import nn
 
-from pipeline import coupling, latency, layer_times, networks, rules
+from pipeline import networks
 from pipeline.cost import measure
+from pipeline.latency import layer_times, network_times
+from pipeline.pruning import coupling, rules
 
 SIDES, REPEATS = (256, 384), 5
 
@@ -63,13 +65,13 @@ def aligned(kept: dict[str, int], multiple: int) -> dict[str, int]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{latency.processor()}, {latency.lanes()} numbers at once, one thread\n")
+    print(f"{network_times.processor()}, {network_times.lanes()} numbers at once, one thread\n")
     print("| network | variant | MAC (%) | runtime | input | time (%) | time / MAC | range (ms) |")
     print("| --- | --- | ---: | --- | --- | ---: | ---: | --- |")
     for network, nets in variants().items():
         macs = {name: measure(net, (256, 256), channels(net)).mac for name, net in nets.items()}
         share = {name: macs[name] / macs["original"] for name in nets}
-        rows, _ = latency.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1)
+        rows, _ = network_times.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1)
         for row in rows:
             name = row["network"]
             print(
@@ -88,7 +90,7 @@ def layers(network: str, nets: dict[str, nn.Module]) -> None:
         outside = next(r for r in rows if r["network"] == name and r["layer"] == layer_times.OUTSIDE)
         print(f"\n{network}, {name}: {layer_times.OUTSIDE} {100 * outside['ratio']:.0f}% of the time; above "
               f"{layer_times.SLOW} times their share of the MACs in torch, the costliest first:")  # fmt: skip
-        for one in layer_times.falling_short(rows, name, latency.lanes()):
+        for one in layer_times.falling_short(rows, name, network_times.lanes()):
             print(f"- {one['layer']}: MAC {100 * one['mac']:.0f}%, time {100 * one['time']:.0f}%, "
                   f"{1e3 * one['over']:.1f} ms beyond; {one['why']}")  # fmt: skip
 

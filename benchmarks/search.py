@@ -22,16 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import optuna
 import torch
 
-from pipeline import checkpoint, config, networks, pruning, search
-from pipeline.data import photographs
-from pipeline.data.patches import load_images
-from pipeline.data.splits import Making, make
-from pipeline.data.splits import photographs as sources
+from pipeline import config, networks
+from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
-from pipeline.device import choose
-from pipeline.job import Job
-from pipeline.training import fit
-from pipeline.trial import Outcome, Problem, Report, Values, measure
+from pipeline.networks import checkpoint
+from pipeline.prepare import image_files, splits
+from pipeline.prepare.pairs import Making, make
+from pipeline.prepare.pairs import photographs as sources
+from pipeline.pruning import gate
+from pipeline.study import search
+from pipeline.study.trial import Outcome, Problem, Report, Values, measure
+from pipeline.training.device import choose
+from pipeline.training.loop import fit
+from pipeline.training.setup import Setup
 
 ROOT = Path(__file__).parents[1]
 SEEDS, TRIALS = 4, 14
@@ -43,9 +46,9 @@ def problem(folder: Path) -> Problem:
     params = config.read(ROOT / "params.yaml")
     machine = choose("cpu", 1, "auto")
     photos = ROOT / "data" / "photos"
-    paths = {path.name: path for path in photographs.list_images(photos)}
-    splits = photographs.read_splits(photos / "splits.json", sorted(paths))
-    chosen = {"train": splits["train"], "validation": splits["validation"][:8]}
+    paths = {path.name: path for path in image_files.list_images(photos)}
+    divided = splits.read_splits(photos / "splits.json", sorted(paths))
+    chosen = {"train": divided["train"], "validation": divided["validation"][:8]}
     making = Making("super_resolution", scale=2, minimum=48)
     images = {
         name: load_images(gathered(*make(sources([paths[x] for x in names]), making)), machine.device)
@@ -53,7 +56,7 @@ def problem(folder: Path) -> Problem:
     }
     args = {"scale": 2, "blocks": 3, "channels": 12}
     recipe = params.train["edsr"].model_copy(update={"steps": 2000, "validate_every": 2000})
-    job = Job(
+    setup = Setup(
         name="edsr",
         network=config.Network(factory="edsr", args=args, task="super_resolution", scale=2),
         train=images["train"],
@@ -67,16 +70,16 @@ def problem(folder: Path) -> Problem:
     )
     torch.manual_seed(1)
     network = networks.build("edsr", args)
-    fit(network, job.train, recipe, machine, seed=job.seed)
+    fit(network, setup.train, recipe, machine, seed=setup.seed)
     checkpoint.save(folder / "network.pt", network, "edsr", args, {})
-    start = job.quality(network)
+    start = setup.quality(network)
     return Problem(
-        job=job,
+        setup=setup,
         numbers=params.rules("D").model_copy(update={"max_iterations": 4, "max_share": 0.3}),
         active=params.prune.methods["D"].rules,
         recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
         baseline=folder / "network.pt",
-        target=pruning.Target((start.mean_psnr,), (start.mean_ssim,)),
+        target=gate.Target((start.mean_psnr,), (start.mean_ssim,)),
         final=(start.mean_psnr, start.mean_ssim),
         rivals={"baseline": start.mean_psnr},
         ssim=True,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.faults import checked, read_yaml, shown
+from pipeline.schema import checked, read_yaml, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
@@ -145,10 +145,10 @@ TASK_LAYOUTS = {
 class Train(Section):
     """One training recipe.
 
-    checkpoint: a file of weights to take as the baseline instead of training one; pipeline/weights.py says which files
-    fit. Pruning still trains by the recipe's other numbers. The path counts from the repository. DVC doesn't watch the
-    file: when its contents change under the same name, `make repro` refuses to go on with the old baseline, and
-    `dvc repro -s -f train@NETWORK` reads it anew.
+    checkpoint: a file of weights to take as the baseline instead of training one (networks/pretrained.py says
+    which files fit). Pruning still trains by the recipe's other numbers. The path counts from the repository. DVC
+    doesn't watch the file: when its contents change under the same name, `make repro` refuses to go on with the old
+    baseline, and `dvc repro -s -f train@NETWORK` reads it anew.
     """
 
     checkpoint: Text | None = None
@@ -206,8 +206,8 @@ class Retrain(Section):
     train_lr: Rate  # constant
     retrain_lr: Rate  # falls to retrain_lr_final by a cosine
     retrain_lr_final: LastRate = 0.0
-    psnr_loan: Loan  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
-    ssim_loan: Loan
+    psnr_tolerance: Loan  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
+    ssim_tolerance: Loan
 
     @model_validator(mode="after")
     def _fits(self) -> Retrain:

@@ -19,11 +19,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
+import logging
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +40,6 @@ from torch.utils._pytree import tree_leaves
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained
 from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
-from pipeline.tracing import quiet
 
 BYTES_PER_ELEMENT = 4  # fp32
 
@@ -225,7 +228,7 @@ class _Counter(TorchDispatchMode):
 
 
 class Slot(Protocol):
-    """Where a channel group sits in one tensor (pipeline.coupling)."""
+    """Where a channel group sits in one tensor (pipeline.pruning.coupling)."""
 
     @property
     def tensor(self) -> str: ...
@@ -236,7 +239,7 @@ class Slot(Protocol):
 
 
 class Group(Protocol):
-    """Channels that can only be removed together (pipeline.coupling)."""
+    """Channels that can only be removed together (pipeline.pruning.coupling)."""
 
     @property
     def slots(self) -> tuple[Slot, ...]: ...
@@ -308,6 +311,18 @@ def _figure(value: int, unit: int) -> str:
     return f"{value:,}" if unit == 1 else f"{value / unit:,.3f}"
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch logs and prints a page about a forward that it can't trace; one sentence says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m pipeline.cost",
@@ -341,7 +356,7 @@ def _size(text: str | None, name: str) -> tuple[int, int]:
 def _run(arguments: argparse.Namespace) -> str:
     name: str | None = arguments.network
     if arguments.checkpoint is not None:
-        from pipeline import checkpoint
+        from pipeline.networks import checkpoint
 
         network, metadata = checkpoint.load(arguments.checkpoint, name)
         name = str(metadata["name"])

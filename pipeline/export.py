@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, cost
+from pipeline import cost
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained, first_line, raised
 from pipeline.files import destination, write_bytes
-from pipeline.networks import input_channels
+from pipeline.networks import checkpoint, input_channels
 
 OPSET = 18  # what torch's exporter writes without converting it; onnxruntime reads it from 1.14 on
 TOLERANCE = 1e-4  # largest absolute difference allowed; images are 0..1, an 8-bit level is 4e-3

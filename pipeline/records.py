@@ -15,8 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.errors import UserError
-from pipeline.faults import expected
 from pipeline.files import again, read_csv, read_json
+from pipeline.schema import expected
 
 T = TypeVar("T")
 

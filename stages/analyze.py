@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.files import write_csv, write_json
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS
 
 
 def analyze(params: config.Params, network: str) -> None:
     """Write one baseline's costs by layer and its coupled groups."""
-    with tracking.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
-        from pipeline import checkpoint, coupling, magnitudes
-        from pipeline.job import load_job
+    with runs.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
+        from pipeline.networks import checkpoint
+        from pipeline.pruning import coupling, importance
+        from pipeline.training.setup import load_setup
 
-        job = load_job(params, network, RESULTS)
+        setup = load_setup(params, network, RESULTS)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
-        spent, found = job.cost(net), coupling.find_groups(net, job.example(net))
-        reference = magnitudes.reference_magnitudes(net, found)
+        spent, found = setup.cost(net), coupling.find_groups(net, setup.example(net))
+        reference = importance.reference_magnitudes(net, found)
         original = {group.name: group.channels for group in found.groups}
         groups = []
         for group, state in zip(
-            found.groups, magnitudes.group_states(net, spent, found, reference, original), strict=True
+            found.groups, importance.group_states(net, spent, found, reference, original), strict=True
         ):
             ranked = sorted(state.magnitudes)
             groups.append({

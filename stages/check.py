@@ -28,8 +28,8 @@ def main() -> None:
             mend()
         params = config.read()
         if not given.results:
-            from pipeline.data import layouts
-            from pipeline.job import tried
+            from pipeline.checks import tried
+            from pipeline.prepare import layouts
 
             found = {network: layouts.faultless(params, network) for network in params.run.networks}
             for network in params.run.networks:
@@ -52,12 +52,14 @@ def check_weights(params: config.Params, network: str, net: nn.Module) -> None:
 
     DVC compares the path in params.yaml and not the file behind it, which it can't watch only where one is named.
     """
-    from pipeline import checkpoint, job
+    from pipeline import checks
+    from pipeline.networks import checkpoint
+    from pipeline.training.setup import example
 
     wanted, path = params.networks[network], params.train[network].checkpoint
     given_weights(params, network, net)
     with under(f"train.{network}.checkpoint {path}"):
-        job.check_output(network, wanted, job.example(wanted, params.train[network], net), net)
+        checks.check_output(network, wanted, example(wanted, params.train[network], net), net)
     made: dict[str, str] = {}
     with contextlib.suppress(UserError):  # no baseline yet, or one of another network: DVC makes it
         made = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)[1]["extra"]

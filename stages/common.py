@@ -27,8 +27,8 @@ def scratch(stage: str, params: config.Params, *key: Any) -> Path:
 
 def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
     """Put the weights of train.NETWORK.checkpoint into `net`, in place; how they were read. UserError names the key."""
-    from pipeline.job import example
-    from pipeline.weights import check_output, load_weights
+    from pipeline.networks.pretrained import check_output, load_weights
+    from pipeline.training.setup import example
 
     recipe = params.train[network]
     try:

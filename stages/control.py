@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import read_sealed, write_json, write_sealed
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, finished, flat, images_of, scratch
 
@@ -12,20 +13,21 @@ from stages.common import RESULTS, finished, flat, images_of, scratch
 def control(params: config.Params, network: str) -> None:
     """Train one baseline on by as many iterations as pruning may take, and by the fine-tune."""
     retrain, last, iterations = params.prune.networks[network], params.finetune[network], params.prune.max_iterations
-    with tracking.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
-        from pipeline import checkpoint, pruning
-        from pipeline.job import load_job
+    with runs.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
+        from pipeline.networks import checkpoint
         from pipeline.progress import Progress
-        from pipeline.training import NonFiniteLossError
+        from pipeline.training import recipes
+        from pipeline.training.loop import NonFiniteLossError
+        from pipeline.training.setup import load_setup
 
         wanted = params.networks[network]
-        job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        training = {key: value for key, value in flat(retrain).items() if not key.endswith("_loan")}
+        setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
+        training = {key: value for key, value in flat(retrain).items() if not key.endswith("_tolerance")}
         work = scratch(
-            "control", params, network, training, flat(last), iterations, flat(job.recipe), baseline,
+            "control", params, network, training, flat(last), iterations, flat(setup.recipe), baseline,
             *images_of(network),
         )  # fmt: skip
-        progress = Progress(f"control {network}", job.iteration_steps * iterations + last.steps)
+        progress = Progress(f"control {network}", setup.iteration_steps * iterations + last.steps)
         net, _ = checkpoint.load(baseline, wanted.factory)
         curve = []
         if (work / "curve.json").exists():
@@ -35,29 +37,31 @@ def control(params: config.Params, network: str) -> None:
             except UserError as error:
                 curve = []
                 progress.say(f"{error}: the control starts anew")
-        progress.phase_over(max(0, len(curve) - 1) * job.iteration_steps)
+        progress.phase_over(max(0, len(curve) - 1) * setup.iteration_steps)
         try:
             for number in range(len(curve), iterations + 1):
                 if number:
-                    net = pruning.train_iteration(net, job, number, work, progress)
-                measured = job.quality(net.to(job.machine.device))
-                steps = number * job.iteration_steps
+                    net = recipes.train_iteration(net, setup, number, work, progress)
+                measured = setup.quality(net.to(setup.machine.device))
+                steps = number * setup.iteration_steps
                 curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
-                checkpoint.save(work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {}, example=job.example())
+                checkpoint.save(
+                    work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {}, example=setup.example()
+                )
                 write_sealed(work / "curve.json", {"curve": curve})
-            net = pruning.train_final(net, job, last, work / "finetune.pt", progress)
+            net = recipes.train_final(net, setup, last, work / "finetune.pt", progress)
         except NonFiniteLossError as error:
             keys = f"prune.networks.{network} and finetune.{network}"
             raise UserError(f"control {network}: {error}; lower rates in {keys}, or a clip > 0, are needed") from None
-        measured = job.quality(net)
-        total = iterations * job.iteration_steps + last.steps
+        measured = setup.quality(net)
+        total = iterations * setup.iteration_steps + last.steps
         final = {"steps": total, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim}
         gain = measured.mean_psnr - curve[0]["psnr"]
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, {gain:+.4f} dB against the baseline (validation)")
         progress.close()
 
         folder = RESULTS / "control" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, example=job.example())
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, example=setup.example())
         write_json(folder / "curve.json", curve)
         write_json(folder / "metrics.json", final | {"psnr_gain": gain})
         run.curve("psnr", [(point["steps"], point["psnr"]) for point in [*curve, final]])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from pipeline import config, records, tracking
+from pipeline import config, records
 from pipeline.files import write_json, write_text
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS
 
@@ -13,10 +14,13 @@ from stages.common import RESULTS
 def evaluate(params: config.Params, network: str) -> None:
     """Compare one network's solutions with its baseline and its control on the test images."""
     wanted, methods = params.networks[network], params.run.methods
-    with tracking.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
-        from pipeline import checkpoint, cost, figures, quality, tables
-        from pipeline.data.patches import load_images
-        from pipeline.device import choose
+    with runs.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
+        from pipeline import cost
+        from pipeline.data.dataset import load_images
+        from pipeline.evaluation import crops, metrics
+        from pipeline.networks import checkpoint
+        from pipeline.report import tables
+        from pipeline.training.device import choose
 
         machine = choose(params.device, params.threads, params.precision)
         data = RESULTS / "prepare" / network
@@ -26,8 +30,8 @@ def evaluate(params: config.Params, network: str) -> None:
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
         nets = {name: checkpoint.load(path / "network.pt", wanted.factory)[0] for name, path in paths.items()}
         nets = {name: net.to(machine.device) for name, net in nets.items()}
-        shave = quality.border(wanted.task, wanted.scale)
-        scores = {name: quality.measure(net, images, shave) for name, net in {"input": None, **nets}.items()}
+        crop_border = metrics.border(wanted.task, wanted.scale)
+        scores = {name: metrics.measure(net, images, crop_border) for name, net in {"input": None, **nets}.items()}
 
         size, channels = params.analyze[network].size, images.pair(0)[0].shape[1]
         costs = {name: cost.measure(net, size, channels) for name, net in nets.items()}
@@ -38,7 +42,7 @@ def evaluate(params: config.Params, network: str) -> None:
                 row[key] = getattr(costs[name], key)
                 row[f"{key}_percent"] = 100 * row[key] / getattr(costs["baseline"], key)
             for other in ("baseline", "original"):
-                difference = quality.paired(
+                difference = metrics.paired(
                     score.psnr, scores[other].psnr, score.names, params.seed, params.evaluate.bootstrap
                 )
                 row[f"against_{other}"] = asdict(difference)
@@ -47,9 +51,9 @@ def evaluate(params: config.Params, network: str) -> None:
         write_text(folder / "images.csv", tables.images(scores))
         shown = methods[-1]
         drops = [base - own for base, own in zip(scores["baseline"].psnr, scores[shown].psnr, strict=True)]
-        looks = figures.chosen(dict(zip(images.names, drops, strict=True)))
+        looks = crops.chosen(dict(zip(images.names, drops, strict=True)))
         for rule, name in looks.items():
-            figures.save_frames(folder / "pictures" / rule.replace(" ", "-"), images, images.names.index(name), nets)
+            crops.save_frames(folder / "pictures" / rule.replace(" ", "-"), images, images.names.index(name), nets)
         write_json(
             folder / "looks.json", {rule: [name, drops[images.names.index(name)]] for rule, name in looks.items()}
         )
@@ -61,10 +65,10 @@ def evaluate(params: config.Params, network: str) -> None:
             images = load_images(data / "sets" / name, machine.device)
             sets[name] = {"images": len(images)}
             for solution, net in {"input": None, **nets}.items():
-                sets[name][solution] = quality.measure_set(net, images, wanted.task)
+                sets[name][solution] = metrics.measure_set(net, images, wanted.task)
         write_json(folder / "sets.json", sets)
         for name, row in summary.items():
-            said = tracking.note(name if name in ("input", "baseline", "original") else "solution", network, name)
+            said = runs.note(name if name in ("input", "baseline", "original") else "solution", network, name)
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **said})
             told = {key: value for key, value in row.items() if not isinstance(value, dict)}
             told["drop_baseline"] = -row["against_baseline"]["mean"]

@@ -1,9 +1,10 @@
-"""Fine-tune a pruned network; an iteration whose loan isn't paid back is undone."""
+"""Fine-tune a pruned network; an iteration that stays below the gate is undone."""
 
 from __future__ import annotations
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.files import write_json
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
 
@@ -11,29 +12,29 @@ from stages.common import RESULTS, control_of, finished, flat, images_of, scratc
 def finetune(params: config.Params, network: str, method: str) -> None:
     """Fine-tune one method's last accepted network until the gate lets it pass."""
     recipe = params.finetune[network]
-    from pipeline import pruning
+    from pipeline.pruning import finetune, iterations
 
     pruned = RESULTS / "prune" / network / method
-    candidates = pruning.accepted_networks(pruned)
+    candidates = iterations.accepted_networks(pruned)
     curve = control_of(params, network)
-    with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
-        from pipeline import checkpoint
-        from pipeline.job import channels, load_job
+    with runs.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
+        from pipeline.networks import checkpoint
         from pipeline.progress import Progress
+        from pipeline.training.setup import channels, load_setup
 
-        job = load_job(params, network, RESULTS)
-        pruning.check_widths(candidates, pruning.read_log(pruned / "log.json"), job)
+        setup = load_setup(params, network, RESULTS)
+        iterations.check_widths(candidates, iterations.read_log(pruned / "log.json"), setup)
         reference = curve[-1] if params.gate.reference == "control" else curve[0]
         work = scratch(
-            "finetune", params, network, method, flat(recipe), flat(params.gate), reference, flat(job.recipe),
+            "finetune", params, network, method, flat(recipe), flat(params.gate), reference, flat(setup.recipe),
             *candidates, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         target = (reference["psnr"], reference["ssim"])
-        done = pruning.finetune(candidates, job, recipe, target, work, progress)
+        done = finetune.finetune(candidates, setup, recipe, target, work, progress)
         net = done.network
-        measured, spent = job.quality(net), job.cost(net)
-        whole = job.cost(checkpoint.load(candidates[0], params.networks[network].factory)[0])
+        measured, spent = setup.quality(net), setup.cost(net)
+        whole = setup.cost(checkpoint.load(candidates[0], params.networks[network].factory)[0])
         progress.close()
 
         figures = {
@@ -43,14 +44,14 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         }  # fmt: skip
         folder = RESULTS / "finetune" / network / method
         wanted = params.networks[network]
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, done.kept, example=job.example())
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, done.kept, example=setup.example())
         write_json(folder / "attempts.json", done.attempts)
         write_json(folder / "metrics.json", figures)
         run.metrics(figures, recipe.steps)
         run.tell(f"**Result: {100 * figures['mac_kept']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
-        run.model(net, channels(job.network), f"{network}-{method}")
+        run.model(net, channels(setup.network), f"{network}-{method}")
         finished(work)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.files import write_json
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS
 
@@ -11,19 +12,22 @@ from stages.common import RESULTS
 def latency(params: config.Params, network: str) -> None:
     """Time one network's baseline and the network of the last of run.methods side by side, at each of latency.sides."""
     wanted, asked = params.networks[network], params.latency
-    with tracking.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
+    with runs.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
         import torch
 
-        from pipeline import checkpoint, cost, job, layer_times
-        from pipeline import latency as measured
+        from pipeline import checks, cost
+        from pipeline.latency import layer_times
+        from pipeline.latency import network_times as measured
+        from pipeline.networks import checkpoint
+        from pipeline.training.setup import example
 
         torch.set_num_threads(params.threads)
         method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
         original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
-        job.check_sides(wanted, asked.sides, original)
+        checks.check_sides(wanted, asked.sides, original)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
         nets = {"baseline": original, method: pruned}
-        image = job.example(wanted, params.train[network], original)
+        image = example(wanted, params.train[network], original)
         nets[f"{method}, to {lanes}"] = measured.aligned(original, meta["kept"], image, lanes)
         channels = image.shape[1]
         macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}

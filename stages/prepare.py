@@ -6,9 +6,10 @@ import shutil
 import sys
 
 from pipeline import config
-from pipeline.data import layouts, splits, storage
+from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.prepare import layouts, pairs
 from stages.command import guarded, main
 from stages.common import RESULTS
 
@@ -17,21 +18,21 @@ SHOWN = 50  # faults of one network that --check prints; SID has thousands of fi
 
 def prepare(params: config.Params, network: str) -> None:
     """Make train, validation and test images of one network's task; --check alone says what was found of them."""
-    from pipeline import tracking
+    from pipeline.tracking import runs
 
     folder, wanted, section = RESULTS / "prepare" / network, params.networks[network], params.prepare[network]
     found = layouts.faultless(params, network)
     room(sum(part.bytes for part in found.parts.values()))
-    with tracking.stage("prepare", network, params={"task": wanted.task, "scale": wanted.scale}) as run:
+    with runs.stage("prepare", network, params={"task": wanted.task, "scale": wanted.scale}) as run:
         shutil.rmtree(folder / "sets", ignore_errors=True)  # those that params.yaml no longer names
         for name, part in found.parts.items():
-            storage.save_split(folder / name, *splits.make(part.sources, part.making))
+            storage.save_split(folder / name, *pairs.make(part.sources, part.making))
         sets = [name for name in found.parts if name.startswith("sets/")]
         write_json(folder / "sets" / "names.json", [name.removeprefix("sets/") for name in sets])
         counts = {name: len(part.sources) for name, part in found.parts.items() if name not in sets}
         write_json(folder / "counts.json", counts)
         run.metrics(counts)
-        tracking.parent_of(run).tags({"data": f"{section.folder}: {counts}"})
+        runs.parent_of(run).tags({"data": f"{section.folder}: {counts}"})
 
 
 def room(needed: int) -> None:

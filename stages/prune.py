@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.files import write_json, write_text
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
 
@@ -18,24 +19,26 @@ def prune(params: config.Params, network: str, method: str) -> None:
     numbers, active = params.rules(method), params.prune.methods[method].rules
     settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
     curve = control_of(params, network)[:-1]
-    with tracking.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
-        from pipeline import checkpoint, figures, pruning
-        from pipeline.job import load_job
+    with runs.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
+        from pipeline.evaluation import crops
+        from pipeline.networks import checkpoint
         from pipeline.progress import Progress
+        from pipeline.pruning import gate, prune
+        from pipeline.training.setup import load_setup
 
-        job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
+        setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
         points = curve if params.gate.reference == "control" else curve[:1]
-        target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
+        target = gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
         work = scratch(
-            "prune", params, network, method, settings, active, flat(job.recipe), job.size, asdict(target), baseline,
-            *images_of(network),
+            "prune", params, network, method, settings, active, flat(setup.recipe), setup.size, asdict(target),
+            baseline, *images_of(network),
         )  # fmt: skip
-        progress = Progress(f"prune {network} {method}", numbers.max_iterations * job.iteration_steps)
+        progress = Progress(f"prune {network} {method}", numbers.max_iterations * setup.iteration_steps)
         net, _ = checkpoint.load(baseline, params.networks[network].factory)
-        total = job.cost(net)
-        log = pruning.prune(
-            net, job, numbers, active, target, work, progress,
-            on_iteration=lambda iteration: tracking.iteration(run, iteration, total.mac, network, method),
+        total = setup.cost(net)
+        log = prune.prune(
+            net, setup, numbers, active, target, work, progress,
+            on_iteration=lambda iteration: runs.iteration(run, iteration, total.mac, network, method),
         )  # fmt: skip
         progress.close()
 
@@ -46,8 +49,8 @@ def prune(params: config.Params, network: str, method: str) -> None:
         for path in sorted(work.glob("accepted-*.pt")):
             shutil.copyfile(path, networks / path.name)
             shown, _ = checkpoint.load(path, params.networks[network].factory)
-            crop = figures.restored(job.validation, 0, shown.to(job.machine.device), CROP)
-            run.picture(crop, f"validation {job.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
+            crop = crops.restored(setup.validation, 0, shown.to(setup.machine.device), CROP)
+            run.picture(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
         columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
         rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]

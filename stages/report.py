@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline import config, records, tracking
+from pipeline import config, records
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS
 
 
 def report(params: config.Params) -> None:
     """Write the table and the pictures from the files in results/."""
-    with tracking.stage("report") as run:
-        from pipeline import report as made
+    with runs.stage("report") as run:
+        from pipeline.report import page as made
 
         folder = RESULTS / "report"
         verdicts = made.write(RESULTS, folder, params)
-        parent = tracking.parent_of(run)
+        parent = runs.parent_of(run)
         parent.tell("\n\n".join([*verdicts, "The report: *Artifacts*, index.html."]))
         for name in ("index.html", "report.md", "table.md", "table.csv"):
             parent.artifact(folder / name)  # where who opens the chain's run looks first
@@ -30,7 +31,7 @@ def report(params: config.Params) -> None:
                 "drop_control": -found[best]["against_original"]["mean"],
             }
             parent.metrics({f"{network}_{key}": round(value, 4) for key, value in told.items()})
-        tracking.save_views(run, params.run.networks)
+        runs.save_views(run, params.run.networks)
     print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, pictures in {folder / 'pictures'}")
 
 

@@ -33,17 +33,17 @@ def main() -> None:
 
 def search(study: Study) -> None:
     """Start the workers, show how far they are, tell the winner."""
-    from pipeline import search as optuna_search
-    from pipeline import tracking
+    from pipeline.study import search as optuna_search
+    from pipeline.tracking import runs
 
     writable(RESULTS)
     os.environ[STORAGE] = study.storage
     records.read(RESULTS / "train" / study.network / "metrics.json", records.Baseline)
     control_of(study.params, study.network)
     opened = study.open()  # before the workers: tables made by two at once are made by none
-    note = f"Optuna study: {tracking.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
+    note = f"Optuna study: {runs.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
     command = f"python -m stages.search --network {study.network} --method {study.method} --trials {study.trials}"
-    above = tracking.study(study.name, {"mlflow.note.content": note, "reproduce": command})
+    above = runs.study(study.name, {"mlflow.note.content": note, "reproduce": command})
     try:
         watch(study, opened)
     except BaseException as error:
@@ -52,7 +52,7 @@ def search(study: Study) -> None:
     rows = optuna_search.table(opened, study.trials)
     write_json(study.folder / "trials.json", rows)
     write_json(study.folder / "importances.json", optuna_search.importances(opened))
-    from pipeline.study_figures import study_pictures
+    from pipeline.study.figures import study_pictures
 
     for path in (study.folder / "trials.json", *study_pictures(study.folder)):
         above.artifact(path)

@@ -7,35 +7,38 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import config, quality, tracking
+from pipeline import config
 from pipeline.errors import UserError
+from pipeline.evaluation import metrics
 from pipeline.files import digest, write_json, write_text
+from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, finished, flat, given_weights, images_of, scratch
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.job import Job
+    from pipeline.training.setup import Setup
 
 
 def train(params: config.Params, network: str) -> None:
     """Train one network's baseline, or read train.NETWORK.checkpoint, and measure it on the validation images."""
     recipe, wanted = params.train[network], params.networks[network]
-    with tracking.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
+    with runs.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
         import torch
 
-        from pipeline import checkpoint, networks, rebuilt
-        from pipeline.job import load_job
+        from pipeline import networks
+        from pipeline.networks import checkpoint, rebuilt
         from pipeline.progress import Progress
-        from pipeline.training import NonFiniteLossError, fit
+        from pipeline.training.loop import NonFiniteLossError, fit
+        from pipeline.training.setup import load_setup
 
-        job = load_job(params, network, RESULTS)
+        setup = load_setup(params, network, RESULTS)
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
-        job.check(net)
-        rebuilt.check(wanted.factory, wanted.args, net, job.example())
+        setup.check(net)
+        rebuilt.check(wanted.factory, wanted.args, net, setup.example())
         work = scratch("train", params, network, flat(recipe), flat(wanted), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
         curve, source = [], {}
@@ -43,17 +46,17 @@ def train(params: config.Params, network: str) -> None:
             progress.say(f"{recipe.checkpoint} instead of training: {how}")
             source = {"checkpoint": recipe.checkpoint, "digest": digest(Path(recipe.checkpoint))}
             run.tags(source | {"weights": how})
-            net.to(job.machine.device)
+            net.to(setup.machine.device)
         else:
             try:
                 curve = fit(
-                    net, job.train, recipe, job.machine, seed=job.seed, validate=job.validate,
+                    net, setup.train, recipe, setup.machine, seed=setup.seed, validate=setup.validate,
                     tick=progress.tick, resume=work / "state.pt",
                 )  # fmt: skip
             except NonFiniteLossError as error:
                 needed = f"a lower train.{network}.lr or a clip > 0 is needed"
                 raise UserError(f"train.{network}: {error}; {needed}") from None
-        measured, start = job.quality(net), quality.measure(None, job.validation, job.shave)
+        measured, start = setup.quality(net), metrics.measure(None, setup.validation, setup.crop_border)
         if not math.isfinite(measured.mean_psnr):
             raise UserError(
                 f"train.{network}: the baseline gives infinite values or NaN for a validation image, "
@@ -61,10 +64,10 @@ def train(params: config.Params, network: str) -> None:
             )
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
         progress.close()
-        warn(job, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
+        warn(setup, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
 
         folder = RESULTS / "train" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source, job.example())
+        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source, setup.example())
         rows = [f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve] or [f"0,{measured.mean_psnr:.5f},\n"]
         write_text(folder / "curve.csv", "step,psnr,loss\n" + "".join(rows))
         figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
@@ -75,18 +78,18 @@ def train(params: config.Params, network: str) -> None:
         finished(work)
 
 
-def warn(job: Job, net: nn.Module, psnr: float, start: float, given: str | None) -> None:
+def warn(setup: Setup, net: nn.Module, psnr: float, start: float, given: str | None) -> None:
     """Warn of a baseline that is no better than its input, and say what would mend given weights."""
     if not math.isfinite(psnr):
-        raise UserError(f"train.{job.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
+        raise UserError(f"train.{setup.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
     if psnr > start:
         return
-    from pipeline.weights import measured_range
+    from pipeline.networks.pretrained import measured_range
 
     found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
-    hint = measured_range(net, job.validate, start) if given else "it needs more steps, or another lr"
+    hint = measured_range(net, setup.validate, start) if given else "it needs more steps, or another lr"
     warnings.warn(
-        f"warning: train.{job.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
+        f"warning: train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
     )
 
 

@@ -1,4 +1,4 @@
-"""Small real pictures, a tiny network and a job to prune it by, for the tests of training and pruning."""
+"""Small real pictures, a tiny network and a setup to prune it by, for the tests of training and pruning."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from skimage import data
 from torch import nn
 
 from pipeline import config, networks
-from pipeline.data.patches import Images, load_images
-from pipeline.data.splits import Making, make, photographs
+from pipeline.data.dataset import Images, load_images
 from pipeline.data.storage import gathered
-from pipeline.device import Machine, choose
-from pipeline.pruning import Job
+from pipeline.prepare.pairs import Making, make, photographs
+from pipeline.pruning.prune import Setup
+from pipeline.training.device import Machine, choose
 
 TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
@@ -65,9 +65,9 @@ def recipe() -> config.Train:
 
 
 @pytest.fixture
-def job(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> Job:
+def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> Setup:
     """Iterations of 2 + 3 steps, and a gate that lets everything pass that is a number."""
-    return Job(
+    return Setup(
         name="tiny",
         network=config.Network(factory="edsr", args=TINY, task="super_resolution", scale=2),
         train=splits["train"],
@@ -79,8 +79,8 @@ def job(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> Jo
             train_lr=1e-4,
             retrain_lr=5e-4,
             retrain_lr_final=1e-5,
-            psnr_loan=0.0,
-            ssim_loan=0.0,
+            psnr_tolerance=0.0,
+            ssim_tolerance=0.0,
         ),
         gate=config.Gate(reference="baseline", max_psnr_drop=100.0, max_ssim_drop=2.0),
         machine=machine,

@@ -8,8 +8,8 @@ import time
 from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler
 
-from pipeline import search
-from pipeline.trial import Outcome, Report
+from pipeline.study import search
+from pipeline.study.trial import Outcome, Report
 
 
 def outcome(values: dict[str, float]) -> Outcome:

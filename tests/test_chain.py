@@ -20,9 +20,12 @@ import yaml
 from chains import ENVIRONMENT, ROOT, checkout, results, run, stage, tiny
 from mlflow import MlflowClient
 
-from pipeline import checkpoint, config, networks, quality, report
-from pipeline.data.patches import load_images
+from pipeline import config, networks
+from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.networks import checkpoint
+from pipeline.report import page
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_a_report_of_broken_results_is_one_sentence_and_leaves_the_last_one(
         path.write_bytes(content)
     before = results(tmp_path)
     with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(sentence)):
-        report.write(tmp_path / "results", tmp_path / "results" / "report", config.read(repro / "params.yaml"))
+        page.write(tmp_path / "results", tmp_path / "results" / "report", config.read(repro / "params.yaml"))
     assert results(tmp_path) == before
 
 
@@ -110,11 +113,11 @@ def test_names_of_layers_and_images_are_shown_as_they_are(repro: Path, tmp_path:
             path.unlink()
             path.write_text(text)
     folder = tmp_path / "report"
-    report.write(tmp_path / "results", folder, config.read(repro / "params.yaml"))
-    page = (folder / "index.html").read_text()
-    assert page.count("data:image/png") == len(list((folder / "pictures").iterdir()))
-    assert "Looking closer, " in page
-    assert re.search(r"<h3>Looking closer, [a-z ]+: a\]b\*c_d\|&lt;i&gt;e\*\d\.jpg", page)
+    page.write(tmp_path / "results", folder, config.read(repro / "params.yaml"))
+    html = (folder / "index.html").read_text()
+    assert html.count("data:image/png") == len(list((folder / "pictures").iterdir()))
+    assert "Looking closer, " in html
+    assert re.search(r"<h3>Looking closer, [a-z ]+: a\]b\*c_d\|&lt;i&gt;e\*\d\.jpg", html)
 
 
 def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
@@ -319,9 +322,9 @@ def test_the_pruned_checkpoint_loads_without_the_pruner_and_fits_its_log(repro: 
     script = """
 import sys, torch
 from pathlib import Path
-from pipeline import checkpoint
+from pipeline.networks import checkpoint
 network, meta = checkpoint.load(Path("results/finetune/edsr/D/network.pt"))
-print(*network(torch.zeros(1, 3, 9, 14)).shape, *("pipeline.coupling" in sys.modules, "mlflow" in sys.modules))
+print(*network(torch.zeros(1, 3, 9, 14)).shape, *("pipeline.pruning.coupling" in sys.modules, "mlflow" in sys.modules))
 """
     assert run(repro, sys.executable, "-c", script).stdout.split() == ["1", "3", "18", "28", "False", "False"]
 
@@ -437,14 +440,15 @@ def test_given_weights_are_the_baseline_without_training_and_pruning_goes_on_fro
     torch.save({"params": state}, folder / "given.pth")
     script = """
 import sys
-from pipeline import config, training
+from pipeline import config
+from pipeline.training import loop
 from stages import analyze, control, prepare, prune, train
 params = config.read()
-fit = training.fit
-training.fit = None  # whoever trains now fails
+fit = loop.fit
+loop.fit = None  # whoever trains now fails
 prepare.prepare(params, "edsr")
 train.train(params, "edsr")
-training.fit = fit
+loop.fit = fit
 analyze.analyze(params, "edsr")
 control.control(params, "edsr")
 prune.prune(params, "edsr", "D")
@@ -454,7 +458,7 @@ prune.prune(params, "edsr", "D")
     assert "given.pth instead of training: keys of BasicSR, biases divided by 255" in done.stderr
 
     images = load_images(folder / "results/prepare/edsr/validation", "cpu")
-    wanted = quality.measure(network, images, quality.border("super_resolution", 2))
+    wanted = metrics.measure(network, images, metrics.border("super_resolution", 2))
     measured = json.loads((folder / "results/train/edsr/metrics.json").read_text())
     assert measured["psnr"] == pytest.approx(wanted.mean_psnr, abs=1e-3)
     assert measured["ssim"] == pytest.approx(wanted.mean_ssim, abs=1e-4)

@@ -21,10 +21,9 @@ import torch
 from payload import Payload
 from torch import nn
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Kept
 from pipeline.errors import UserError
-from pipeline.networks import build
+from pipeline.networks import build, checkpoint
+from pipeline.networks.checkpoint import Kept
 
 ARGS = {"blocks": 2, "channels": 6}
 KEPT: Kept = {
@@ -202,7 +201,7 @@ def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path, monkeypatc
 def test_loading_needs_no_pruner(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
     code = (
-        "import sys; sys.modules['pipeline.coupling'] = None\n"
+        "import sys; sys.modules['pipeline.pruning.coupling'] = None\n"
         "from pathlib import Path; from pipeline import checkpoint\n"
         f"checkpoint.load(Path({str(tmp_path / 'net.pt')!r}))\n"
         "print(sorted(name for name in sys.modules if name.startswith('pipeline.')))"

@@ -56,12 +56,12 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("gate/loan", 1, "gate.loan is an unknown key; allowed here: reference, max_psnr_drop, max_ssim_drop"),
+        ("gate/drop", 1, "gate.drop is an unknown key; allowed here: reference, max_psnr_drop, max_ssim_drop"),
         ("evaluate/boot", 1, "evaluate.boot is an unknown key; allowed here: bootstrap"),
         ("finetune/sid/step", 1, "finetune.sid.step is an unknown key; allowed here: steps, lr, lr_final"),
         ("prune/networks/sid/lr", 1.0, "prune.networks.sid.lr is an unknown key; allowed here: train_steps, "
-                                       "retrain_steps, train_lr, retrain_lr, retrain_lr_final, psnr_loan, "
-                                       "ssim_loan"),
+                                       "retrain_steps, train_lr, retrain_lr, retrain_lr_final, psnr_tolerance, "
+                                       "ssim_tolerance"),
         ("prune/methods/A/rule", [], "prune.methods.A.rule is an unknown key; allowed here: rules, overrides"),
         ("train/edsr/checkpoint", 3, "train.edsr.checkpoint is 3 but should be a valid string"),
         ("train/edsr/checkpoint", "", "train.edsr.checkpoint is '' but should have at least 1 character"),
@@ -126,7 +126,7 @@ def test_a_fault_is_said_with_its_key_and_what_is_allowed(tmp_path: Path, key: s
         ("prune/align", 10**9, "less than or equal to 4096"),
         ("prune/networks/edsr/train_steps", 10**12, "less than or equal to 100000000"),
         ("prune/networks/edsr/retrain_lr", 1e300, "less than or equal to 10"),
-        ("prune/networks/edsr/psnr_loan", 1e300, "less than or equal to 100"),
+        ("prune/networks/edsr/psnr_tolerance", 1e300, "less than or equal to 100"),
         ("train/edsr/lr", 1e300, "less than or equal to 10"),
         ("train/edsr/steps", 10**12, "less than or equal to 100000000"),
         ("train/edsr/batch", 10**9, "less than or equal to 4096"),
@@ -220,7 +220,13 @@ def test_a_number_of_hundreds_of_digits_is_one_short_sentence(tmp_path: Path, di
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     "key",
-    ["gate/max_psnr_drop", "gate/max_ssim_drop", "prune/networks/sid/psnr_loan", "train/sid/lr", "prune/target_mac"],
+    [
+        "gate/max_psnr_drop",
+        "gate/max_ssim_drop",
+        "prune/networks/sid/psnr_tolerance",
+        "train/sid/lr",
+        "prune/target_mac",
+    ],
 )
 def test_numbers_must_be_finite(tmp_path: Path, key: str, value: float) -> None:
     text = complaint(changed(tmp_path, key, value))

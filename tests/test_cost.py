@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint
 from pipeline.cost import Cost, channel_saving, main, measure
 from pipeline.errors import UserError
+from pipeline.networks import checkpoint
 from pipeline.networks.edsr import EDSR
 from pipeline.networks.sid import SID
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.coupling import Coupling, find_groups, kept_indices, masked, narrow, remove
 from pipeline.errors import UserError
 from pipeline.networks import build
+from pipeline.pruning.coupling import Coupling, find_groups, kept_indices, masked, narrow, remove
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest output

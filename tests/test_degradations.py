@@ -19,10 +19,10 @@ from pipeline.data.degradations import (
     draw_camera,
     unprocess,
 )
-from pipeline.data.photographs import load_image
-from pipeline.data.splits import Making, make, photographs
 from pipeline.data.storage import Prepared, gathered
 from pipeline.errors import UserError
+from pipeline.prepare.image_files import load_image
+from pipeline.prepare.pairs import Making, make, photographs
 
 DATA = Path(__file__).parents[1] / "data"
 PHOTOS = [DATA / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]

@@ -13,13 +13,13 @@ from test_coupling import EXAMPLE, check, random_removal
 from test_pruning import A, D, run
 from torch import nn
 
-from pipeline import checkpoint, config, cost
-from pipeline.coupling import find_groups, kept_indices, remove
-from pipeline.data.patches import load_images
-from pipeline.data.splits import Making, make, photographs
+from pipeline import config, cost
+from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
-from pipeline.networks import build
-from pipeline.pruning import Job
+from pipeline.networks import build, checkpoint
+from pipeline.prepare.pairs import Making, make, photographs
+from pipeline.pruning.coupling import find_groups, kept_indices, remove
+from pipeline.pruning.prune import Setup
 
 SRRESNET = ("examples.srresnet:build", {"scale": 2, "blocks": 2, "channels": 6})
 DENOISER = ("examples.denoiser:build", {"channels": 4, "blocks": 1})
@@ -87,15 +87,15 @@ def test_a_fresh_denoisers_blocks_are_the_identity() -> None:
     assert torch.equal(network.encoder(features), features)
 
 
-def job_of(job: Job, factory: str, args: dict, pictures: dict[str, list[Path]]) -> Job:
-    """The fixtures' job for an example: super-resolution as it is, or the same pictures with noise to take away."""
+def job_of(setup: Setup, factory: str, args: dict, pictures: dict[str, list[Path]]) -> Setup:
+    """The fixtures' setup for an example: super-resolution as it is, or the same pictures with noise to take away."""
     if args.get("scale", 1) == 2:
-        return replace(job, network=config.Network(factory=factory, args=args, task="super_resolution", scale=2))
+        return replace(setup, network=config.Network(factory=factory, args=args, task="super_resolution", scale=2))
     network, made = config.Network(factory=factory, args=args, task="restoration", scale=1), {}
     for split, paths in pictures.items():
         making = Making("restoration", scale=1, minimum=24, noise=25.0, fixed=split == "validation")
         made[split] = load_images(gathered(*make(photographs(paths), making)), "cpu")
-    return replace(job, network=network, **made)
+    return replace(setup, network=network, **made)
 
 
 @pytest.mark.parametrize("active", [A, D])
@@ -104,17 +104,17 @@ def test_the_method_prunes_the_examples(
     factory: str,
     args: dict,
     active: tuple[str, ...],
-    job: Job,
+    setup: Setup,
     numbers: config.Rules,
     pictures: dict[str, list[Path]],
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
-    network, job = build(factory, args), job_of(job, factory, args, pictures)
-    job.check(network)
-    log = run(network, job, numbers, active, tmp_path)
+    network, setup = build(factory, args), job_of(setup, factory, args, pictures)
+    setup.check(network)
+    log = run(network, setup, numbers, active, tmp_path)
     assert [iteration.verdict for iteration in log] == ["accepted"] * 4
     assert log[-1].mac < log[0].mac
     last, _ = checkpoint.load(sorted(tmp_path.glob("accepted-*.pt"))[-1], factory)
-    assert job.cost(last).mac == log[-1].mac
-    assert job.quality(last).mean_psnr == pytest.approx(log[-1].psnr)
+    assert setup.cost(last).mac == log[-1].mac
+    assert setup.quality(last).mean_psnr == pytest.approx(log[-1].psnr)

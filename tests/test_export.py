@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, coupling, export, networks
+from pipeline import export, networks
 from pipeline.errors import UserError
-from pipeline.pruning import Current, cut
+from pipeline.networks import checkpoint
+from pipeline.pruning import coupling
+from pipeline.pruning.prune import Current, cut
 
 EDSR = ("edsr", {"scale": 2, "blocks": 2, "channels": 8})
 SID = ("sid", {"base": 4})

@@ -13,20 +13,23 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import coupling, latency, networks, report
+from pipeline import networks
+from pipeline.latency import network_times
+from pipeline.pruning import coupling
+from pipeline.report import page
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:
     order: list[str] = []
-    times = latency.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    times = network_times.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4
     assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
 
 
 def test_seconds_are_of_the_call_alone() -> None:
-    times = latency.interleaved({"sleeps": lambda: time.sleep(0.02), "doesn't": lambda: None}, 2)
+    times = network_times.interleaved({"sleeps": lambda: time.sleep(0.02), "doesn't": lambda: None}, 2)
     assert min(times["sleeps"]) > 0.019
     assert max(times["doesn't"]) < 0.019
 
@@ -35,8 +38,8 @@ def test_memory_is_what_the_call_holds_at_its_peak() -> None:
     def call(image: torch.Tensor) -> None:
         torch.ones(64 * 2**20)  # 256 MiB
 
-    assert 200 * 2**20 < latency.memory(call, torch.zeros(1)) < 400 * 2**20
-    nothing = latency.memory(lambda image: None, torch.zeros(1))
+    assert 200 * 2**20 < network_times.memory(call, torch.zeros(1)) < 400 * 2**20
+    nothing = network_times.memory(lambda image: None, torch.zeros(1))
     assert nothing is not None
     assert nothing < 50 * 2**20
 
@@ -48,25 +51,26 @@ def test_memory_that_cant_be_measured_is_unknown_and_not_nothing(monkeypatch: py
     def killed(image: torch.Tensor) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
 
-    assert latency.memory(fail, torch.zeros(1)) is None
-    assert latency.memory(killed, torch.zeros(1)) is None
+    assert network_times.memory(fail, torch.zeros(1)) is None
+    assert network_times.memory(killed, torch.zeros(1)) is None
 
     def refused() -> int:
         raise BlockingIOError
 
     monkeypatch.setattr(os, "fork", refused)
-    assert latency.memory(lambda image: None, torch.zeros(1)) is None
+    assert network_times.memory(lambda image: None, torch.zeros(1)) is None
 
 
 def test_memory_is_measured_where_the_process_has_threads() -> None:
     script = """
 import torch
-from pipeline import latency, networks
+from pipeline import networks
+from pipeline.latency import network_times
 torch.set_num_threads(2)
 net = networks.build("edsr", {"blocks": 1, "channels": 16}).eval()
-call, image = latency.on_torch(net, "cpu"), torch.rand(1, 3, 64, 64)
+call, image = network_times.on_torch(net, "cpu"), torch.rand(1, 3, 64, 64)
 call(image)  # now there are threads, which a fork doesn't have
-print(latency.memory(call, image) > 2**20)
+print(network_times.memory(call, image) > 2**20)
 """
     words = [sys.executable, "-c", script]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
@@ -82,7 +86,7 @@ def test_a_runtime_that_cant_take_a_network_is_left_out_with_the_reason() -> Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.special.i0(self.layer(x))
 
-    rows, left_out = latency.measure({"baseline": Bessel()}, (16,), 3, 1, 1)
+    rows, left_out = network_times.measure({"baseline": Bessel()}, (16,), 3, 1, 1)
     wanted = {"torch", "cuda"} if torch.cuda.is_available() else {"torch"}
     assert {row["runtime"] for row in rows} == wanted
     assert "i0" in left_out["onnxruntime"]
@@ -91,7 +95,7 @@ def test_a_runtime_that_cant_take_a_network_is_left_out_with_the_reason() -> Non
 def test_each_runtime_and_size_compares_the_networks_with_the_first() -> None:
     nets = {"baseline": networks.build("edsr", {"blocks": 1, "channels": 8}),
             "D": networks.build("edsr", {"blocks": 1, "channels": 4})}  # fmt: skip
-    rows, left_out = latency.measure(nets, (16, 32), 3, 2, 1)
+    rows, left_out = network_times.measure(nets, (16, 32), 3, 2, 1)
     assert not left_out
     kinds = ["torch", "onnxruntime"] + ["cuda"] * torch.cuda.is_available()
     assert [(row["runtime"], row["side"], row["network"]) for row in rows] == [
@@ -110,7 +114,7 @@ def test_the_report_sets_time_beside_macs() -> None:
     rows[2]["memory"] = None
     measured = {"mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 62.5}, "networks": rows,
                 "left_out": {"onnxruntime": "no such operation"}}  # fmt: skip
-    assert report.times(measured).splitlines()[2:] == [
+    assert page.times(measured).splitlines()[2:] == [
         "| torch | 64×64 | D | 50.0 | 75.0 | 1.50 | 4.00 | 3.00 | 1.00 to 4.00 | 50 |",
         "| torch | 64×64 | D, to 8 | 62.5 | 50.0 | 0.80 | 4.00 | 2.00 | 1.00 to 4.00 |  |",
         "",
@@ -128,9 +132,9 @@ def test_the_report_sets_time_beside_macs() -> None:
 )
 def test_the_report_says_what_alignment_would_leave(rounded: float, said: str) -> None:
     measured = {"lanes": 8, "mac_percent": {"baseline": 100.0, "D": 76.0, "D, to 8": rounded}}
-    assert said in report.alignment(measured, "D")
+    assert said in page.alignment(measured, "D")
     untouched = measured | {"mac_percent": {"baseline": 100.0, "D": 100.0, "D, to 8": 100.0}}
-    assert report.alignment(untouched, "D") == "Nothing was pruned, so there is no width to round up."
+    assert page.alignment(untouched, "D") == "Nothing was pruned, so there is no width to round up."
 
 
 @pytest.mark.parametrize(("multiple", "left"), [(1, (13, 20)), (8, (16, 24)), (5, (15, 20)), (64, (32, 32))])
@@ -141,7 +145,7 @@ def test_aligned_has_the_pruned_networks_widths_rounded_up(multiple: int, left: 
     trunk = next(group.name for group in found.groups if len(group.producers) > 1)
     removed = {"body.0.conv1": tuple(range(0, 19)), trunk: tuple(range(20, 32))}  # of 32 each
     kept = coupling.kept_indices(net, found, removed)
-    narrow = latency.aligned(net, kept, image, multiple)
+    narrow = network_times.aligned(net, kept, image, multiple)
     assert (narrow.body[0].conv1.out_channels, narrow.head.out_channels) == left
     assert narrow.upsample[0].out_channels == 128  # not pruned, not rounded
     assert narrow(image).shape == (1, 3, 32, 32)
@@ -152,4 +156,4 @@ def test_aligned_has_the_pruned_networks_widths_rounded_up(multiple: int, left: 
 def test_pruned_networks_of_both_kinds_run_in_onnxruntime(network: str) -> None:
     net = networks.build(network, {"blocks": 1, "channels": 4} if network == "edsr" else {"base": 4})
     channels = networks.input_channels(network)
-    latency.on_onnxruntime(net, channels, 1)(torch.rand(1, channels, 32, 48))
+    network_times.on_onnxruntime(net, channels, 1)(torch.rand(1, channels, 32, 48))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import layer_times, networks
+from pipeline import networks
+from pipeline.latency import layer_times
 
 
 class Slow(nn.Conv2d):

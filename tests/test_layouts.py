@@ -19,14 +19,14 @@ from raw_files import write_dng, write_sid
 from skimage import data
 
 from pipeline import config
-from pipeline.data import layouts, sid
+from pipeline.data.dataset import load_images
 from pipeline.data.degradations import bicubic_downscale
-from pipeline.data.layouts import Found
-from pipeline.data.patches import load_images
-from pipeline.data.photographs import load_image
-from pipeline.data.splits import make
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError
+from pipeline.prepare import layouts, sid
+from pipeline.prepare.image_files import load_image
+from pipeline.prepare.layouts import Found
+from pipeline.prepare.pairs import make
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

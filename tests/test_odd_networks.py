@@ -17,12 +17,14 @@ from topologies import conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pipeline import checkpoint, config, cost, networks, tracking
-from pipeline.coupling import Coupling, find_groups, kept_indices, remove
+from pipeline import config, cost, networks
 from pipeline.errors import UserError
-from pipeline.magnitudes import group_states, reference_magnitudes
-from pipeline.pruning import Job
-from pipeline.training import fit
+from pipeline.networks import checkpoint
+from pipeline.pruning.coupling import Coupling, find_groups, kept_indices, remove
+from pipeline.pruning.importance import group_states, reference_magnitudes
+from pipeline.pruning.prune import Setup
+from pipeline.tracking import runs
+from pipeline.training.loop import fit
 
 
 class Odd(nn.Module):
@@ -285,7 +287,7 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
 ])  # fmt: skip
 def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     wrap: Callable[[nn.Module], nn.Module],
-    job: Job,
+    setup: Setup,
     numbers: config.Rules,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -301,7 +303,7 @@ def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     assert coupling.frozen[0].startswith("channels of 0 stay, because of what ")
     monkeypatch.setattr("topologies.odd", build, raising=False)
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
-    log = run(network, replace(job, network=wanted), numbers, A, tmp_path)
+    log = run(network, replace(setup, network=wanted), numbers, A, tmp_path)
     assert log[-1].mac < log[0].mac
 
 
@@ -309,8 +311,8 @@ def test_a_network_that_cant_be_pickled_isnt_logged_as_a_model_and_the_run_says_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: dict[str, str] = {}
-    monkeypatch.setattr(tracking.Run, "tags", lambda self, tags: said.update(tags))
-    tracking.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd")
+    monkeypatch.setattr(runs.Run, "tags", lambda self, tags: said.update(tags))
+    runs.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd")
     assert said["model"].startswith("not logged, since it can't be pickled: Serialization of parametrized modules")
 
 
@@ -365,7 +367,7 @@ def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
 
 
 def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
-    job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build() -> nn.Module:
         def way(self: Any, x: Tensor) -> Tensor:
@@ -378,7 +380,7 @@ def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
     torch.manual_seed(0)
     monkeypatch.setattr("topologies.odd", build, raising=False)
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
-    log = run(build(), replace(job, network=wanted), numbers, A, tmp_path)
+    log = run(build(), replace(setup, network=wanted), numbers, A, tmp_path)
     assert log[-1].mac < log[0].mac
 
 
@@ -422,10 +424,10 @@ def test_lazy_layers_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch
     ids=["tuple", "size", "failure"],
 )
 def test_a_forward_that_goes_wrong_in_training_alone_is_said_in_one_sentence(
-    way: Callable, sentence: str, job: Job
+    way: Callable, sentence: str, setup: Setup
 ) -> None:
     network = Odd(way, last=nn.Sequential(conv(3, 12), nn.PixelShuffle(2)))
     with pytest.raises(UserError) as error:
-        fit(network, job.train, job.recipe, job.machine, seed=0)
+        fit(network, setup.train, setup.recipe, setup.machine, seed=0)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pipeline.data import degradations, raw
+from pipeline.data.dataset import load_images
 from pipeline.data.degradations import bicubic_upscale
-from pipeline.data.patches import load_images
-from pipeline.data.splits import Making, make, photographs
 from pipeline.data.storage import Prepared, gathered, save_split
 from pipeline.errors import UserError
+from pipeline.prepare.pairs import Making, make, photographs
 
 PHOTOS = [
     Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9", "fog6")

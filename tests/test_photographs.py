@@ -15,8 +15,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.data.photographs import SUFFIXES, image_size, list_images, load_image, make_splits, read_splits, series
 from pipeline.errors import UserError
+from pipeline.prepare.image_files import SUFFIXES, image_size, list_images, load_image
+from pipeline.prepare.splits import make_splits, read_splits, series
 
 DATA = Path(__file__).parents[1] / "data"
 

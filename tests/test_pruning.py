@@ -17,11 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, config, coupling, magnitudes, networks, pruning, rules, training
+from pipeline import config, networks
 from pipeline.errors import UserError
+from pipeline.evaluation.metrics import Quality
+from pipeline.networks import checkpoint
 from pipeline.progress import Progress
-from pipeline.pruning import Current, Iteration, Job, Target, judge
-from pipeline.quality import Quality
+from pipeline.pruning import coupling, finetune, importance, prune, rules
+from pipeline.pruning.gate import Target, judge
+from pipeline.pruning.iterations import Iteration
+from pipeline.pruning.prune import Current, Setup
+from pipeline.training import loop, recipes
 
 A = ("adaptive",)
 B = ("adaptive", "depth")
@@ -70,14 +75,14 @@ class Poisoned:
         return (inputs * math.nan if seed == self.seed else inputs), target
 
 
-def still(job: Job) -> Job:
-    """The job without any training: what goes is a matter of the weights as they are."""
-    return replace(job, retrain=job.retrain.model_copy(update={"train_steps": 0, "retrain_steps": 0}))
+def still(setup: Setup) -> Setup:
+    """The setup without any training: what goes is a matter of the weights as they are."""
+    return replace(setup, retrain=setup.retrain.model_copy(update={"train_steps": 0, "retrain_steps": 0}))
 
 
-def run(network: nn.Module, job: Job, numbers: config.Rules, active: tuple[str, ...], scratch: Path, **more: Any):
+def run(network: nn.Module, setup: Setup, numbers: config.Rules, active: tuple[str, ...], scratch: Path, **more: Any):
     more = {"target": EASY, "progress": Killed()} | more
-    return pruning.prune(network, job, numbers, active, scratch=scratch, **more)
+    return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
 
 def same_bits(first: nn.Module, second: nn.Module) -> bool:
@@ -89,7 +94,7 @@ def same_bits(first: nn.Module, second: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("psnr", "ssim", "loan", "passes"),
+    ("psnr", "ssim", "tolerance", "passes"),
     [
         (29.95, 0.895, False, True),
         (29.8, 0.9, False, False),  # 0.2 dB missing, 0.1 allowed
@@ -103,10 +108,10 @@ def same_bits(first: nn.Module, second: nn.Module) -> bool:
     ],
 )
 def test_the_gate_holds_both_figures_and_lends_only_when_told(
-    psnr: float, ssim: float, loan: bool, passes: bool
+    psnr: float, ssim: float, tolerance: bool, passes: bool
 ) -> None:
     gate = config.Gate(reference="baseline", max_psnr_drop=0.1, max_ssim_drop=0.01)
-    lent = {"loan": (0.25, 0.02)} if loan else {}
+    lent = {"tolerance": (0.25, 0.02)} if tolerance else {}
     assert judge((psnr, ssim), (30.0, 0.9), gate, **lent)[0] is passes
 
 
@@ -126,15 +131,15 @@ def test_a_target_follows_the_controls_curve_and_then_stays() -> None:
 def test_each_stopping_rule_says_so(numbers: config.Rules) -> None:
     limits = numbers.model_copy(update={"target_mac": 0.3, "patience": 2, "max_iterations": 3})
     accepted, rejected = Iteration(0, "accepted", "", 0, mac=100), Iteration(1, "rejected", "", 1, mac=20)
-    assert pruning.stop_reason([accepted], limits, 100) == ""
-    assert pruning.stop_reason([accepted, rejected], limits, 100) == ""  # what was rejected doesn't count
+    assert prune.stop_reason([accepted], limits, 100) == ""
+    assert prune.stop_reason([accepted, rejected], limits, 100) == ""  # what was rejected doesn't count
     two = [accepted, rejected, replace(rejected, number=2)]
-    assert pruning.stop_reason(two, limits, 100) == "2 rejections in a row"
+    assert prune.stop_reason(two, limits, 100) == "2 rejections in a row"
     small = replace(accepted, number=2, mac=30)
-    assert pruning.stop_reason([*two[:2], small], limits, 100) == "the MAC target of 30% is reached"
+    assert prune.stop_reason([*two[:2], small], limits, 100) == "the MAC target of 30% is reached"
     large = replace(small, mac=31)
-    assert pruning.stop_reason([*two[:2], large], limits, 100) == ""
-    assert pruning.stop_reason([*two[:2], large, replace(rejected, number=3)], limits, 100) == "max_iterations"
+    assert prune.stop_reason([*two[:2], large], limits, 100) == ""
+    assert prune.stop_reason([*two[:2], large, replace(rejected, number=3)], limits, 100) == "max_iterations"
 
 
 # --- magnitudes and regularisation --------------------------------------------------------------------------------
@@ -178,22 +183,22 @@ class Shuffled(nn.Module):
 
 def grouped(network: nn.Module) -> tuple[coupling.Coupling, dict[str, float], dict[str, coupling.Group]]:
     found = coupling.find_groups(network, torch.zeros(1, 3, 8, 8))
-    return found, magnitudes.reference_magnitudes(network, found), {group.name: group for group in found.groups}
+    return found, importance.reference_magnitudes(network, found), {group.name: group for group in found.groups}
 
 
 def test_a_coupled_channel_has_the_largest_magnitude_of_its_makers() -> None:
     network = Residual()
     _, reference, groups = grouped(network)
     assert reference == {"first.weight": 2.0, "inner.weight": 2.0, "second.weight": 3.0}
-    trunk = magnitudes.relative_magnitudes(network, groups["first+1"], reference)
+    trunk = importance.relative_magnitudes(network, groups["first+1"], reference)
     assert trunk.tolist() == pytest.approx([3 / 2, 5 / 3])  # from the first layer, and from the second
-    assert magnitudes.relative_magnitudes(network, groups["inner"], reference).tolist() == pytest.approx([7 / 4, 1 / 4])
+    assert importance.relative_magnitudes(network, groups["inner"], reference).tolist() == pytest.approx([7 / 4, 1 / 4])
 
 
 def test_all_the_rows_behind_a_shuffled_channel_count() -> None:
     network = Shuffled()
     _, reference, groups = grouped(network)
-    assert magnitudes.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
+    assert importance.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
 
 
 def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Rules) -> None:
@@ -206,11 +211,11 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     variance = ((means[0] - means[1]) / 2) ** 2
     both = numbers.model_copy(update={"sparsity": 0.1, "imbalance": 10.0})
     for active, expected in ((A, 0.1 * lasso), (C, 0.1 * lasso), (D, 0.1 * lasso + 10 * variance)):
-        penalty = magnitudes.regulariser(found, reference, shares, both, active)
+        penalty = importance.regulariser(found, reference, shares, both, active)
         assert penalty(network).item() == pytest.approx(expected, rel=1e-6)
     alone = both.model_copy(update={"sparsity": 0.0})
-    assert magnitudes.regulariser(found, reference, shares, alone, D)(network).item() == pytest.approx(10 * variance)
-    assert magnitudes.regulariser(found, reference, shares, alone, A) is None
+    assert importance.regulariser(found, reference, shares, alone, D)(network).item() == pytest.approx(10 * variance)
+    assert importance.regulariser(found, reference, shares, alone, A) is None
 
 
 def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Rules) -> None:
@@ -221,7 +226,7 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
     def follow(sparsity: float, imbalance: float) -> nn.Module:
         trained = copy.deepcopy(network)
         strengths = numbers.model_copy(update={"sparsity": sparsity, "imbalance": imbalance})
-        magnitudes.regulariser(found, reference, shares, strengths, D)(trained).backward()
+        importance.regulariser(found, reference, shares, strengths, D)(trained).backward()
         with torch.no_grad():
             for parameter in trained.parameters():
                 if parameter.grad is not None:
@@ -230,13 +235,13 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
 
     def gap(measured: nn.Module) -> float:
         trunk, inner = (
-            magnitudes.relative_magnitudes(measured, groups[name], reference).mean() for name in ("first+1", "inner")
+            importance.relative_magnitudes(measured, groups[name], reference).mean() for name in ("first+1", "inner")
         )
         return (trunk - inner).item()
 
     for name, group in groups.items():
-        before = magnitudes.relative_magnitudes(network, group, reference)
-        after = magnitudes.relative_magnitudes(follow(1.0, 0.0), group, reference)
+        before = importance.relative_magnitudes(network, group, reference)
+        after = importance.relative_magnitudes(follow(1.0, 0.0), group, reference)
         assert (after < before).all(), name
     assert 0 < gap(follow(0.0, 1.0)) < gap(network)
 
@@ -244,8 +249,8 @@ def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: c
 def test_the_lasso_weighs_groups_by_their_macs_under_efficiency_alone() -> None:
     cheap = rules.GroupState("cheap", (1.0, 1.0), 2, mac=10.0, weights=1.0)
     costly = rules.GroupState("costly", (1.0, 1.0), 4, mac=30.0, weights=1.0)
-    assert magnitudes.lasso_shares([cheap, costly], B) == {"cheap": 1.0, "costly": 1.0}
-    assert magnitudes.lasso_shares([cheap, costly], C) == {"cheap": 0.5, "costly": 1.5}  # 20 and 60 of a mean of 40
+    assert importance.lasso_shares([cheap, costly], B) == {"cheap": 1.0, "costly": 1.0}
+    assert importance.lasso_shares([cheap, costly], C) == {"cheap": 0.5, "costly": 1.5}  # 20 and 60 of a mean of 40
 
 
 # --- cutting ------------------------------------------------------------------------------------------------------
@@ -255,8 +260,8 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
     network: nn.Module, tmp_path: Path
 ) -> None:
     groups = coupling.find_groups(network, torch.zeros(1, 3, 16, 16))
-    smaller, current = pruning.cut(network, Current(network, groups, {}), {FIRST: (0, 3), TRUNK: (7,)})
-    smallest, current = pruning.cut(smaller, current, {FIRST: (1,), SECOND: (0,), TRUNK: (2,)})
+    smaller, current = prune.cut(network, Current(network, groups, {}), {FIRST: (0, 3), TRUNK: (7,)})
+    smallest, current = prune.cut(smaller, current, {FIRST: (1,), SECOND: (0,), TRUNK: (2,)})
     inside, trunk = [1, 4, 5, 6, 7], [0, 1, 3, 4, 5, 6]
     assert current.kept["body.0.conv1.weight"] == {0: inside, 1: trunk}
     assert current.kept["body.0.conv1.bias"] == {0: inside}
@@ -281,9 +286,11 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def test_method_d_prunes_as_it_always_did(network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path) -> None:
+def test_method_d_prunes_as_it_always_did(
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+) -> None:
     fine = numbers.model_copy(update={"threshold_scale": 0.86, "threshold_growth": 0.02, "max_share": 0.6})
-    lively = replace(job, retrain=job.retrain.model_copy(update={"train_lr": 2e-3, "retrain_lr": 2e-3}))
+    lively = replace(setup, retrain=setup.retrain.model_copy(update={"train_lr": 2e-3, "retrain_lr": 2e-3}))
     log = run(network, lively, fine, D, tmp_path)
     trace = [[i.mac, round(i.alpha, 4), list(i.widths.values())] for i in log]
     shown = "[\n" + ",\n".join(json.dumps(line) for line in trace) + "\n]"
@@ -292,10 +299,10 @@ def test_method_d_prunes_as_it_always_did(network: nn.Module, job: Job, numbers:
 
 
 def test_no_iteration_takes_more_than_its_share_of_a_group(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
     eager = numbers.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3, "max_iterations": 5})
-    log = run(network, still(job), eager, A, tmp_path)
+    log = run(network, still(setup), eager, A, tmp_path)
     assert len(log) == 6
     for before, after in itertools.pairwise(log):
         for name, gone in after.removed.items():
@@ -306,10 +313,10 @@ def test_no_iteration_takes_more_than_its_share_of_a_group(
 
 @pytest.mark.parametrize("channels", [24, 20])  # a multiple of 8, and none
 def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
-    job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+    setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
 ) -> None:
     args = {"scale": 2, "blocks": 2, "channels": channels}
-    wide = replace(job, network=job.network.model_copy(update={"args": args}))
+    wide = replace(setup, network=setup.network.model_copy(update={"args": args}))
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.1, "max_iterations": 9})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -336,18 +343,18 @@ def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
 )
 def test_a_groups_units_are_its_channels_in_each_layer(make: Callable, expected: dict) -> None:
     _, _, groups = grouped(topologies.unsettle(make()))
-    assert {name: magnitudes.units(groups[name]) for name in expected} == expected
+    assert {name: importance.units(groups[name]) for name in expected} == expected
 
 
 @pytest.mark.parametrize(("active", "left"), [(A, 1), (B, 4)])
 def test_pruning_ends_at_each_groups_floor(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path,
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], active: tuple[str, ...], left: int,
 ) -> None:  # fmt: skip
     greedy = numbers.model_copy(
         update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3, "depth_share": 0.5, "max_iterations": 9}
     )
-    log = run(network, still(job), greedy, active, tmp_path)
+    log = run(network, still(setup), greedy, active, tmp_path)
     assert [i.verdict for i in log] == ["accepted"] * 2
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), left)
     assert "no group can give any more" in capsys.readouterr().err
@@ -356,12 +363,12 @@ def test_pruning_ends_at_each_groups_floor(
 
 
 def test_the_depth_rule_leaves_the_strongest_channels(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[[1, 4, 6]] *= 3
     greedy = numbers.model_copy(update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3})
-    run(network, still(job), greedy, B, tmp_path)
+    run(network, still(setup), greedy, B, tmp_path)
     _, meta = checkpoint.load(tmp_path / "accepted-001.pt")
     assert meta["kept"]["body.0.conv1.weight"][0] == [1, 4, 6]
 
@@ -376,25 +383,25 @@ def disagree(network: nn.Module) -> None:
 
 
 def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
     disagree(network)
     deep = numbers.model_copy(update={"max_iterations": 6, "max_share": 0.15, "balance_strength": 6.0})
     for active in (A, B, C):
-        log = run(network, still(job), deep, active, tmp_path / "".join(active))
+        log = run(network, still(setup), deep, active, tmp_path / "".join(active))
         assert all(i.channels[TRUNK] == 8 for i in log)
         assert log[-1].channels[FIRST] < 8
         assert all(t == i.alpha for i in log[1:] for t in i.thresholds.values()) or active == C
     wide = deep.model_copy(update={"balance_range": (0.2, 5.0)})
-    assert run(network, still(job), wide, D, tmp_path / "D")[-1].channels[TRUNK] < 8
+    assert run(network, still(setup), wide, D, tmp_path / "D")[-1].channels[TRUNK] < 8
 
 
 def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = copy.deepcopy(network)
     patient = numbers.model_copy(update={"patience": 2, "max_iterations": 9, "threshold_scale": 3.0})
-    log = run(network, job, patient, D, tmp_path, target=IMPOSSIBLE)
+    log = run(network, setup, patient, D, tmp_path, target=IMPOSSIBLE)
     assert [i.verdict for i in log] == ["accepted", "rejected", "rejected"]
     assert "PSNR may drop by 100 dB" in log[1].reason
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["accepted-000.pt", "log.json"]
@@ -407,33 +414,33 @@ def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
 
 
 def test_groups_that_fail_alone_are_frozen_until_none_is_left(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patient = numbers.model_copy(update={"patience": 50, "max_iterations": 50, "threshold_scale": 3.0})
-    log = run(network, still(job), patient, A, tmp_path, target=IMPOSSIBLE)
+    log = run(network, still(setup), patient, A, tmp_path, target=IMPOSSIBLE)
     assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves of what gave, until one fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
     assert "no group can give any more" in capsys.readouterr().err
 
 
 def test_each_iteration_says_what_was_measured_and_who_gave_what(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
-    log = run(network, still(job), numbers.model_copy(update={"max_iterations": 1}), A, tmp_path)
+    log = run(network, still(setup), numbers.model_copy(update={"max_iterations": 1}), A, tmp_path)
     given = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
     assert log[1].reason.endswith(f"against the baseline; gave: {given}")
     assert log[1].widths["body.0.conv1"] == log[1].channels[FIRST]
     kept, _ = checkpoint.load(tmp_path / "accepted-001.pt")
-    assert log[1].psnr == pytest.approx(job.quality(kept).mean_psnr, abs=1e-4)
-    assert log[1].mac == job.cost(kept).mac
+    assert log[1].psnr == pytest.approx(setup.quality(kept).mean_psnr, abs=1e-4)
+    assert log[1].mac == setup.cost(kept).mac
     assert log[1].bw == log[1].weights + log[1].activations
 
 
 @pytest.mark.parametrize("phase", [0, 1], ids=["train", "retrain"])
 def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, phase: int
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, phase: int
 ) -> None:
-    broken = replace(job, train=Poisoned(job.train, job.seed + 2 * 2 + phase))  # iteration 2
+    broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2 + phase))  # iteration 2
     log = run(network, broken, numbers, A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "accepted", "rejected", "accepted"]
     assert log[2].reason == "the loss is not finite at step 0"
@@ -443,9 +450,9 @@ def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
 
 
 def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
-    broken = replace(job, train=Poisoned(job.train, job.seed + 2 * 2))
+    broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2))
     log = run(network, broken, numbers, A, tmp_path, target=IMPOSSIBLE)
     assert [i.verdict for i in log] == ["accepted", "rejected", "rejected", "rejected"]
     assert log[1].mac < log[0].mac
@@ -453,15 +460,15 @@ def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
 
 
 def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ruin(trained: nn.Module, *_: Any, seed: int, **__: Any) -> None:
-        if seed == job.seed + 2:  # the first part of iteration 1
+        if seed == setup.seed + 2:  # the first part of iteration 1
             for parameter in trained.parameters():
                 parameter.data.fill_(math.nan)
 
-    monkeypatch.setattr(pruning, "fit", ruin)
-    log = run(network, job, numbers.model_copy(update={"max_iterations": 2}), A, tmp_path)
+    monkeypatch.setattr(prune, "fit", ruin)
+    log = run(network, setup, numbers.model_copy(update={"max_iterations": 2}), A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "rejected", "accepted"]
     assert log[1].reason == "the loss is not finite at step 2"
 
@@ -499,25 +506,25 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bits(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     undisturbed: dict[str, dict[str, bytes]], kill: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     if not undisturbed:
-        run(copy.deepcopy(network), job, numbers, D, tmp_path / "plain", target=STRICTER)
+        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain", target=STRICTER)
         undisturbed["files"] = contents(tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed", target=STRICTER, **KILLS[kill]())
-    log = run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed", target=STRICTER)
+        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed", target=STRICTER, **KILLS[kill]())
+    log = run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed", target=STRICTER)
     assert [i.verdict for i in log] == ["accepted", "accepted", "rejected", "rejected"]
     assert contents(tmp_path / "killed") == undisturbed["files"]
 
 
 def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(copy.deepcopy(network), job, numbers, D, tmp_path / "plain")
-    write, calls = pruning.write_sealed, []
+    run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain")
+    write, calls = prune.write_sealed, []
 
     def kill(path: Path, value: Any) -> None:
         calls.append(path)
@@ -525,34 +532,34 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(pruning, "write_sealed", kill)
+    monkeypatch.setattr(prune, "write_sealed", kill)
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed")
+        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed")
     assert (tmp_path / "killed" / "accepted-002.pt").exists()
-    run(copy.deepcopy(network), job, numbers, D, tmp_path / "killed")
+    run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "plain")
 
 
 def test_a_run_goes_on_where_a_group_has_one_channel_left(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[1:] *= 1e-3
     greedy = numbers.model_copy(update={"threshold_scale": 0.1, "max_share": 1.0, "max_iterations": 2})
-    run(copy.deepcopy(network), still(job), greedy, A, tmp_path / "plain")
+    run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), still(job), greedy, A, tmp_path / "killed", on_iteration=_stop_after(1))
-    log = run(copy.deepcopy(network), still(job), greedy, A, tmp_path / "killed")
+        run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "killed", on_iteration=_stop_after(1))
+    log = run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "killed")
     assert log[1].channels == {TRUNK: 8, FIRST: 1, SECOND: 8, UP: 8}
     assert contents(tmp_path / "killed") == contents(tmp_path / "plain")
 
 
 def test_a_finished_run_called_again_gives_its_log_and_trains_nothing(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
 ) -> None:
-    log = run(copy.deepcopy(network), job, numbers, D, tmp_path)
+    log = run(copy.deepcopy(network), setup, numbers, D, tmp_path)
     before, seen = contents(tmp_path), []
-    again = run(copy.deepcopy(network), job, numbers, D, tmp_path, progress=Killed(0), on_iteration=seen.append)
+    again = run(copy.deepcopy(network), setup, numbers, D, tmp_path, progress=Killed(0), on_iteration=seen.append)
     assert again == seen == log
     assert contents(tmp_path) == before
 
@@ -561,11 +568,11 @@ def test_a_finished_run_called_again_gives_its_log_and_trains_nothing(
 
 
 def test_the_control_trains_an_iteration_and_keeps_its_architecture(
-    network: nn.Module, job: Job, tmp_path: Path
+    network: nn.Module, setup: Setup, tmp_path: Path
 ) -> None:
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     progress = Killed()
-    after = pruning.train_iteration(network, job, 1, tmp_path, progress)
+    after = recipes.train_iteration(network, setup, 1, tmp_path, progress)
     assert {name: p.shape for name, p in after.named_parameters()} == {name: p.shape for name, p in before.items()}
     assert not any(torch.equal(p, before[name]) for name, p in after.named_parameters())
     assert progress.done == progress.base == 5
@@ -577,7 +584,7 @@ def candidates(network: nn.Module, folder: Path) -> list[Path]:
     current, paths = Current(network, groups, {}), []
     for number, removed in ((0, {}), (1, {FIRST: (0,)}), (3, {SECOND: (2,)})):
         if removed:
-            _, current = pruning.cut(current.network, current, removed)
+            _, current = prune.cut(current.network, current, removed)
         paths.append(folder / f"accepted-{number:03d}.pt")
         checkpoint.save(paths[-1], current.network, "edsr", {"scale": 2, "blocks": 2, "channels": 8}, current.kept)
     return paths
@@ -596,25 +603,25 @@ WHOLE, ONE, TWO = (8, 8), (7, 8), (7, 7)  # inside widths of the three networks
         (set(), WHOLE, False, 0, 4),  # the baseline, untouched
     ],
 )
-def test_an_iteration_whose_loan_isnt_paid_back_is_undone(
-    network: nn.Module, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_an_iteration_whose_tolerance_isnt_paid_back_is_undone(
+    network: nn.Module, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     holds: set, left: tuple[int, int], trained: bool, steps: int, attempts: int,
 ) -> None:  # fmt: skip
     paths = candidates(network, tmp_path)
     saved = {widths: checkpoint.load(path)[0] for widths, path in zip((WHOLE, ONE, TWO), paths, strict=True)}
-    lent = replace(job, gate=job.gate.model_copy(update={"max_psnr_drop": 0.0}),
-                   retrain=job.retrain.model_copy(update={"psnr_loan": 5.0}))  # fmt: skip
+    lent = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}),
+                   retrain=setup.retrain.model_copy(update={"psnr_tolerance": 5.0}))  # fmt: skip
 
     def widths(measured: nn.Module) -> tuple[int, int]:
         return measured.body[0].conv1.out_channels, measured.body[1].conv1.out_channels
 
-    def quality(_: Job, measured: nn.Module) -> Quality:
+    def quality(_: Setup, measured: nn.Module) -> Quality:
         changed = not same_bits(measured, saved[widths(measured)])
         return Quality(("x",), (30.0 if (widths(measured), changed) in holds else 29.0,), (0.9,))
 
-    monkeypatch.setattr(Job, "quality", quality)
+    monkeypatch.setattr(Setup, "quality", quality)
     recipe = config.Finetune(steps=4, lr=1e-3)
-    done = pruning.finetune(paths, lent, recipe, (30.0, 0.9), tmp_path, Killed())
+    done = finetune.finetune(paths, lent, recipe, (30.0, 0.9), tmp_path, Killed())
     assert widths(done.network) == left
     assert same_bits(done.network, saved[left]) is not trained
     assert done.steps == steps
@@ -635,7 +642,7 @@ def test_an_iteration_whose_loan_isnt_paid_back_is_undone(
     ],
 )
 def test_the_undo_finds_the_latest_network_that_holds(
-    network: nn.Module, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     debts: tuple, tried: list[int], left: int,
 ) -> None:  # fmt: skip
     paths = []
@@ -643,37 +650,37 @@ def test_the_undo_finds_the_latest_network_that_holds(
         with torch.no_grad():
             network.tail.bias[0] = number  # what tells the candidates apart, also after four steps of training
         paths.append(tmp_path / f"accepted-{number:03d}.pt")
-        checkpoint.save(paths[-1], network, "edsr", job.network.args, {})
+        checkpoint.save(paths[-1], network, "edsr", setup.network.args, {})
 
-    def quality(_: Job, measured: nn.Module) -> Quality:
+    def quality(_: Setup, measured: nn.Module) -> Quality:
         mark = measured.tail.bias[0].item()
         paid = 0.1 if mark != round(mark) else 0.0
         return Quality(("x",), (30.0 - debts[round(mark)] + paid + 1e-9,), (0.9,))
 
-    monkeypatch.setattr(Job, "quality", quality)
-    strict = replace(job, gate=job.gate.model_copy(update={"max_psnr_drop": 0.0}))
-    done = pruning.finetune(paths, strict, config.Finetune(steps=4, lr=1e-3), (30.0, 0.9), tmp_path, Killed())
+    monkeypatch.setattr(Setup, "quality", quality)
+    strict = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}))
+    done = finetune.finetune(paths, strict, config.Finetune(steps=4, lr=1e-3), (30.0, 0.9), tmp_path, Killed())
     assert [int(sentence.split(":")[0].removeprefix("iteration ")) for sentence in done.attempts] == tried
     assert round(done.network.tail.bias[0].item()) == left
 
 
-def test_a_fine_tune_whose_loss_is_no_number_is_undone(network: nn.Module, job: Job, tmp_path: Path) -> None:
+def test_a_fine_tune_whose_loss_is_no_number_is_undone(network: nn.Module, setup: Setup, tmp_path: Path) -> None:
     paths = candidates(network, tmp_path)
-    broken = replace(job, train=Poisoned(job.train, job.seed + 100_003))
-    done = pruning.finetune(paths, broken, config.Finetune(steps=4, lr=1e-3), (0.0, 0.0), tmp_path, Killed())
+    broken = replace(setup, train=Poisoned(setup.train, setup.seed + 100_003))
+    done = finetune.finetune(paths, broken, config.Finetune(steps=4, lr=1e-3), (0.0, 0.0), tmp_path, Killed())
     assert done.attempts[0] == "iteration 3: the loss is not finite at step 0"
     assert same_bits(done.network, checkpoint.load(paths[-1])[0])
 
 
 def test_a_killed_fine_tune_goes_on_to_the_same_bits(
-    network: nn.Module, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     paths, recipe = candidates(network, tmp_path), config.Finetune(steps=6, lr=1e-3)
 
-    def tune(folder: str, progress: Progress) -> pruning.Finetuned:
+    def tune(folder: str, progress: Progress) -> finetune.Finetuned:
         (tmp_path / folder).mkdir(exist_ok=True)
-        return pruning.finetune(paths, job, recipe, (0.0, 0.0), tmp_path / folder, progress)
+        return finetune.finetune(paths, setup, recipe, (0.0, 0.0), tmp_path / folder, progress)
 
     plain = tune("plain", Killed())
     with pytest.raises(KeyboardInterrupt):
@@ -682,17 +689,19 @@ def test_a_killed_fine_tune_goes_on_to_the_same_bits(
     assert plain.steps == 2 * 5 + 6
 
 
-def test_the_method_works_on_sids_concatenations(splits: dict, job: Job, numbers: config.Rules, tmp_path: Path) -> None:
+def test_the_method_works_on_sids_concatenations(
+    splits: dict, setup: Setup, numbers: config.Rules, tmp_path: Path
+) -> None:
     """Only what needs no picture: groups, magnitudes, costs and cuts of a U-Net."""
     sid = networks.build("sid", {"base": 4})
-    low = replace(job, network=config.Network(factory="sid", args={"base": 4}, task="low_light"), size=(32, 32))
+    low = replace(setup, network=config.Network(factory="sid", args={"base": 4}, task="low_light"), size=(32, 32))
     groups = coupling.find_groups(sid, low.example())
-    reference = magnitudes.reference_magnitudes(sid, groups)
+    reference = importance.reference_magnitudes(sid, groups)
     original = {group.name: group.channels for group in groups.groups}
-    found = magnitudes.group_states(sid, low.cost(sid), groups, reference, original)
+    found = importance.group_states(sid, low.cost(sid), groups, reference, original)
     total = low.cost(sid)
     made = rules.next_plan(found, rules.State(1.0, 0.1), D, numbers, (total.mac, total.weights))
-    smaller, current = pruning.cut(sid, Current(sid, groups, {}), made.removed)
+    smaller, current = prune.cut(sid, Current(sid, groups, {}), made.removed)
     saved = sum(group.mac * len(made.removed.get(group.name, ())) for group in found)
     assert 0 < total.mac - low.cost(smaller).mac <= saved  # neighbours' savings overlap
     assert all(group.channels == original[group.name] - len(made.removed.get(group.name, ()))
@@ -701,11 +710,16 @@ def test_the_method_works_on_sids_concatenations(splits: dict, job: Job, numbers
 
 @pytest.mark.parametrize("damage", ["{}", "{", "[]", "no network", "another number", "a bit of the first network"])
 def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
-    network: nn.Module, job: Job, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    network: nn.Module,
+    setup: Setup,
+    numbers: config.Rules,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
     short = numbers.model_copy(update={"max_iterations": 1})
-    run(copy.deepcopy(network), job, short, D, tmp_path / "plain")
-    run(copy.deepcopy(network), job, short, D, tmp_path / "hit")
+    run(copy.deepcopy(network), setup, short, D, tmp_path / "plain")
+    run(copy.deepcopy(network), setup, short, D, tmp_path / "hit")
     if damage == "no network":
         (tmp_path / "hit" / "accepted-001.pt").unlink()
     elif damage == "another number":
@@ -718,7 +732,7 @@ def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
         (tmp_path / "hit" / "accepted-000.pt").write_bytes(first)
     else:
         (tmp_path / "hit" / "log.json").write_text(damage)
-    run(copy.deepcopy(network), job, short, D, tmp_path / "hit")
+    run(copy.deepcopy(network), setup, short, D, tmp_path / "hit")
     assert "starts anew" in capsys.readouterr().err
     assert contents(tmp_path / "hit") == contents(tmp_path / "plain")
 
@@ -737,10 +751,10 @@ class Pair(nn.Conv2d):
         (networks.build("edsr", {"blocks": 1, "channels": 4}).double(), "torch.float64"),
     ],
 )
-def test_a_network_that_does_not_fit_its_task_is_refused_by_name(job: Job, given: nn.Module, found: str) -> None:
+def test_a_network_that_does_not_fit_its_task_is_refused_by_name(setup: Setup, given: nn.Module, found: str) -> None:
     with pytest.raises(UserError, match=f"networks.tiny: .*{found}"):
-        job.check(given)
+        setup.check(given)
 
 
-def test_a_network_that_fits_its_task_passes(job: Job, network: nn.Module) -> None:
-    job.check(network)
+def test_a_network_that_fits_its_task_passes(setup: Setup, network: nn.Module) -> None:
+    setup.check(network)

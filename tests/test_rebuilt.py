@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, networks, rebuilt
+from pipeline import networks
 from pipeline.errors import UserError
+from pipeline.networks import checkpoint, rebuilt
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 COUNTER = itertools.count()

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import figures, pruning, records
+from pipeline import records
 from pipeline.data.storage import load_split, save_split
 from pipeline.errors import UserError
 from pipeline.files import read_json, stage_of, write_csv, write_json, write_text
+from pipeline.pruning import iterations
+from pipeline.report import figures
 
 QUALITY = {"psnr": 30.0, "ssim": 0.9}
 SET = {"psnr": 30.0, "ssim": 0.9, "psnr_y": 32.0, "ssim_y": 0.95}
@@ -37,10 +39,10 @@ def solution(psnr: float, share: int | None = None) -> dict[str, Any]:
     return row
 
 
-def iteration(number: int, verdict: str, lineage: int, mac: int, **more: Any) -> pruning.Iteration:
+def iteration(number: int, verdict: str, lineage: int, mac: int, **more: Any) -> iterations.Iteration:
     common = {"thresholds": {"g": 0.5}, "removed": {"g": 1}, "channels": {"g": 4}, "widths": {"head": 8, "tail": 3}}
     figures_ = {"weights": 400, "activations": 100, "bw": 500, "psnr": 30.0, "ssim": 0.9} | more
-    return pruning.Iteration(number, verdict, "said", lineage, mac=mac, **common, **figures_)
+    return iterations.Iteration(number, verdict, "said", lineage, mac=mac, **common, **figures_)
 
 
 LOG = [
@@ -104,7 +106,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "control/net/metrics.json": lambda results: records.control(results, "net"),
     "analyze/net/groups.json": lambda results: records.groups(results, "net"),
     "analyze/net/layers.csv": lambda results: records.layers(results, "net"),
-    "prune/net/D/log.json": lambda results: pruning.read_log(results / "prune/net/D/log.json"),
+    "prune/net/D/log.json": lambda results: iterations.read_log(results / "prune/net/D/log.json"),
     "prune/net/D/path.csv": lambda results: records.path_of(results, "net", "D"),
     "finetune/net/D/metrics.json": lambda results: (
         records.read(results / "finetune/net/D/metrics.json", records.Tuned),
@@ -243,20 +245,20 @@ def test_a_path_that_no_pruning_takes_is_said(results: Path, content: str) -> No
 def test_accepted_networks_are_those_of_the_log(results: Path) -> None:
     folder = results / "prune/net/D"
     made = [folder / "networks" / name for name in ("accepted-000.pt", "accepted-002.pt")]
-    assert pruning.accepted_networks(folder) == made
+    assert iterations.accepted_networks(folder) == made
     surplus = folder / "networks/accepted-xyz.pt"
     surplus.touch()
-    sentence = said(lambda: pruning.accepted_networks(folder), "networks")
+    sentence = said(lambda: iterations.accepted_networks(folder), "networks")
     assert "holds accepted-xyz.pt, unlike what" in sentence
     assert sentence.endswith("dvc repro -s -f prune@net-D makes it anew")
     surplus.unlink()
     made[1].unlink()
     os.mkfifo(made[1])
-    assert "lacks accepted-002.pt" in said(lambda: pruning.accepted_networks(folder), "networks")
+    assert "lacks accepted-002.pt" in said(lambda: iterations.accepted_networks(folder), "networks")
     made[1].unlink()
-    assert "lacks accepted-002.pt" in said(lambda: pruning.accepted_networks(folder), "networks")
+    assert "lacks accepted-002.pt" in said(lambda: iterations.accepted_networks(folder), "networks")
     made[0].unlink()
-    assert "holds no accepted-*.pt" in said(lambda: pruning.accepted_networks(folder), "networks")
+    assert "holds no accepted-*.pt" in said(lambda: iterations.accepted_networks(folder), "networks")
 
 
 @pytest.mark.parametrize(

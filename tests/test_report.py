@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import figures, report
+from pipeline.evaluation import crops
+from pipeline.report import page
 
 
 def row(network: str, solution: str, share: float, mean: float) -> dict[str, Any]:
     difference = {"mean": mean, "low": mean - 0.25, "high": mean + 0.5}
-    costs = {f"{key}_percent": share for key in report.COSTS}
+    costs = {f"{key}_percent": share for key in page.COSTS}
     return {"network": network, "solution": solution, "mac": share, "psnr": 30.0 + mean, **costs,
             "against_baseline": difference, "against_original": {**difference, "mean": mean - 0.125}}  # fmt: skip
 
@@ -33,7 +34,7 @@ TIMED = {
 
 
 def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time() -> None:
-    assert report.verdict(ROWS, ["A", "D"], "edsr", TIMED) == (
+    assert page.verdict(ROWS, ["A", "D"], "edsr", TIMED) == (
         "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [−0.125, +0.625] against the "
         "baseline (no difference shown), +0.000 dB [−0.125, +0.625] against the control (no difference shown). "
         "Time at 256×256, of the baseline's: torch 80%, onnxruntime 100%."
@@ -41,8 +42,8 @@ def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time(
 
 
 def test_a_verdict_says_where_another_method_removed_more() -> None:
-    assert report.verdict(ROWS, ["D", "A"], "edsr", {**TIMED, "networks": []}).endswith("Method D removed more: 37.2%.")
-    assert "removed more" not in report.verdict(
+    assert page.verdict(ROWS, ["D", "A"], "edsr", {**TIMED, "networks": []}).endswith("Method D removed more: 37.2%.")
+    assert "removed more" not in page.verdict(
         [row("edsr", "A", 50, 0), row("edsr", "D", 50, 0)], ["A", "D"], "edsr", TIMED
     )
 
@@ -60,11 +61,11 @@ def test_a_verdict_says_where_another_method_removed_more() -> None:
 def test_the_verdict_says_what_the_interval_shows(low: float, high: float, said: str) -> None:
     rows = [row("edsr", "D", 50.0, 0.1)]
     rows[0]["against_baseline"] = {"mean": (low + high) / 2, "low": low, "high": high}
-    assert f"against the baseline ({said}" in report.verdict(rows, ["D"], "edsr", TIMED)
+    assert f"against the baseline ({said}" in page.verdict(rows, ["D"], "edsr", TIMED)
 
 
 def test_a_verdict_on_nothing_says_so() -> None:
-    assert "nothing was removed" in report.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr", TIMED)
+    assert "nothing was removed" in page.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr", TIMED)
 
 
 def test_methods_are_told_by_what_they_add() -> None:
@@ -74,19 +75,19 @@ def test_methods_are_told_by_what_they_add() -> None:
         "mine": ["adaptive", "balance"],
         "B2": ["depth", "adaptive"],
     }
-    assert report.described(methods) == (
+    assert page.described(methods) == (
         "Methods: **A** a threshold that rises while iterations hold; **B** as A, a least number of channels in every "
         "group; **mine** as A, more pressure on groups that lag behind; **B2** as B."
     )
 
 
 def test_the_papers_printed_costs_stand_beside_ours_as_shares_of_their_own_original() -> None:
-    lines = report.beside_the_paper(ROWS, {"edsr": "edsr", "mine": "package:network"}).splitlines()
+    lines = page.beside_the_paper(ROWS, {"edsr": "edsr", "mine": "package:network"}).splitlines()
     assert len(lines) == 4  # a network of the user's own isn't in the paper
     # 1085 of 1428, 1037 of 1367, 4481 of 5076 and 4481 of 5077 as printed
     assert lines[2] == "| edsr | A | 76.0 | 76.0 | 76.0 | 75.9 | 76.0 | 88.3 | 76.0 | 88.3 |"
     assert lines[3].split(" | ")[3] == "62.8"  # 897 of 1428
-    assert report.beside_the_paper(ROWS[2:], {"mine": "package:network"}) == ""
+    assert page.beside_the_paper(ROWS[2:], {"mine": "package:network"}) == ""
 
 
 def test_table_one_has_the_papers_units_and_its_printed_figures_behind() -> None:
@@ -95,7 +96,7 @@ def test_table_one_has_the_papers_units_and_its_printed_figures_behind() -> None
         {**row("edsr", name, 62.8, 0.125), **costs, "ssim": 0.9424} for name in ("bicubic", "baseline", "original", "D")
     ]
     rows.append({**row("mine", "D", 50.0, 0.0), **costs, "ssim": 0.9})
-    lines = report.table_one(rows, ["D"], {"edsr": "edsr", "mine": "package:network"}).splitlines()
+    lines = page.table_one(rows, ["D"], {"edsr": "edsr", "mine": "package:network"}).splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:]] == [["| edsr", "baseline"], ["| edsr", "D"], ["| mine", "D"]]
     assert lines[3] == (
         "| edsr | D | 897.4 | 857 | 4083 | 4084 | 30.12 | 0.942 | 897 | 857 | 4083 | 4083 | 34.42 | 0.942 |"
@@ -108,7 +109,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (3, 2), "red").save(tmp_path / "pictures" / "a b.png")
     text = "# Title\n\n![x](pictures/a%20b.png)\n\n| a |\n| --- |\n| <script>alert(1)</script> |\n"
-    made = report.page(text, tmp_path / "pictures")
+    made = page.page(text, tmp_path / "pictures")
     assert re.findall(r'src="([^"]{22})', made) == ["data:image/png;base64,"]
     assert "<td>&lt;script&gt;" in made
     assert not re.search(r"https?://|<script|<link", made)
@@ -125,4 +126,4 @@ def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_the_images_looked_at_closer_are_chosen_by_their_drops(drops: dict[str, float], shown: dict[str, str]) -> None:
-    assert figures.chosen(drops) == shown
+    assert crops.chosen(drops) == shown

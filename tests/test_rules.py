@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from pipeline import config, rules
-from pipeline.rules import GroupState, Plan, State
+from pipeline import config
+from pipeline.pruning import rules
+from pipeline.pruning.rules import GroupState, Plan, State
 
 TOTAL = (300.0, 100.0)  # MACs and weights of the made-up network: 3 MACs for each weight
 

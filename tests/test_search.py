@@ -23,11 +23,15 @@ from optuna.trial import TrialState
 from search_worker import outcome
 from test_stores import lock
 
-from pipeline import checkpoint, config, pruning, rules, search, study_figures
+from pipeline import config
 from pipeline.errors import UserError
-from pipeline.job import Job
+from pipeline.networks import checkpoint
 from pipeline.progress import Silent
-from pipeline.trial import CannotWinError, Outcome, Problem, Report, Values, least_share, measure
+from pipeline.pruning import gate, iterations, prune, rules
+from pipeline.study import figures, search
+from pipeline.study.trial import CannotWinError, Outcome, Problem, Report, Values, least_share, measure
+from pipeline.training import recipes
+from pipeline.training.setup import Setup
 from stages.study.winner import apply
 
 ROOT = Path(__file__).parents[1]
@@ -314,8 +318,8 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
         update={"max_share": 0.25, "depth_channels": 2, "depth_share": 0.5}
     )  # fmt: skip
 
-    def at(**channels: int) -> pruning.Iteration:
-        return pruning.Iteration(0, "accepted", "", 0, channels=channels)
+    def at(**channels: int) -> iterations.Iteration:
+        return iterations.Iteration(0, "accepted", "", 0, channels=channels)
 
     # 16 -> 12 -> 9: 9/16; 4 -> 3 -> 2 (at least one goes): 1/2; a layer keeps the product of two such shares
     assert least_share(at(a=16), at(a=16), numbers, ("adaptive",), 2) == (9 / 16) ** 2
@@ -337,26 +341,26 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.2})
     for original in range(1, 70):
         left = original
-        for iterations in range(1, 9):
+        for left_iterations in range(1, 9):
             state = rules.GroupState("g", (0.1,) * left, original, 3.0, 1.0, units)
             made = rules.plan([state], rules.State(9.0, 0.1), 9.0, active, eights, (3.0, 1.0))
             left -= len(made.removed.get("g", ()))
-            first = pruning.Iteration(0, "accepted", "", 0, channels={"g": original})
-            assert least_share(first, first, eights, active, iterations) <= (left / original) ** 2
+            first = iterations.Iteration(0, "accepted", "", 0, channels={"g": original})
+            assert least_share(first, first, eights, active, left_iterations) <= (left / original) ** 2
 
 
 @pytest.fixture
-def problem(job: Job, numbers: config.Rules, network, tmp_path: Path) -> Problem:
-    checkpoint.save(tmp_path / "network.pt", network, "edsr", job.network.args, {})
-    start = job.quality(network)
+def problem(setup: Setup, numbers: config.Rules, network, tmp_path: Path) -> Problem:
+    checkpoint.save(tmp_path / "network.pt", network, "edsr", setup.network.args, {})
+    start = setup.quality(network)
     reference = (start.mean_psnr, start.mean_ssim)
     return Problem(
-        job=job,
+        setup=setup,
         numbers=numbers,
         active=("adaptive", "depth", "efficiency", "balance"),
         recipe=config.Finetune(steps=4, lr=1e-3),
         baseline=tmp_path / "network.pt",
-        target=pruning.Target(reference[:1], reference[1:]),
+        target=gate.Target(reference[:1], reference[1:]),
         final=reference,
         rivals={"baseline": reference[0], "control": reference[0] + 0.1},
         ssim=True,
@@ -368,17 +372,17 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     found = measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
     network, _ = checkpoint.load(problem.baseline)
     (tmp_path / "chain").mkdir()
-    log = pruning.prune(
-        network, problem.job, config.checked_rules(problem.numbers, values), problem.active, problem.target,
+    log = prune.prune(
+        network, problem.setup, config.checked_rules(problem.numbers, values), problem.active, problem.target,
         tmp_path / "chain", Silent(),
     )  # fmt: skip
     last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
     pruned, _ = checkpoint.load(tmp_path / "chain" / f"accepted-{last.number:03d}.pt")
-    pruning.train_final(pruned, problem.job, problem.recipe, tmp_path / "chain" / "final.pt", Silent())
+    recipes.train_final(pruned, problem.setup, problem.recipe, tmp_path / "chain" / "final.pt", Silent())
     assert found.mac_kept == last.mac / log[0].mac
-    assert found.notes["psnr_drop"] == problem.final[0] - problem.job.quality(pruned).mean_psnr
+    assert found.notes["psnr_drop"] == problem.final[0] - problem.setup.quality(pruned).mean_psnr
     assert found.notes["psnr_drop_control"] == pytest.approx(found.notes["psnr_drop"] + 0.1)
-    assert found.constraints["psnr_drop"] == found.notes["psnr_drop"] - problem.job.gate.max_psnr_drop
+    assert found.constraints["psnr_drop"] == found.notes["psnr_drop"] - problem.setup.gate.max_psnr_drop
     assert [number for number, _, _ in told] == [*range(len(log)), len(log) - 1]
     assert all(at_least <= kept for _, kept, at_least in told)
     assert told[-1][1] == told[-1][2] == found.mac_kept
@@ -392,10 +396,10 @@ def test_a_trial_that_is_given_up_says_what_it_saved(problem: Problem, tmp_path:
 
     with pytest.raises(CannotWinError) as caught:
         measure(problem, {}, tmp_path / "trial", refuse)
-    whole = problem.numbers.max_iterations * problem.job.iteration_steps + problem.recipe.steps
+    whole = problem.numbers.max_iterations * problem.setup.iteration_steps + problem.recipe.steps
     assert caught.value.notes == {
-        "steps": problem.job.iteration_steps,
-        "saved_share": 1 - problem.job.iteration_steps / whole,
+        "steps": problem.setup.iteration_steps,
+        "saved_share": 1 - problem.setup.iteration_steps / whole,
     }
 
 
@@ -484,7 +488,7 @@ def test_the_pictures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
     search.work(study, plain, search.Proposals(space, 1, {"x": 0.9, "y": 1e-3}), 8, DROP)
     (tmp_path / "trials.json").write_text(json.dumps(search.table(study, 8)))
     (tmp_path / "importances.json").write_text(json.dumps(search.importances(study)))
-    made = study_figures.study_pictures(tmp_path)
+    made = figures.study_pictures(tmp_path)
     assert {path.stem for path in made} == {"history", "contour", "importances", "tradeoff"}
     assert all(2000 < path.stat().st_size < 300_000 for path in made)
     ranked = search.importances(study)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from raw_files import BGGR, GRBG, RGGB, write_compressed_arw, write_dng
 
-from pipeline.data import sid
 from pipeline.data.raw import PACKING
-from pipeline.data.splits import Making, Source, make, measure
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError
+from pipeline.prepare import sid
+from pipeline.prepare.pairs import Making, Source, make, measure
 
 MAKING = Making("low_light", 2, 16)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.raw import Exposures
-from pipeline.data.splits import Making, make, photographs
 from pipeline.data.storage import Prepared, gathered, load_split, save_split
 from pipeline.errors import UserError
+from pipeline.prepare.pairs import Making, make, photographs
 
 PHOTOS = [Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
 LOW_LIGHT = Making("low_light", 2, 96, Exposures(), seed=1, fixed=True)

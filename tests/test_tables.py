@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import config, figures, tables
-from pipeline.data.patches import Images
+from pipeline import config
+from pipeline.data.dataset import Images
+from pipeline.evaluation import crops
 from pipeline.files import write_json, write_text
+from pipeline.report import figures, tables
 
 GATE = config.Gate(reference="baseline", max_psnr_drop=0.0, max_ssim_drop=0.0)
 
@@ -108,8 +110,8 @@ def test_the_table_for_machines_reads_back_whatever_the_names(results: Path) -> 
 def test_the_busiest_window_is_the_one_with_the_largest_variance() -> None:
     luminance = np.zeros((64, 48))
     luminance[24:40, 16:32] = np.indices((16, 16)).sum(axis=0) % 2 * 255
-    assert figures._busiest(luminance, 16) == (24, 16)
-    assert figures._busiest(np.zeros((16, 16)), 16) == (0, 0)
+    assert crops._busiest(luminance, 16) == (24, 16)
+    assert crops._busiest(np.zeros((16, 16)), 16) == (0, 0)
 
 
 def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Images], tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Imag
             return torch.full((1, 3, 2 * x.shape[2], 2 * x.shape[3]), 0.5)
 
     images = splits["validation"]
-    figures.save_frames(tmp_path, images, 1, {"baseline": Half(), "D": Half()})
+    crops.save_frames(tmp_path, images, 1, {"baseline": Half(), "D": Half()})
     target = np.asarray(Image.open(tmp_path / "target.png"))
     assert np.array_equal(target.reshape(-1, 3), images.high[images.first[1] * 4 :].numpy())
     assert (np.asarray(Image.open(tmp_path / "D.png")) == 128).all()
@@ -127,7 +129,7 @@ def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Imag
         figures.looks(tmp_path, "D", 24, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     shown = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))[-72:]  # 3 screen pixels for each of 24
-    top, left = figures._busiest(target.mean(axis=2), 24)
+    top, left = crops._busiest(target.mean(axis=2), 24)
     assert shown.shape == (72, 5 * 78 - 6, 3)
     assert np.array_equal(shown[::3, :72:3], target[top : top + 24, left : left + 24])
     assert (shown[:, 3 * 78 : 3 * 78 + 72] == 128).all()  # the method

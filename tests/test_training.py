@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import config, training
-from pipeline.data.patches import Images
-from pipeline.device import Machine
-from pipeline.training import NonFiniteLossError, Point, averaged, fit, learning_rate
+from pipeline import config
+from pipeline.data.dataset import Images
+from pipeline.training import loop
+from pipeline.training.device import Machine
+from pipeline.training.loop import NonFiniteLossError, Point, averaged, fit, learning_rate
 
 # Mean absolute error of steps 1 to 10 of the fixtures' network and recipe. To refresh it after a change that is meant
 # to change numbers, copy the values that the failing test prints.
@@ -107,7 +108,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     average: float,
     killed_at: int,
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)  # after every step
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)  # after every step
     recipe = recipe.model_copy(update={"average": average, "validate_every": 2})
     plain, first, second = (copy.deepcopy(network) for _ in range(3))
 
@@ -202,7 +203,7 @@ def test_gradients_are_clipped_to_their_norm(
 
 def test_the_pruner_knows_neither_mlflow_nor_dvc_nor_optuna() -> None:
     program = (
-        "import sys, pipeline.pruning, pipeline.training, pipeline.cost, pipeline.coupling, pipeline.rules\n"
+        "import sys, pipeline.pruning.prune, pipeline.training.loop, pipeline.cost, pipeline.pruning.rules\n"
         "print([name for name in ('mlflow', 'dvc', 'optuna', 'matplotlib') if name in sys.modules])"
     )
     root = Path(__file__).parents[1]
@@ -224,7 +225,7 @@ class Forgetful(nn.Module):
 def test_dropout_goes_on_to_the_same_bits(
     splits: dict[str, Images], recipe: config.Train, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     torch.manual_seed(0)
     network = Forgetful()
 
@@ -233,11 +234,11 @@ def test_dropout_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
 
     whole, parts, again = (copy.deepcopy(network) for _ in range(3))
-    training.fit(whole, splits["train"], recipe, machine, seed=1)
+    loop.fit(whole, splits["train"], recipe, machine, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(parts, splits["train"], recipe, machine, seed=1, tick=stop, resume=tmp_path / "state.pt")
+        loop.fit(parts, splits["train"], recipe, machine, seed=1, tick=stop, resume=tmp_path / "state.pt")
     torch.manual_seed(99)
-    training.fit(again, splits["train"], recipe, machine, seed=1, resume=tmp_path / "state.pt")
+    loop.fit(again, splits["train"], recipe, machine, seed=1, resume=tmp_path / "state.pt")
     assert same_bits(weights(whole), weights(again))
 
 
@@ -252,8 +253,8 @@ def test_a_damaged_state_is_said_and_the_training_starts_anew(
     else:
         path.write_bytes(content)
     undisturbed = copy.deepcopy(network)
-    training.fit(undisturbed, splits["train"], recipe, machine, seed=1)
-    training.fit(network, splits["train"], recipe, machine, seed=1, resume=path)
+    loop.fit(undisturbed, splits["train"], recipe, machine, seed=1)
+    loop.fit(network, splits["train"], recipe, machine, seed=1, resume=path)
     assert same_bits(weights(network), weights(undisturbed))
     assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err
 
@@ -264,13 +265,13 @@ def test_a_flipped_bit_in_a_state_starts_the_training_anew_or_changes_nothing(
     path, short = tmp_path / "state.pt", recipe.model_copy(update={"steps": 2, "validate_every": 2})
     undisturbed = copy.deepcopy(network)
     fit(undisturbed, splits["train"], short, machine, seed=1, resume=path)
-    whole, written = path.read_bytes(), training.read_state(path, machine, network, 2)
+    whole, written = path.read_bytes(), loop.read_state(path, machine, network, 2)
     refused = 0
     for place in random.Random(0).sample(range(8 * len(whole)), 100):
         flipped = bytearray(whole)
         flipped[place // 8] ^= 1 << place % 8
         path.write_bytes(flipped)
-        state = training.read_state(path, machine, network, 2)
+        state = loop.read_state(path, machine, network, 2)
         refused += state is None
         if state is not None:
             assert same_bits(list(state["network"].values()), list(written["network"].values()))
@@ -286,8 +287,8 @@ def test_a_state_of_another_training_starts_it_anew(
     path, short = tmp_path / "state.pt", recipe.model_copy(update={"steps": 2, "validate_every": 2})
     fit(copy.deepcopy(network), splits["train"], short, machine, seed=1, resume=path)
     state = torch.load(path, weights_only=True)
-    assert training.read_state(path, machine, network, 2) is not None
+    assert loop.read_state(path, machine, network, 2) is not None
     other = {"network": {}, "average": [torch.zeros(3)], "optimiser": {}, "step": 9, "curve": [{"psnr": 1.0}]}
     torch.save(state | {key: other[key]}, path)
-    assert training.read_state(path, machine, network, 2) is None
+    assert loop.read_state(path, machine, network, 2) is None
     assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err

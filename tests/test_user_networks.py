@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config, cost, job, networks, quality
+from pipeline import config, cost, networks
 from pipeline.cli import command
-from pipeline.data.splits import Making, make, photographs
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError, explained, first_line, place, raised
+from pipeline.evaluation import metrics
+from pipeline.prepare.pairs import Making, make, photographs
+from pipeline.training import setup
 from stages.command import guarded
 
 SECTION = config.Network(factory="mine:build", task="restoration", scale=1)
@@ -54,7 +56,7 @@ def raising(error: BaseException) -> Mine:
 
 def refusal(network: nn.Module, section: config.Network = SECTION, image: Tensor = IMAGE) -> str:
     with pytest.raises(UserError) as caught:
-        job.check("mine", section, image, network)
+        setup.check("mine", section, image, network)
     said = str(caught.value)
     assert said.isprintable()
     assert len(said) < 1000
@@ -168,7 +170,7 @@ def test_a_check_leaves_tensors_statistics_and_random_state_alone() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     states = torch.get_rng_state(), random.getstate()
-    job.check("mine", SECTION, IMAGE, network, bf16=True)
+    setup.check("mine", SECTION, IMAGE, network, bf16=True)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -204,7 +206,7 @@ def test_parameters_that_adam_cant_train_are_named() -> None:
 def test_a_module_that_changes_torchs_usual_type_is_tried_with_what_images_have(recipe: config.Train) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        example = job.example(SECTION, recipe)
+        example = setup.example(SECTION, recipe)
         assert example.dtype == torch.float32
         assert "torch.float32" in refusal(nn.Conv2d(3, 3, 3, padding=1), image=example)
     finally:
@@ -216,8 +218,8 @@ def test_an_infinite_output_has_no_quality() -> None:
     for value in (torch.inf, -torch.inf, torch.nan):
         output = image.clone()
         output[0, 0, 3, 3] = value
-        assert math.isnan(quality.psnr(output, image))
-        assert math.isnan(quality.psnr_y(output, image))
+        assert math.isnan(metrics.psnr(output, image))
+        assert math.isnan(metrics.psnr_y(output, image))
 
 
 def test_what_a_users_code_raises_within_any_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,10 +328,10 @@ def test_the_traced_image_is_one_that_the_network_takes(
     recipe: config.Train, patch: int, number: int, side: int
 ) -> None:
     network, wanted = Multiples(number), recipe.model_copy(update={"patch": patch})
-    example = job.example(SECTION, wanted, network)
+    example = setup.example(SECTION, wanted, network)
     assert example.shape == (1, 3, side, side)
-    job.check("mine", SECTION, example, network)
-    job.check_patch("mine", SECTION, wanted, network)
+    setup.check("mine", SECTION, example, network)
+    setup.check_patch("mine", SECTION, wanted, network)
 
 
 def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe: config.Train) -> None:
@@ -337,14 +339,14 @@ def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe:
     with pytest.raises(
         UserError, match=r"train\.mine\.patch is 8, .* takes heights and widths that are multiples of 6"
     ):
-        job.check_patch("mine", SECTION, recipe, network)
-    job.check_images("mine", SECTION, [(48, 60)], ["a.png"], network)
+        setup.check_patch("mine", SECTION, recipe, network)
+    setup.check_images("mine", SECTION, [(48, 60)], ["a.png"], network)
     with pytest.raises(UserError, match=r"of b\.png, an input of 50×48 pixels, .* networks\.mine\.multiple: 6 makes"):
-        job.check_images("mine", SECTION, [(48, 60), (48, 50)], ["a.png", "b.png"], network)
+        setup.check_images("mine", SECTION, [(48, 60), (48, 50)], ["a.png", "b.png"], network)
     with pytest.raises(UserError, match=r"analyze\.mine\.size is \[48, 50\], but .* multiples of 6"):
-        job.check_size("mine", SECTION, (48, 50), network)
+        setup.check_size("mine", SECTION, (48, 50), network)
     with pytest.raises(UserError, match=r"latency\.sides has 64: .* multiples of 6"):
-        job.check_sides(SECTION, (48, 64), network)
+        setup.check_sides(SECTION, (48, 64), network)
 
 
 def test_pictures_are_cut_to_the_networks_multiple(pictures: dict[str, list[Path]]) -> None:
@@ -363,16 +365,16 @@ def test_what_cant_fit_in_memory_is_named_with_its_key_and_bytes(
     recipe: config.Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, section = nn.Conv2d(3, 3, 3, padding=1), SECTION
-    monkeypatch.setattr(job, "memory", lambda: 10**9)
+    monkeypatch.setattr(setup, "memory", lambda: 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    job.check_patch("mine", section, recipe, network)
+    setup.check_patch("mine", section, recipe, network)
     with pytest.raises(UserError, match=r"train\.mine: batch 1000000 of patch 8 takes at least 1\.9 GB of memory, but"):
-        job.check_patch("mine", section, recipe.model_copy(update={"batch": 10**6}), network)
-    job.check_sides(section, (4096,), network)
+        setup.check_patch("mine", section, recipe.model_copy(update={"batch": 10**6}), network)
+    setup.check_sides(section, (4096,), network)
     with pytest.raises(UserError, match=r"latency\.sides: 8192 takes at least 1\.6 GB of memory, but this .* 1\.0 GB"):
-        job.check_sides(section, (4096, 8192), network)
+        setup.check_sides(section, (4096, 8192), network)
     with pytest.raises(UserError, match=r"networks\.mine: b\.png takes at least 2\.4 GB"):
-        job.check_images("mine", section, [(9, 9), (10**4, 10**4)], ["a.png", "b.png"], network)
+        setup.check_images("mine", section, [(9, 9), (10**4, 10**4)], ["a.png", "b.png"], network)
 
 
 def test_a_network_too_large_for_memory_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import tracking, views
+from pipeline.tracking import runs, views
 
 
 def test_a_view_is_the_envelope_that_the_pages_read() -> None:
@@ -43,33 +43,33 @@ def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[s
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    return lambda: client.get_experiment_by_name(tracking.EXPERIMENT).tags
+    return lambda: client.get_experiment_by_name(runs.EXPERIMENT).tags
 
 
 def test_views_come_with_the_runs_that_they_list(tags: Callable[[], dict[str, str]]) -> None:
-    with tracking.stage("prepare", "edsr"):
+    with runs.stage("prepare", "edsr"):
         assert {key for key in tags() if key.startswith(views.PREFIX)} == set(views.tags(views.OF_ALL, 0))
-    with tracking.stage("report") as run:
-        tracking.save_views(run, ["edsr", "sid"])
+    with runs.stage("report") as run:
+        runs.save_views(run, ["edsr", "sid"])
     assert "sid_mac_percent" in tags()[f"{views.PREFIX}chains-edsr-sid"]
     assert f"{views.PREFIX}trials" not in tags()  # an empty list for who has no study
-    tracking.study("a-study", {})
+    runs.study("a-study", {})
     assert "mac_kept" in tags()[f"{views.PREFIX}trials"]
 
 
 def test_what_somebody_has_changed_in_the_ui_stays(tags: Callable[[], dict[str, str]], tmp_path: Path) -> None:
-    with tracking.stage("prepare", "edsr"):
+    with runs.stage("prepare", "edsr"):
         pass
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(runs.EXPERIMENT).experiment_id
     mine = {f"{views.PREFIX}iterations": "mine", "mlflow.note.content": "my notes", f"{views.PREFIX}abc": "my view"}
     for key, value in mine.items():
         client.set_experiment_tag(experiment, key, value)
     client.delete_experiment_tag(experiment, f"{views.PREFIX}networks")
-    with tracking.stage("report") as run:
-        tracking.save_views(run, ["edsr"])
+    with runs.stage("report") as run:
+        runs.save_views(run, ["edsr"])
     assert mine.items() <= tags().items()
-    where = tracking.address("http://127.0.0.1:1")
+    where = runs.address("http://127.0.0.1:1")
     assert re.search(rf"#/experiments/{experiment}/runs\?viewStateShareKey=networks&", where)
     assert f"{views.PREFIX}networks" in tags()  # what `make ui` points at is there
 
@@ -79,4 +79,4 @@ def test_a_store_that_cant_be_used_is_no_reason_not_to_name_the_server(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/no/such/store.db")
-    assert tracking.address("http://127.0.0.1:1").startswith("http://127.0.0.1:1 (the MLflow store")
+    assert runs.address("http://127.0.0.1:1").startswith("http://127.0.0.1:1 (the MLflow store")

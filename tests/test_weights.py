@@ -17,11 +17,10 @@ from payload import Payload
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, weights
 from pipeline.errors import UserError
-from pipeline.job import Job
-from pipeline.networks import build
-from pipeline.weights import load_weights
+from pipeline.networks import build, checkpoint, pretrained
+from pipeline.networks.pretrained import load_weights
+from pipeline.training.setup import Setup
 from stages import train
 
 ROOT = Path(__file__).parents[1]
@@ -177,8 +176,8 @@ def test_weights_of_edsr_pytorch_without_its_mean_shifts_are_for_0_to_255(tmp_pa
 
 
 def test_the_papers_large_edsr_gets_its_residual_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert weights._LARGE == (32, 256)
-    monkeypatch.setattr(weights, "_LARGE", (3, 6))  # the real one has 160 MB
+    assert pretrained._LARGE == (32, 256)
+    monkeypatch.setattr(pretrained, "_LARGE", (3, 6))  # the real one has 160 MB
     theirs, ours = EDSRPyTorch(2, 3, 6, scaling=0.1), build("edsr", {"blocks": 3, "channels": 6})
     assert "residual scale 0.1" in load_weights(published(theirs, tmp_path / "edsr.pt"), ours, "edsr")
     image = torch.rand(1, 3, 7, 9)
@@ -433,11 +432,11 @@ def test_a_flipped_bit_of_given_weights_is_refused(tmp_path: Path) -> None:
 
 def test_weights_whose_output_isnt_finite_are_refused() -> None:
     network = nn.Sequential(*(conv(3, 3) for _ in range(4)))
-    weights.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
+    pretrained.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
     for layer in network:
         nn.init.constant_(layer.weight, 1e14)
     with pytest.raises(UserError, match=r"given\.pt: with these weights the network's output must be finite"):
-        weights.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
+        pretrained.check_output(network, torch.zeros(1, 3, 8, 8), "given.pt")
 
 
 class Ranged(nn.Module):
@@ -453,23 +452,23 @@ class Ranged(nn.Module):
 
 
 @pytest.mark.parametrize(("low", "name"), [(0, "0..255"), (-1, "-1..1")])
-def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(job: Job, low: int, name: str) -> None:
-    network, least = Ranged(low), job.validate(nn.Upsample(scale_factor=2, mode="bilinear"))
-    found = job.validate(network)
+def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(setup: Setup, low: int, name: str) -> None:
+    network, least = Ranged(low), setup.validate(nn.Upsample(scale_factor=2, mode="bilinear"))
+    found = setup.validate(network)
     assert found < least
     said = (
         rf"warning: train\.tiny: the baseline's PSNR of {found:.3f} dB is no better than .* with pixels in {name}, in"
     )
     with pytest.warns(UserWarning, match=said):
-        train.warn(job, network, found, least, "given.pt")
+        train.warn(setup, network, found, least, "given.pt")
     with pytest.warns(UserWarning, match=r"no better than its input's 90\.000 dB; given\.pt was trained for something"):
-        train.warn(job, network, found, 90.0, "given.pt")
+        train.warn(setup, network, found, 90.0, "given.pt")
 
 
-def test_a_trained_baseline_below_its_input_warns_and_a_better_one_is_silent(job: Job) -> None:
+def test_a_trained_baseline_below_its_input_warns_and_a_better_one_is_silent(setup: Setup) -> None:
     with pytest.warns(UserWarning, match="PSNR of 20.000 dB is no better than its input's 21.000 dB; it needs more"):
-        train.warn(job, nn.Identity(), 20.0, 21.0, None)
+        train.warn(setup, nn.Identity(), 20.0, 21.0, None)
     with catch_warnings(action="error"):
-        train.warn(job, nn.Identity(), 21.5, 21.0, None)
+        train.warn(setup, nn.Identity(), 21.5, 21.0, None)
     with pytest.raises(UserError, match=r"train\.tiny: the baseline's output isn't finite"):
-        train.warn(job, nn.Identity(), float("nan"), 21.0, None)
+        train.warn(setup, nn.Identity(), float("nan"), 21.0, None)

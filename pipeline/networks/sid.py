@@ -29,7 +29,7 @@ class SID(nn.Module):
     """Packed Bayer [B, 4, H, W], amplified to 0..1, to RGB [B, 3, 2·H, 2·W], linear: not clipped. Any H and W.
 
     `base` is the width of the first level; each of the four below doubles it. `upsample_bias` gives the transposed
-    convolutions biases, which the published network lacks and weights of some PyTorch ports have (pipeline/weights.py).
+    convolutions biases, which the published network lacks and weights of some PyTorch ports have (pretrained.py).
     The default is the published network with 7,760,268 parameters.
 
     Raises UserError unless base is a whole number of at least 1 and upsample_bias true or false.

@@ -19,7 +19,7 @@ class Study:
     """What the command line and params.yaml ask for."""
 
     def __init__(self, params: config.Params, given: argparse.Namespace) -> None:
-        from pipeline.tracking import root
+        from pipeline.tracking.runs import root
 
         self.params, self.given = params, given
         self.network, self.method = given.network or params.search.network, given.method or params.search.method
@@ -65,28 +65,28 @@ class Study:
         self.folder = RESULTS / "search" / f"{self.network}-{self.method}"
 
     def open(self) -> Any:
-        from pipeline import search
+        from pipeline.study import search
 
         baseline = digest(RESULTS / "train" / self.network / "network.pt")
         return search.open_study(self.storage, self.name, {"baseline": baseline, "settings": self.settings})
 
     def problem(self) -> Any:
         """The chain's baseline, control and images."""
-        from pipeline import pruning
-        from pipeline.job import load_job
-        from pipeline.trial import Problem
+        from pipeline.pruning import gate
+        from pipeline.study.trial import Problem
+        from pipeline.training.setup import load_setup
 
         params = self.params
         *curve, end = control_of(params, self.network)
         against_control = params.gate.reference == "control"
         points, final = (curve, end) if against_control else (curve[:1], curve[0])
         return Problem(
-            job=load_job(params, self.network, RESULTS),
+            setup=load_setup(params, self.network, RESULTS),
             numbers=self.numbers,
             active=params.prune.methods[self.method].rules,
             recipe=params.finetune[self.network],
             baseline=RESULTS / "train" / self.network / "network.pt",
-            target=pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),
+            target=gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),
             final=(final["psnr"], final["ssim"]),
             rivals={"baseline": curve[0]["psnr"], "control": end["psnr"]},
             ssim=params.search.ssim,

@@ -34,8 +34,8 @@ def stores_answer() -> Iterator[None]:
 
 def watch(study: Study, opened: Any) -> None:
     """Run the workers until the study has its trials; one that dies is replaced, as long as that isn't the rule."""
-    from pipeline import search as optuna_search
     from pipeline.progress import Trials
+    from pipeline.study import search as optuna_search
 
     words = [
         sys.executable,
@@ -77,7 +77,7 @@ def watch(study: Study, opened: Any) -> None:
 
 def show(study: Study, opened: Any, shown: Any) -> None:
     """Trials done, and the best of them."""
-    from pipeline import search as optuna_search
+    from pipeline.study import search as optuna_search
 
     for number, reason in optuna_search.failures(opened).items():
         if number not in shown.failed:

@@ -14,24 +14,25 @@ from stages.study import Study
 def work(study: Study) -> None:
     """One worker: trials until the study has its total."""
     end_with_parent(study.given.worker)
-    from pipeline import search, tracking
-    from pipeline.trial import CannotWinError, measure
+    from pipeline.study import search
+    from pipeline.study.trial import CannotWinError, measure
+    from pipeline.tracking import runs
 
     opened, problem = study.open(), study.problem()
     space = search.distributions(study.params.search.space)
     defaults = {key: getattr(study.numbers, key) for key in space}
-    above = tracking.study(study.name, {})
+    above = runs.study(study.name, {})
 
     def run(number: int, values: dict[str, float], report: Any) -> Any:
         tags = {"level": "trial", "network": study.network, "method": study.method}
-        tags |= tracking.note("trial", study.network, study.method)
+        tags |= runs.note("trial", study.network, study.method)
         child = above.child(f"trial {number}", tags)
         child.params(values)
         folder = SCRATCH / f"search-{digest(study.name, opened.user_attrs['baseline'], values)}"
         folder.mkdir(parents=True, exist_ok=True)
 
         def follow(iteration: Any, total: int) -> None:
-            child.metrics(tracking.iteration_figures(iteration, total), iteration.number)
+            child.metrics(runs.iteration_figures(iteration, total), iteration.number)
 
         try:
             outcome = measure(problem, values, folder, report, follow)

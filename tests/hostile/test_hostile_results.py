@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from runner import Hostile, base, check, copied
 
-from pipeline.pruning import Iteration
+from pipeline.pruning.iterations import Iteration
 
 CURVE = [{"steps": 3 * n, "psnr": 30.0, "ssim": 0.9} for n in range(3)]
 LOG = [asdict(Iteration(n, "accepted", "said", n, mac=9 - n, widths={"head": 8}, psnr=30.0)) for n in range(2)]

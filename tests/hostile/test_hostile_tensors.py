@@ -11,8 +11,9 @@ import pytest
 import torch
 from runner import Hostile, base, check, copied
 
-from pipeline import checkpoint, networks
+from pipeline import networks
 from pipeline.data.storage import save_split
+from pipeline.networks import checkpoint
 
 ARGS = {"scale": 2, "blocks": 2, "channels": 8}
 DRAWN = """

@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, rebuilt
 from pipeline.errors import UserError
 from pipeline.files import load_tensors
+from pipeline.networks import checkpoint, rebuilt
 from pipeline.networks.edsr import RGB_MEAN
 
 HOLDERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # BasicSR's averaged weights come first

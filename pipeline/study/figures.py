@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import records
-from pipeline.figures import save
+from pipeline.report.figures import save
 
 
 def study_pictures(folder: Path) -> list[Path]:

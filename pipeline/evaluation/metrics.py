@@ -1,12 +1,12 @@
 """PSNR and SSIM by a stated protocol, and the statistics of paired differences.
 
-Protocol: clamp to 0..1, round to 8 bit, all RGB channels together, `border` pixels shaved from each side
+Protocol: clamp to 0..1, round to 8 bit, all RGB channels together, `border` pixels cropped from each side
 (super-resolution: scale + 6, after Lim et al. 2017; else 0), mean over images. SSIM is scikit-image's
 structural_similarity with channel_axis=-1, data_range=1.0 and its other settings left alone (7x7 uniform window, sample
 covariance).
 
 Extra test sets are measured on the Y channel too, as papers print it (BasicSR's `test_y_channel`): BT.601 luma of 16 to
-235 as MATLAB's rgb2ycbcr, not rounded, `luma_border` pixels shaved; SSIM there is Wang et al.'s (2004), with an 11x11
+235 as MATLAB's rgb2ycbcr, not rounded, `luma_border` pixels cropped; SSIM there is Wang et al.'s (2004), with an 11x11
 Gaussian window of deviation 1.5.
 """
 
@@ -49,64 +49,64 @@ def luma_border(task: str, scale: int) -> int:
     return scale if task == "super_resolution" else 0
 
 
-def to_8bit(image: Tensor, shave: int = 0) -> Tensor:
+def to_8bit(image: Tensor, crop_border: int = 0) -> Tensor:
     """[1,3,H,W] in any range to [3,H-2s,W-2s] whole numbers 0..255 as float64; infinite values become NaN."""
     image = image[0].double()
     image = image.where(image.isfinite(), torch.nan).clamp(0, 1).mul(255).round()
-    return image[:, shave : image.shape[1] - shave, shave : image.shape[2] - shave]
+    return image[:, crop_border : image.shape[1] - crop_border, crop_border : image.shape[2] - crop_border]
 
 
-def psnr(output: Tensor, target: Tensor, shave: int = 0) -> float:
+def psnr(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
     """PSNR in dB of [1,3,H,W] images in 0..1; equal images give 100 dB, so that means stay finite."""
-    error = (to_8bit(output, shave) - to_8bit(target, shave)).square().mean().item()
+    error = (to_8bit(output, crop_border) - to_8bit(target, crop_border)).square().mean().item()
     return 10 * float(np.log10(255**2 / error)) if error else 100.0
 
 
-def ssim(output: Tensor, target: Tensor, shave: int = 0) -> float:
+def ssim(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
     """Structural similarity of [1,3,H,W] images in 0..1."""
     from skimage.metrics import structural_similarity
 
-    first, second = (to_8bit(x, shave).div(255).permute(1, 2, 0).cpu().numpy() for x in (output, target))
+    first, second = (to_8bit(x, crop_border).div(255).permute(1, 2, 0).cpu().numpy() for x in (output, target))
     return float(structural_similarity(first, second, channel_axis=-1, data_range=1.0))
 
 
-def luma(image: Tensor, shave: int = 0) -> np.ndarray:
+def luma(image: Tensor, crop_border: int = 0) -> np.ndarray:
     """[1,3,H,W] in 0..1, rounded to 8 bit, to its luma [H-2s,W-2s], 16..235: ITU-R BT.601, as MATLAB's rgb2ycbcr."""
-    red, green, blue = to_8bit(image, shave).cpu().numpy()
+    red, green, blue = to_8bit(image, crop_border).cpu().numpy()
     return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
 
 
-def psnr_y(output: Tensor, target: Tensor, shave: int = 0) -> float:
+def psnr_y(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
     """PSNR in dB of the Y channels, against a peak of 255; equal images give 100 dB."""
-    error = float(np.square(luma(output, shave) - luma(target, shave)).mean())
+    error = float(np.square(luma(output, crop_border) - luma(target, crop_border)).mean())
     return 10 * float(np.log10(255**2 / error)) if error else 100.0
 
 
-def ssim_y(output: Tensor, target: Tensor, shave: int = 0) -> float:
+def ssim_y(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
     """Structural similarity of the Y channels; each side needs 11 pixels after shaving."""
     from skimage.metrics import structural_similarity
 
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    return float(structural_similarity(luma(output, shave), luma(target, shave), **settings))
+    return float(structural_similarity(luma(output, crop_border), luma(target, crop_border), **settings))
 
 
 @torch.no_grad()
-def measure(network: nn.Module | None, images, shave: int, with_ssim: bool = True) -> Quality:
+def measure(network: nn.Module | None, images, crop_border: int, with_ssim: bool = True) -> Quality:
     """Quality over data.patches.Images, full frames in float32; without a network, of the images' reference."""
     psnrs, ssims = [], []
     for output, target in _restored(network, images):
-        psnrs.append(psnr(output, target, shave))
+        psnrs.append(psnr(output, target, crop_border))
         if with_ssim:
-            ssims.append(ssim(output, target, shave))
+            ssims.append(ssim(output, target, crop_border))
     return Quality(tuple(images.names), tuple(psnrs), tuple(ssims))
 
 
 @torch.no_grad()
 def measure_set(network: nn.Module | None, images, task: str) -> dict[str, float]:
     """Means over an extra test set by both protocols: psnr, ssim (RGB, as `measure`), psnr_y and ssim_y."""
-    shave, shave_y = border(task, images.scale), luma_border(task, images.scale)
+    crop_border, shave_y = border(task, images.scale), luma_border(task, images.scale)
     rows = [
-        (psnr(*pair, shave), ssim(*pair, shave), psnr_y(*pair, shave_y), ssim_y(*pair, shave_y))
+        (psnr(*pair, crop_border), ssim(*pair, crop_border), psnr_y(*pair, shave_y), ssim_y(*pair, shave_y))
         for pair in _restored(network, images)
     ]
     return dict(zip(("psnr", "ssim", "psnr_y", "ssim_y"), np.mean(rows, axis=0).tolist(), strict=True))

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Train
-from pipeline.device import Machine
 from pipeline.errors import UserError, explained
 from pipeline.files import load_tensors, save_tensors
+from pipeline.training.device import Machine
 
 SAVE_SECONDS = 15.0  # a kill loses at most this much training
 WARM_UP = 0.05  # share of a cosine schedule: a fresh Adam's first steps are all of full length

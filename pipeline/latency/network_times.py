@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import coupling, export, magnitudes, rules
-from pipeline.checkpoint import Kept
+from pipeline import export
 from pipeline.errors import UserError
+from pipeline.networks.checkpoint import Kept
+from pipeline.pruning import coupling, importance, rules
 
 Call = Callable[[Tensor], Any]
 CHILD_SECONDS = 300
@@ -74,7 +75,7 @@ def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
         if places is None:
             continue
         gone = [channel for channel, index in enumerate(slot.index) if not set(index) <= set(places)]
-        step = rules.channel_step(magnitudes.units(group), multiple)
+        step = rules.channel_step(importance.units(group), multiple)
         keep = min(group.channels, rules.round_up(group.channels - len(gone), step))
         removed[group.name] = gone[: group.channels - keep]
     return coupling.remove(original, found, {name: gone for name, gone in removed.items() if gone}).eval()

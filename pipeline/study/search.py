@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline import config, stores
 from pipeline.errors import UserError
-from pipeline.trial import CannotWinError, Outcome, Report, Values
+from pipeline.study.trial import CannotWinError, Outcome, Report, Values
 
 HEARTBEAT = 20  # seconds; a trial whose worker has been silent for GRACE of them is taken up by another
 GRACE = 3

@@ -1,7 +1,7 @@
 """Coupled channels: which channels of a network can only be removed together, and how to remove them.
 
 `find_groups` reads this from the traced graph, so it holds for any network: a label for every channel is carried
-through the operations (`pipeline.tracing`), labels that meet are united, and what the network's input or output, an
+through the operations (`tracing.py`), labels that meet are united, and what the network's input or output, an
 unknown operation or a normalisation over channels touches is never removed. Where a forward may write sizes as numbers,
 a trial decides: the shrunk network must run and agree with the masked one, or the channels are frozen and named.
 """
@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pipeline.labels import owner
 from pipeline.networks import duplicate
-from pipeline.tracing import follow
+from pipeline.pruning.labels import owner
+from pipeline.pruning.tracing import follow
 
 Removed = Mapping[str, Sequence[int]]
 

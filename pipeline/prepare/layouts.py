@@ -6,12 +6,13 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import config, quality
-from pipeline.data import photographs, sid
-from pipeline.data.photographs import SPLITS
+from pipeline import config
 from pipeline.data.raw import Exposures
-from pipeline.data.splits import Making, Source, bytes_needed, make, measure
 from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.prepare import image_files, sid, splits
+from pipeline.prepare.pairs import Making, Source, bytes_needed, make, measure
+from pipeline.prepare.splits import SPLITS
 
 ARCHIVES = {
     "div2k": "https://data.vision.ee.ethz.ch/cvl/DIV2K/",
@@ -69,8 +70,8 @@ def find(params: config.Params, network: str, pixels: bool = False) -> Found:
     exposures = Exposures(section.ratio, section.shot) if wanted.task == "low_light" else None
     if section.layout == "sid":
         exposures = None
-    shave = quality.border(wanted.task, wanted.scale)
-    measurable = 2 * shave + 8  # SSIM's window is 7 pixels wide
+    crop_border = metrics.border(wanted.task, wanted.scale)
+    measurable = 2 * crop_border + 8  # SSIM's window is 7 pixels wide
     minimum = max(params.train[network].patch * wanted.scale, measurable)
     found = Found({}, [])
     try:
@@ -86,11 +87,11 @@ def find(params: config.Params, network: str, pixels: bool = False) -> Found:
             found.parts[split] = Part(splits[split], making)
     for name, folder in section.test_sets.items():
         try:
-            sources = [Source(path.name, path) for path in photographs.list_images(Path(folder))]
+            sources = [Source(path.name, path) for path in image_files.list_images(Path(folder))]
         except UserError as error:
             found.faults.append(f"test_sets.{name}: {error}")
             continue
-        minimum = max(measurable, SSIM_WINDOW + 2 * quality.luma_border(wanted.task, wanted.scale))
+        minimum = max(measurable, SSIM_WINDOW + 2 * metrics.luma_border(wanted.task, wanted.scale))
         making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
                         wanted.multiple)  # fmt: skip
         found.parts[f"sets/{name}"] = Part(sources, making)
@@ -157,7 +158,7 @@ def _shared(parts: dict[str, Part]) -> list[str]:
 def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: Found) -> dict[str, list[Source]]:
     folder = Path(section.folder)
     if section.layout == "photographs":
-        paths = {path.name: path for path in photographs.list_images(folder)}
+        paths = {path.name: path for path in image_files.list_images(folder)}
         divided = _divided(folder, sorted(paths), seed)
         return {split: [Source(name, paths[name]) for name in names] for split, names in divided.items()}
     if section.layout == "paired":
@@ -172,9 +173,9 @@ def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: F
 def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
     listed = folder / "splits.json"
     if listed.exists():
-        return photographs.read_splits(listed, names)
+        return splits.read_splits(listed, names)
     try:
-        return photographs.make_splits(names, seed)
+        return splits.make_splits(names, seed)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 
@@ -182,7 +183,7 @@ def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
 def _paired(folder: Path, seed: int, found: Found) -> dict[str, list[Source]]:
     sides: list[dict[str, Path]] = []
     for side in ("inputs", "targets"):
-        paths = photographs.list_images(folder / side)
+        paths = image_files.list_images(folder / side)
         sides.append({path.stem: path for path in paths})
         names = {path.name for path in sides[-1].values()}
         for path in paths:

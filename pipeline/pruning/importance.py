@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline import config, cost, coupling, rules
+from pipeline import config, cost
+from pipeline.pruning import coupling, rules
 
 
 def relative_magnitudes(network: nn.Module, group: coupling.Group, reference: dict[str, float]) -> Tensor:

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config, records
-from pipeline.quality import Quality
+from pipeline.evaluation.metrics import Quality
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 NOTES = """\
 `baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
 removed. Validation drop: against the {reference}, the gate's reference (of `original`: against the baseline); the gate
 allows {drop:g} dB. Test drops are paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM:
-clamped, rounded to 8 bit, RGB, super-resolution shaved by scale + 6 pixels; SSIM is scikit-image's
+clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
 SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
 SET_NOTES = """\
-Extra test sets: means over the images. RGB as above. Y: BT.601 luma (16 to 235) of the images rounded to 8 bit, shaved
+Extra test sets: means over the images. RGB as above. Y: BT.601 luma (16 to 235) of the images rounded to 8 bit, cropped
 by scale pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian window."""
 
 

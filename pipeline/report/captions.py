@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, figures, pruning, records
+from pipeline import config, records
+from pipeline.evaluation import crops
+from pipeline.pruning import iterations
+from pipeline.report import figures
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,12 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
             partial(figures.training_curves, *of),
         ),
     ]  # fmt: skip
-    log = pruning.read_log(results / "prune" / network / shown / "log.json")
+    log = iterations.read_log(results / "prune" / network / shown / "log.json")
     if not any(entry.thresholds for entry in log):  # no group can give: there is no map to draw
         found = [one for one in found if one.file != f"{network}-thresholds.png"]
     looks = records.looks(results, network)
     said = LOOKS.format(shown)
-    for rule in (rule for rule in figures.RULES if rule in looks):
+    for rule in (rule for rule in crops.RULES if rule in looks):
         (name, drop), word = looks[rule], rule.replace(" ", "-")
         frames = f"evaluate/{network}/pictures/{word}"
         draw = partial(figures.looks, results / frames, shown, params.report.crop)
@@ -108,7 +111,7 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
 def _path(results: Path, params: config.Params, network: str) -> Picture:
     """Every method's path, with what its fine-tunes said."""
     methods, gate = params.run.methods, params.gate
-    limit = gate.max_psnr_drop + params.prune.networks[network].psnr_loan
+    limit = gate.max_psnr_drop + params.prune.networks[network].psnr_tolerance
     said = (
         f"{method}: {'; '.join(records.attempts(results / 'finetune' / network / method / 'attempts.json'))}"
         for method in methods

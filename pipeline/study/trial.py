@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, config, pruning, rules
-from pipeline.job import Job
+from pipeline import config
+from pipeline.networks import checkpoint
 from pipeline.progress import Silent
-from pipeline.training import NonFiniteLossError
+from pipeline.pruning import gate, iterations, prune, rules
+from pipeline.training import recipes
+from pipeline.training.loop import NonFiniteLossError
+from pipeline.training.setup import Setup
 
 Values = dict[str, float]
 Report = Callable[[int, float, float], None]  # iteration, MACs kept now, and the least that can be kept in the end
@@ -45,12 +48,12 @@ class CannotWinError(Exception):
 class Problem:
     """What the trials of a study share: the chain's baseline and control, which are never trained again."""
 
-    job: Job
+    setup: Setup
     numbers: config.Rules
     active: tuple[str, ...]
     recipe: config.Finetune
     baseline: Path
-    target: pruning.Target  # of the iterations
+    target: gate.Target  # of the iterations
     final: tuple[float, float]  # of the fine-tuned network: PSNR in dB, SSIM
     rivals: dict[str, float]  # PSNR in dB of the baseline and of the control's end
     ssim: bool  # whether SSIM must hold as well
@@ -65,7 +68,7 @@ def measure(
     values: Values,
     work: Path,
     report: Report,
-    on_iteration: Callable[[pruning.Iteration, int], None] = lambda iteration, total: None,
+    on_iteration: Callable[[iterations.Iteration, int], None] = lambda iteration, total: None,
 ) -> Outcome:
     """One trial: prune by these numbers, fine-tune the last accepted network once, measure it.
 
@@ -73,15 +76,15 @@ def measure(
     the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
     Unfinished work lies in `work`, and is gone on with.
     """
-    job = problem.job
+    setup = problem.setup
     numbers = config.checked_rules(problem.numbers, values)
-    network, _ = checkpoint.load(problem.baseline, job.network.factory)
-    total, accepted, steps = job.cost(network).mac, [], 0
-    whole = numbers.max_iterations * job.iteration_steps + problem.recipe.steps
+    network, _ = checkpoint.load(problem.baseline, setup.network.factory)
+    total, accepted, steps = setup.cost(network).mac, [], 0
+    whole = numbers.max_iterations * setup.iteration_steps + problem.recipe.steps
 
-    def follow(iteration: pruning.Iteration) -> None:
+    def follow(iteration: iterations.Iteration) -> None:
         nonlocal steps
-        steps = iteration.number * job.iteration_steps
+        steps = iteration.number * setup.iteration_steps
         if iteration.verdict == "accepted":
             accepted.append(iteration)
         on_iteration(iteration, total)
@@ -95,16 +98,16 @@ def measure(
         except CannotWinError as error:
             raise CannotWinError(error.mac_kept, {"steps": steps, "saved_share": 1 - steps / whole}) from None
 
-    log = pruning.prune(network, job, numbers, problem.active, problem.target, work, Silent(), follow)
+    log = prune.prune(network, setup, numbers, problem.active, problem.target, work, Silent(), follow)
     last = accepted[-1]
     tell(len(log) - 1, last.mac / total, last.mac / total)  # the fine-tune removes nothing
 
-    pruned, _ = checkpoint.load(work / f"accepted-{last.number:03d}.pt", job.network.factory)
+    pruned, _ = checkpoint.load(work / f"accepted-{last.number:03d}.pt", setup.network.factory)
     with contextlib.suppress(NonFiniteLossError):  # then it is judged as it was left
-        pruning.train_final(pruned, job, problem.recipe, work / "finetune.pt", Silent())
-    measured = job.quality(pruned)
+        recipes.train_final(pruned, setup, problem.recipe, work / "finetune.pt", Silent())
+    measured = setup.quality(pruned)
     found = (measured.mean_psnr, measured.mean_ssim)
-    allowed = {"psnr_drop": job.gate.max_psnr_drop, "ssim_drop": job.gate.max_ssim_drop}
+    allowed = {"psnr_drop": setup.gate.max_psnr_drop, "ssim_drop": setup.gate.max_ssim_drop}
     drops = {"psnr_drop": problem.final[0] - found[0], "ssim_drop": problem.final[1] - found[1]}
     against = {f"psnr_drop_{name}": psnr - found[0] for name, psnr in problem.rivals.items()}
     notes = against | drops | {"steps": steps + problem.recipe.steps, "saved_share": 0.0}
@@ -118,7 +121,7 @@ def _number(value: float) -> float:
 
 
 def least_share(
-    first: pruning.Iteration, now: pruning.Iteration, numbers: config.Rules, active: Sequence[str], left: int
+    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Rules, active: Sequence[str], left: int
 ) -> float:
     """The smallest share of a network's present MACs that `left` more iterations can leave.
 

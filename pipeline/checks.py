@@ -1,94 +1,34 @@
-"""What a pruning run works on and by: the same for every method of a network."""
+"""What is tried before anything trains: whether a network can be built, trained, traced, counted and measured."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import config, cost, quality, rebuilt
-from pipeline.data.patches import load_images
-from pipeline.device import Machine, choose
+from pipeline import config, cost
 from pipeline.errors import UserError, explained, under
-from pipeline.networks import affordable, build, duplicate, gigabytes, memory
-from pipeline.tracing import follow
-from pipeline.training import backward, forward
+from pipeline.networks import affordable, build, duplicate, gigabytes, memory, rebuilt
+from pipeline.pruning.tracing import follow
+from pipeline.training.device import choose
+from pipeline.training.loop import backward, forward
+from pipeline.training.setup import Setup, channels, example, misfit
 
 if TYPE_CHECKING:
-    from pipeline.data.layouts import Part
+    from pipeline.prepare.layouts import Part
 
-SIZES = 64  # of pictures that a network is tried on without their pixels, some 0.03 s each
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a pruning run works on and by; the same for every method of a network."""
-
-    name: str  # of the network in params.yaml
-    network: config.Network
-    train: Any  # data.patches.Images
-    validation: Any
-    recipe: config.Train
-    retrain: config.Retrain
-    gate: config.Gate
-    machine: Machine
-    size: tuple[int, int]  # input height and width at which costs are counted
-    seed: int
-
-    @property
-    def shave(self) -> int:
-        return quality.border(self.network.task, self.network.scale)
-
-    @property
-    def iteration_steps(self) -> int:
-        return self.retrain.train_steps + self.retrain.retrain_steps
-
-    @property
-    def loan(self) -> tuple[float, float]:
-        return self.retrain.psnr_loan, self.retrain.ssim_loan
-
-    def cost(self, network: nn.Module) -> cost.Cost:
-        return cost.measure(network, self.size, channels(self.network))
-
-    def example(self, network: nn.Module | None = None) -> Tensor:
-        """The image that the network is traced with: any size gives the same groups, if the network can take it."""
-        return example(self.network, self.recipe, network)
-
-    def check(self, network: nn.Module) -> None:
-        """UserError unless the network can be trained by this job, and measured on its validation images."""
-        check(self.name, self.network, self.example(network), network, self.machine.bf16)
-        check_patch(self.name, self.network, self.recipe, network)
-        check_size(self.name, self.network, self.size, network)
-        check_images(self.name, self.network, self.validation.sizes, self.validation.names, network)
-
-    def quality(self, network: nn.Module) -> quality.Quality:
-        return quality.measure(network, self.validation, self.shave)
-
-    def validate(self, network: nn.Module) -> float:
-        return quality.measure(network, self.validation, self.shave, with_ssim=False).mean_psnr
+SIZES = 64  # of images that a network is tried on without their pixels, some 0.03 s each
 
 
-def channels(section: config.Network) -> int:
-    """Channels of the network's input: packed Bayer or RGB."""
-    return 4 if section.task == "low_light" else 3
-
-
-def example(section: config.Network, recipe: config.Train, network: nn.Module | None = None) -> Tensor:
-    """A black input of the network's task: [1, channels, side, side] in float32.
-
-    The side is a multiple of the patch's that isn't small; of a large patch 64 pixels do, if the network takes them.
-    """
-    side = recipe.patch * math.ceil(16 / recipe.patch)
-    if side > 64:
-        fits = network is None or not _misfit(section, (1, 64, 64), network)
-        side = 64 if fits else side
-    return torch.zeros(1, channels(section), side, side, dtype=torch.float32)  # whatever a user's module has made usual
+def check_trainable(setup: Setup, network: nn.Module) -> None:
+    """UserError unless the network can be trained by its set-up, and measured on the validation images."""
+    check(setup.name, setup.network, setup.example(network), network, setup.machine.bf16)
+    check_patch(setup.name, setup.network, setup.recipe, network)
+    check_size(setup.name, setup.network, setup.size, network)
+    check_images(setup.name, setup.network, setup.validation.sizes, setup.validation.names, network)
 
 
 def check(name: str, section: config.Network, example: Tensor, network: nn.Module, bf16: bool = False) -> None:
@@ -159,25 +99,11 @@ def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bo
         raise UserError(f"no parameter of {type(network).__name__} gets a gradient from its output in training")
 
 
-def _misfit(section: config.Network, size: tuple[int, int, int], network: nn.Module) -> str:
-    """Why the network doesn't make what its task asks for of inputs of that batch, height and width; empty if it does.
-
-    Only shapes are computed, so that no size is too large.
-    """
-    batch, height, width = size
-    wanted = (batch, 3, section.scale * height, section.scale * width)
-    try:
-        made = cost.shape(network, (batch, channels(section), height, width))
-    except UserError as error:
-        return str(error)
-    return "" if made == wanted else f"{type(network).__name__} makes {made} and not {wanted}"
-
-
 def _multiple_of(section: config.Network, network: nn.Module) -> str:
     """What the sides must be multiples of, in words; empty when that isn't the reason."""
 
     def takes(height: int, width: int) -> bool:
-        return not _misfit(section, (1, height, width), network)
+        return not misfit(section, (1, height, width), network)
 
     # a look at multiples of many numbers, since a search in a network that takes nothing is long
     found = cost.multiple(takes) if any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224)) else 0
@@ -194,7 +120,7 @@ def check_patch(name: str, section: config.Network, recipe: config.Train, networ
     """UserError unless the network takes patches of the training's size, and a batch of them fits in memory."""
     side, batch = recipe.patch, recipe.batch
     pixels = 4 * batch * side**2 * (channels(section) + 3 * section.scale**2)  # bytes of inputs and targets
-    reason = _misfit(section, (1, side, side), network)
+    reason = misfit(section, (1, side, side), network)
     if reason:
         raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(section, network)}")
     spent = cost.measure(network, (side, side), channels(section))
@@ -212,7 +138,7 @@ def check_images(
     first = {tuple(map(int, size)): picture for size, picture in zip(reversed(sizes), reversed(names), strict=True)}
     some = sorted(first)[:: len(first) // SIZES + 1]  # photographs may all differ in size
     for height, width in some:
-        picture, reason = first[height, width], _misfit(section, (1, height, width), network)
+        picture, reason = first[height, width], misfit(section, (1, height, width), network)
         if reason:
             hint = _multiple_of(section, network)
             raise UserError(
@@ -226,7 +152,7 @@ def check_images(
 def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
     """UserError unless the network takes square images of these sides, in pixels, which are to be timed."""
     for side in sides:
-        reason = _misfit(section, (1, side, side), network)
+        reason = misfit(section, (1, side, side), network)
         if reason:
             raise UserError(f"latency.sides has {side}: {reason}{_multiple_of(section, network)}")
         _fits_memory(f"latency.sides: {side}", _frame(section, (side, side), network))
@@ -234,7 +160,7 @@ def check_sides(section: config.Network, sides: Sequence[int], network: nn.Modul
 
 def check_size(name: str, section: config.Network, size: tuple[int, int], network: nn.Module) -> None:
     """UserError unless the network takes an image of the size, height and width, at which costs are counted."""
-    reason = _misfit(section, (1, *size), network)
+    reason = misfit(section, (1, *size), network)
     if reason:
         raise UserError(f"analyze.{name}.size is {list(size)}, but {reason}{_multiple_of(section, network)}")
 
@@ -272,21 +198,3 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     resamples, images = params.evaluate.bootstrap, len(parts["test"].sizes)
     _fits_memory(f"evaluate.bootstrap: {resamples} of {images} test images", 16 * resamples * images)  # int64, float64
     return net
-
-
-def load_job(params: config.Params, network: str, results: Path) -> Job:
-    """The job of one network: its recipes, the machine, and the images that `prepare` left in `results`."""
-    machine = choose(params.device, params.threads, params.precision)
-    data = results / "prepare" / network
-    return Job(
-        name=network,
-        network=params.networks[network],
-        train=load_images(data / "train", machine.device),
-        validation=load_images(data / "validation", machine.device),
-        recipe=params.train[network],
-        retrain=params.prune.networks[network],
-        gate=params.gate,
-        machine=machine,
-        size=params.analyze[network].size,
-        seed=params.seed * 1_000_003,
-    )

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data import sid
 from pipeline.data.degradations import bicubic_downscale, darken
-from pipeline.data.photographs import image_size, load_image
 from pipeline.data.raw import Exposures
 from pipeline.data.storage import Prepared
 from pipeline.errors import UserError
+from pipeline.prepare import sid
+from pipeline.prepare.image_files import image_size, load_image
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline import config, gallery, layer_times, records, tables
+from pipeline import config, records
 from pipeline.files import read_json, replacing, write_bytes
+from pipeline.latency import layer_times
+from pipeline.report import captions, tables
 
 PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
 UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
@@ -222,7 +224,7 @@ def described(methods: dict[str, Sequence[str]]) -> str:
     return f"Methods: {'; '.join(said)}."
 
 
-def shown(picture: gallery.Picture, network: str) -> list[str]:
+def shown(picture: captions.Picture, network: str) -> list[str]:
     """A picture with how it is read and where its figures are."""
     return [f"### {picture.heading}", f"{picture.says} {_from(*picture.sources)}".strip(), "",
             *(f"- {note}" for note in picture.notes), "",
@@ -238,7 +240,7 @@ def markdown(
     params: config.Params,
     rows: list[dict[str, Any]],
     latency: dict[str, dict[str, Any]],
-    pictures: dict[str, list[gallery.Picture]],
+    pictures: dict[str, list[captions.Picture]],
     whole: dict[str, list[str]],
     table: str,
 ) -> str:
@@ -330,7 +332,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
     latency = {n: records.latency(results, n, params.run.methods[-1]) for n in params.run.networks}
     whole = {n: records.groups(results, n)["frozen"] for n in params.run.networks}
-    pictures = {network: gallery.pictures(results, params, rows, network) for network in params.run.networks}
+    pictures = {network: captions.pictures(results, params, rows, network) for network in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
     with replacing(folder / "pictures") as drawn:  # what can't be drawn leaves the last report as it was
         for picture in (one for found in pictures.values() for one in found):

@@ -25,8 +25,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import stores, views
+from pipeline import stores
 from pipeline.errors import UserError
+from pipeline.tracking import views
 
 # where a store is made, MLflow and Alembic tell of every table
 for chatty in ("mlflow", "alembic"):

@@ -1,19 +1,15 @@
 """Follows the channels of a network through its traced graph, from ATen operation to ATen operation.
 
 Convention. A handler takes (labels, node, arguments by the names in the operation's schema) and returns the node's
-value: an array of labels as `pipeline.labels` describes it, or a list of them where the operation returns several
+value: an array of labels as `labels.py` describes it, or a list of them where the operation returns several
 tensors. `HANDLERS` at the end is the table; overloads and the underscore of in-place operations are ignored. An
 operation outside the table freezes every label it reads and everything it makes.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
-from pipeline.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
 from pipeline.networks import duplicate
+from pipeline.pruning.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -72,18 +69,6 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
     return result
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch logs and prints a page about a forward that it can't trace; one sentence says it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def step(trace: Labels, node: Node) -> Value:

@@ -49,7 +49,7 @@ def save(
     The file appears whole or not at all. Raises UserError when it cannot be written, or would load as a network that
     computes something else; ValueError when kept does not fit the network or a value is not plain.
     """
-    from pipeline import rebuilt
+    from pipeline.networks import rebuilt
 
     state = network.state_dict()
     for key, value in state.items():
@@ -102,7 +102,7 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if content.get("trace") is not None:
-        from pipeline import rebuilt
+        from pipeline.networks import rebuilt
 
         if not rebuilt.follows(network, content["trace"]):
             raise UserError(

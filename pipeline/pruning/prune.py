@@ -1,0 +1,223 @@
+"""The paper's method: prune, retrain, measure, accept or roll back.
+
+One iteration: train with regularisation -> thresholds -> remove -> retrain -> measure on the validation images ->
+accept, or go back to the last accepted network. Read `prune` from top to bottom; the rules themselves are in rules.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline import config
+from pipeline.errors import UserError
+from pipeline.files import load_tensors, read_sealed, write_sealed
+from pipeline.networks import checkpoint, duplicate
+from pipeline.progress import Progress
+from pipeline.pruning import coupling, rules
+from pipeline.pruning.gate import Target, judge
+from pipeline.pruning.importance import group_states, lasso_shares, reference_magnitudes, regulariser
+from pipeline.pruning.iterations import Iteration
+from pipeline.training.loop import NonFiniteLossError
+from pipeline.training.recipes import train_iteration
+from pipeline.training.setup import Setup
+
+
+@dataclass
+class Current:
+    """The last accepted network and how it came about."""
+
+    network: nn.Module
+    groups: coupling.Coupling
+    kept: dict[str, dict[int, list[int]]]  # tensor -> dimension -> channels of the baseline that are left
+    cuts: tuple[dict[str, tuple[int, ...]], ...] = ()  # what each accepted iteration removed
+
+    @property
+    def lineage(self) -> int:
+        """Iterations of training behind it."""
+        return len(self.cuts)
+
+
+def prune(
+    baseline: nn.Module,
+    setup: Setup,
+    numbers: config.Rules,
+    active: tuple[str, ...],
+    target: Target,
+    scratch: Path,
+    progress: Progress,
+    on_iteration: Callable[[Iteration], None] = lambda iteration: None,
+) -> list[Iteration]:
+    """Prune by the rules `active` until a stopping rule holds; returns the log.
+
+    Accepted networks are left in `scratch` as accepted-NNN.pt (000: the baseline). Called again after a stop at any
+    moment, it goes on from there and ends with the same bits.
+    """
+    baseline = baseline.to(setup.machine.device)
+    all_groups = coupling.find_groups(baseline, setup.example(baseline).to(setup.machine.device))
+    for sentence in all_groups.frozen:
+        progress.say(sentence)
+    reference = reference_magnitudes(baseline, all_groups)
+    original = {group.name: group.channels for group in all_groups.groups}
+    total = setup.cost(baseline)
+
+    current, state, log = _restore(scratch, baseline, all_groups, setup)
+    if not log:
+        state = rules.State(alpha=numbers.threshold_scale, step=numbers.threshold_growth)
+        log = [_record(0, "accepted", "the baseline", current, setup, target)]
+        _keep(scratch, current, setup, state, log)
+    for iteration in log:
+        on_iteration(iteration)
+    progress.phase_over(setup.iteration_steps * (len(log) - 1))
+
+    while True:
+        stop = stop_reason(log, numbers, total.mac)
+        if stop:
+            break
+        number = len(log)
+        trial = duplicate(current.network)
+        found = group_states(trial, setup.cost(trial), current.groups, reference, original)
+        if rules.next_plan(found, state, active, numbers, (total.mac, total.weights)) is None:
+            stop = "no group can give any more"
+            break
+        penalty = regulariser(current.groups, reference, lasso_shares(found, active), numbers, active)
+        made: dict[str, Any] = {"trial": current}
+
+        def remove(network: nn.Module, made=made, current=current, state=state) -> nn.Module:
+            found = group_states(network, setup.cost(network), current.groups, reference, original)
+            made["plan"] = rules.next_plan(found, state, active, numbers, (total.mac, total.weights))
+            if made["plan"] is None:  # there was one before training: the last step left weights that aren't numbers
+                raise NonFiniteLossError(setup.retrain.train_steps)
+            smaller, made["trial"] = cut(network, current, made["plan"].removed)
+            return smaller
+
+        ended = (
+            setup.iteration_steps * number
+        )  # where the progress stands after this iteration, also if it is cut short
+        try:
+            smaller = train_iteration(trial, setup, number, scratch, progress, penalty, remove)
+        except NonFiniteLossError as error:
+            plan = made.get("plan") or rules.plan(
+                found, state, state.alpha, active, numbers, (total.mac, total.weights)
+            )
+            progress.base = ended
+            before = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
+            log.append(_refusal(number, plan, before, f"{error}"))
+            state = rules.after_rejected(state, plan, found)
+        else:
+            plan, candidate = made["plan"], made["trial"]
+            record = _record(number, "", "", candidate, setup, target, plan)
+            accepted, reason = judge(
+                (record.psnr, record.ssim), target.at(candidate.lineage), setup.gate, setup.tolerance
+            )
+            gave = ", ".join(f"{name} {len(gone)}" for name, gone in plan.removed.items())
+            verdict = "accepted" if accepted else "rejected"
+            log.append(Iteration(**{**vars(record), "verdict": verdict, "reason": f"{reason}; gave: {gave}"}))
+            now = group_states(smaller, setup.cost(smaller), candidate.groups, reference, original)
+            if accepted:
+                current, state = candidate, rules.after_accepted(state, plan, now, active, numbers)
+            else:
+                state = rules.after_rejected(state, plan, found)
+        _keep(scratch, current, setup, state, log)
+        for left in scratch.glob(f"{number:03d}-*.pt"):
+            left.unlink()
+        last = log[-1]
+        progress.say(f"iteration {number} {last.verdict}, MAC {100 * last.mac / total.mac:.1f}%: {last.reason}")
+        on_iteration(last)
+    progress.say(f"stopped after {len(log) - 1} iterations: {stop}")
+    return log
+
+
+def stop_reason(log: list[Iteration], numbers: config.Rules, original_mac: int) -> str:
+    """The sentence of the first stopping rule that holds, or nothing."""
+    accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
+    rejected_in_a_row = len(log) - 1 - accepted[-1].number
+    if accepted[-1].mac <= numbers.target_mac * original_mac:
+        return f"the MAC target of {100 * numbers.target_mac:g}% is reached"
+    if rejected_in_a_row >= numbers.patience:
+        return f"{rejected_in_a_row} rejections in a row"
+    if len(log) > numbers.max_iterations:
+        return "max_iterations"
+    return ""
+
+
+def cut(network: nn.Module, current: Current, removed: dict[str, tuple[int, ...]]) -> tuple[nn.Module, Current]:
+    """The smaller network, and its place after `current`."""
+    smaller = coupling.remove(network, current.groups, removed)
+    kept = {tensor: dict(dims) for tensor, dims in current.kept.items()}
+    for tensor, dims in coupling.kept_indices(network, current.groups, removed).items():
+        for dim, left in dims.items():
+            before = kept.setdefault(tensor, {}).get(dim)
+            kept[tensor][dim] = [before[i] for i in left] if before else list(left)
+    return smaller, Current(smaller, coupling.narrow(current.groups, removed), kept, (*current.cuts, removed))
+
+
+def _record(number, verdict, reason, current: Current, setup: Setup, target: Target, plan: rules.Plan | None = None):
+    """Measure a network for the log."""
+    measured, spent = setup.quality(current.network), setup.cost(current.network)
+    aim = target.at(current.lineage)
+    return Iteration(
+        number, verdict, reason, current.lineage,
+        alpha=plan.alpha if plan else 0.0,
+        thresholds=dict(plan.thresholds) if plan else {},
+        removed={name: len(gone) for name, gone in plan.removed.items()} if plan else {},
+        channels={group.name: group.channels for group in current.groups.groups},
+        widths={layer.name: layer.out_channels for layer in spent.layers},
+        mac=spent.mac, weights=spent.weights, activations=spent.activations, bw=spent.bw,
+        psnr=measured.mean_psnr, ssim=measured.mean_ssim,
+        psnr_drop=aim[0] - measured.mean_psnr, ssim_drop=aim[1] - measured.mean_ssim,
+    )  # fmt: skip
+
+
+def _refusal(number: int, plan: rules.Plan, accepted: Iteration, reason: str) -> Iteration:
+    """The log of an iteration whose training broke down: the figures are the last accepted network's."""
+    return Iteration(**{
+        **vars(accepted), "number": number, "verdict": "rejected", "reason": reason,
+        "alpha": plan.alpha, "thresholds": dict(plan.thresholds),
+        "removed": {name: len(gone) for name, gone in plan.removed.items()},
+    })  # fmt: skip
+
+
+def _keep(scratch: Path, current: Current, setup: Setup, state: rules.State, log: list[Iteration]) -> None:
+    """The last accepted network, then the log: whoever reads the log finds the network that it speaks of."""
+    if log[-1].verdict == "accepted":
+        path = scratch / f"accepted-{log[-1].number:03d}.pt"
+        checkpoint.save(
+            path, current.network, setup.network.factory, setup.network.args, current.kept, example=setup.example()
+        )
+    saved = {**asdict(state), "frozen": sorted(state.frozen)}
+    lines = [vars(iteration) for iteration in log]
+    write_sealed(scratch / "log.json", {"state": saved, "cuts": current.cuts, "log": lines})
+
+
+def _restore(
+    scratch: Path, baseline: nn.Module, groups: coupling.Coupling, setup: Setup
+) -> tuple[Current, rules.State | None, list[Iteration]]:
+    """Where an earlier process got to, or the beginning; of a damaged folder too, after a line that says so."""
+    start = Current(duplicate(baseline), groups, {}), None, []
+    if not (scratch / "log.json").exists():
+        return start
+    try:
+        saved = read_sealed(scratch / "log.json")
+        log = [Iteration(**iteration) for iteration in saved["log"]]
+        sets = {"frozen": frozenset(saved["state"]["frozen"]), "suspects": tuple(saved["state"]["suspects"])}
+        accepted = [iteration.number for iteration in log if iteration.verdict == "accepted"]
+        for number in accepted[:-1]:  # all of them are results
+            load_tensors(scratch / f"accepted-{number:03d}.pt")
+        last = accepted[-1]
+        network, meta = checkpoint.load(scratch / f"accepted-{last:03d}.pt", setup.network.factory)
+        cuts = tuple({name: tuple(gone) for name, gone in removed.items()} for removed in saved["cuts"])
+        for removed in cuts:  # renumbered rather than traced again, so that every group keeps its name
+            groups = coupling.narrow(groups, removed)
+        current = Current(network.to(setup.machine.device), groups, meta["kept"], cuts)
+        return current, rules.State(**{**saved["state"], **sets}), log
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+        print(f"{scratch} is damaged ({error}): the pruning starts anew", file=sys.stderr)
+        for path in scratch.iterdir():
+            path.unlink()
+        return start

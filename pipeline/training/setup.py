@@ -1,0 +1,107 @@
+"""A network's set-up: its images, recipes, gate and machine, which the control and every method share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import config, cost
+from pipeline.data.dataset import load_images
+from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.training.device import Machine, choose
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything but the weights that a training or a pruning run of one network needs."""
+
+    name: str  # of the network in params.yaml
+    network: config.Network
+    train: Any  # data.patches.Images
+    validation: Any
+    recipe: config.Train
+    retrain: config.Retrain
+    gate: config.Gate
+    machine: Machine
+    size: tuple[int, int]  # input height and width at which costs are counted
+    seed: int
+
+    @property
+    def crop_border(self) -> int:
+        return metrics.border(self.network.task, self.network.scale)
+
+    @property
+    def iteration_steps(self) -> int:
+        return self.retrain.train_steps + self.retrain.retrain_steps
+
+    @property
+    def tolerance(self) -> tuple[float, float]:
+        return self.retrain.psnr_tolerance, self.retrain.ssim_tolerance
+
+    def cost(self, network: nn.Module) -> cost.Cost:
+        return cost.measure(network, self.size, channels(self.network))
+
+    def example(self, network: nn.Module | None = None) -> Tensor:
+        """The image that the network is traced with: any size gives the same groups, if the network can take it."""
+        return example(self.network, self.recipe, network)
+
+    def quality(self, network: nn.Module) -> metrics.Quality:
+        return metrics.measure(network, self.validation, self.crop_border)
+
+    def validate(self, network: nn.Module) -> float:
+        return metrics.measure(network, self.validation, self.crop_border, with_ssim=False).mean_psnr
+
+
+def channels(section: config.Network) -> int:
+    """Channels of the network's input: packed Bayer or RGB."""
+    return 4 if section.task == "low_light" else 3
+
+
+def example(section: config.Network, recipe: config.Train, network: nn.Module | None = None) -> Tensor:
+    """A black input of the network's task: [1, channels, side, side] in float32.
+
+    The side is a multiple of the patch's that isn't small; of a large patch 64 pixels do, if the network takes them.
+    """
+    side = recipe.patch * math.ceil(16 / recipe.patch)
+    if side > 64:
+        fits = network is None or not misfit(section, (1, 64, 64), network)
+        side = 64 if fits else side
+    return torch.zeros(1, channels(section), side, side, dtype=torch.float32)  # whatever a user's module has made usual
+
+
+def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Module) -> str:
+    """Why the network doesn't make what its task asks for of inputs of that batch, height and width; empty if it does.
+
+    Only shapes are computed, so that no size is too large.
+    """
+    batch, height, width = size
+    wanted = (batch, 3, section.scale * height, section.scale * width)
+    try:
+        made = cost.shape(network, (batch, channels(section), height, width))
+    except UserError as error:
+        return str(error)
+    return "" if made == wanted else f"{type(network).__name__} makes {made} and not {wanted}"
+
+
+def load_setup(params: config.Params, network: str, results: Path) -> Setup:
+    """The setup of one network: its recipes, the machine, and the images that `prepare` left in `results`."""
+    machine = choose(params.device, params.threads, params.precision)
+    data = results / "prepare" / network
+    return Setup(
+        name=network,
+        network=params.networks[network],
+        train=load_images(data / "train", machine.device),
+        validation=load_images(data / "validation", machine.device),
+        recipe=params.train[network],
+        retrain=params.prune.networks[network],
+        gate=params.gate,
+        machine=machine,
+        size=params.analyze[network].size,
+        seed=params.seed * 1_000_003,
+    )
