@@ -252,7 +252,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote; UserError when the file isn't as it was written."""
     value = read_json(path, "digest")
     if value.pop("digest") != digest(value):
-        raise UserError(f"{path} is damaged: it isn't as it was written")
+        raise UserError(f"{path} isn't as it was written; {again(path)}")
     return value
 
 

@@ -134,22 +134,20 @@ def load_split(folder: Path) -> Prepared:
     split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
     for key in LARGE:
         if key in values["content"]:
-            split[key] = _mapped(folder / f"{key}.npy", values["content"][key])
-            _check_form(folder / f"{key}.npy", split[key], *_form(split, key))
+            path = folder / f"{key}.npy"
+            split[key] = _mapped(path)
+            _check_form(path, split[key], *_form(split, key))
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != values["content"][key]:
+                    raise UserError(f"{path}: isn't as it was written (its checksum is another); {again(path)}")
     return split
 
 
-def _mapped(path: Path, checksum: str) -> np.ndarray:
+def _mapped(path: Path) -> np.ndarray:
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise UserError(f"{path}: cannot be read as a prepared split: it is no file; {again(path)}")
     try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != checksum:
-            raise UserError(f"{path}: isn't as it was written (its checksum is another); {again(path)}")
         return np.lib.format.open_memmap(path, mode="r")
-    except UserError:
-        raise
     except Exception as error:  # numpy names no common class for what a damaged header raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as a prepared split ({reason}); {again(path)}") from None
