@@ -27,7 +27,7 @@ def train(params: config.Params, network: str) -> None:
     with runs.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
         import torch
 
-        from pipeline import networks
+        from pipeline import checks, networks
         from pipeline.networks import checkpoint, rebuilt
         from pipeline.progress import Progress
         from pipeline.training.loop import NonFiniteLossError, fit
@@ -37,7 +37,7 @@ def train(params: config.Params, network: str) -> None:
         torch.manual_seed(params.seed)
         net = networks.build(wanted.factory, wanted.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
-        setup.check(net)
+        checks.check_trainable(setup, net)
         rebuilt.check(wanted.factory, wanted.args, net, setup.example())
         work = scratch("train", params, network, flat(recipe), flat(wanted), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
@@ -89,7 +89,7 @@ def warn(setup: Setup, net: nn.Module, psnr: float, start: float, given: str | N
     found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
     hint = measured_range(net, setup.validate, start) if given else "it needs more steps, or another lr"
     warnings.warn(
-        f"warning: train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
+        f"train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
     )
 
 

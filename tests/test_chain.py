@@ -405,7 +405,8 @@ def test_an_exploding_baseline_stops_with_the_step_named(repro: Path, tmp_path: 
     folder = tmp_path / "exploding"
     shutil.copytree(repro, folder, symlinks=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["train"]["edsr"] |= {"lr": 10.0, "clip": 0.0, "steps": 400}
+    params["train"]["edsr"] |= {"lr": 10.0, "clip": 0.0, "steps": 9}
+    params["networks"]["edsr"]["args"]["blocks"] = 16
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     done = stage(folder, "train", "edsr")
     assert done.returncode == 2

@@ -13,7 +13,7 @@ from test_coupling import EXAMPLE, check, random_removal
 from test_pruning import A, D, run
 from torch import nn
 
-from pipeline import config, cost
+from pipeline import checks, config, cost
 from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
 from pipeline.networks import build, checkpoint
@@ -111,7 +111,7 @@ def test_the_method_prunes_the_examples(
 ) -> None:
     torch.manual_seed(0)
     network, setup = build(factory, args), job_of(setup, factory, args, pictures)
-    setup.check(network)
+    checks.check_trainable(setup, network)
     log = run(network, setup, numbers, active, tmp_path)
     assert [iteration.verdict for iteration in log] == ["accepted"] * 4
     assert log[-1].mac < log[0].mac

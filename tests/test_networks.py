@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import config
+from pipeline import checks, config
 from pipeline.errors import UserError
 from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
 from pipeline.networks.edsr import EDSR
 from pipeline.networks.sid import SID
-from pipeline.training import setup
 
 
 def parameters(network: nn.Module) -> int:
@@ -175,13 +174,13 @@ def toy_module() -> ModuleType:
 def test_a_network_that_cant_be_trained_or_answers_otherwise_than_its_task_is_refused() -> None:
     section = config.Network(factory="toy:build", task="restoration", scale=1)
     image = torch.zeros(1, 3, 16, 16)
-    setup.check("toy", section, image, torch.nn.Conv2d(3, 3, 1))
+    checks.check("toy", section, image, torch.nn.Conv2d(3, 3, 1))
     with pytest.raises(
         UserError, match=r"networks\.toy: the network of 'toy:build' has no parameter that can be trained"
     ):
-        setup.check("toy", section, image, torch.nn.Identity())
+        checks.check("toy", section, image, torch.nn.Identity())
     with pytest.raises(UserError, match=r"networks\.toy: .* but it gives \(1, 4, 16, 16\)"):
-        setup.check("toy", section, image, torch.nn.Conv2d(3, 4, 1))
+        checks.check("toy", section, image, torch.nn.Conv2d(3, 4, 1))
 
 
 def test_a_factory_that_ends_the_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,4 +196,4 @@ def test_a_network_without_convolutions_is_refused_before_anything_trains() -> N
     image = torch.zeros(1, 3, 16, 16)
     linear = torch.nn.Linear(16, 16)  # along the width
     with pytest.raises(UserError, match="'toy:build' has no 2-D convolution: there are no MACs to save"):
-        setup.check("toy", section, image, linear)
+        checks.check("toy", section, image, linear)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import config, networks
+from pipeline import checks, config, networks
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint
@@ -753,8 +753,8 @@ class Pair(nn.Conv2d):
 )
 def test_a_network_that_does_not_fit_its_task_is_refused_by_name(setup: Setup, given: nn.Module, found: str) -> None:
     with pytest.raises(UserError, match=f"networks.tiny: .*{found}"):
-        setup.check(given)
+        checks.check_trainable(setup, given)
 
 
 def test_a_network_that_fits_its_task_passes(setup: Setup, network: nn.Module) -> None:
-    setup.check(network)
+    checks.check_trainable(setup, network)

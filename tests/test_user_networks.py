@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config, cost, networks
+from pipeline import checks, config, cost, networks
 from pipeline.cli import command
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError, explained, first_line, place, raised
@@ -56,7 +56,7 @@ def raising(error: BaseException) -> Mine:
 
 def refusal(network: nn.Module, section: config.Network = SECTION, image: Tensor = IMAGE) -> str:
     with pytest.raises(UserError) as caught:
-        setup.check("mine", section, image, network)
+        checks.check("mine", section, image, network)
     said = str(caught.value)
     assert said.isprintable()
     assert len(said) < 1000
@@ -170,7 +170,7 @@ def test_a_check_leaves_tensors_statistics_and_random_state_alone() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     states = torch.get_rng_state(), random.getstate()
-    setup.check("mine", SECTION, IMAGE, network, bf16=True)
+    checks.check("mine", SECTION, IMAGE, network, bf16=True)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -330,8 +330,8 @@ def test_the_traced_image_is_one_that_the_network_takes(
     network, wanted = Multiples(number), recipe.model_copy(update={"patch": patch})
     example = setup.example(SECTION, wanted, network)
     assert example.shape == (1, 3, side, side)
-    setup.check("mine", SECTION, example, network)
-    setup.check_patch("mine", SECTION, wanted, network)
+    checks.check("mine", SECTION, example, network)
+    checks.check_patch("mine", SECTION, wanted, network)
 
 
 def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe: config.Train) -> None:
@@ -339,14 +339,14 @@ def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe:
     with pytest.raises(
         UserError, match=r"train\.mine\.patch is 8, .* takes heights and widths that are multiples of 6"
     ):
-        setup.check_patch("mine", SECTION, recipe, network)
-    setup.check_images("mine", SECTION, [(48, 60)], ["a.png"], network)
+        checks.check_patch("mine", SECTION, recipe, network)
+    checks.check_images("mine", SECTION, [(48, 60)], ["a.png"], network)
     with pytest.raises(UserError, match=r"of b\.png, an input of 50×48 pixels, .* networks\.mine\.multiple: 6 makes"):
-        setup.check_images("mine", SECTION, [(48, 60), (48, 50)], ["a.png", "b.png"], network)
+        checks.check_images("mine", SECTION, [(48, 60), (48, 50)], ["a.png", "b.png"], network)
     with pytest.raises(UserError, match=r"analyze\.mine\.size is \[48, 50\], but .* multiples of 6"):
-        setup.check_size("mine", SECTION, (48, 50), network)
+        checks.check_size("mine", SECTION, (48, 50), network)
     with pytest.raises(UserError, match=r"latency\.sides has 64: .* multiples of 6"):
-        setup.check_sides(SECTION, (48, 64), network)
+        checks.check_sides(SECTION, (48, 64), network)
 
 
 def test_pictures_are_cut_to_the_networks_multiple(pictures: dict[str, list[Path]]) -> None:
@@ -367,14 +367,14 @@ def test_what_cant_fit_in_memory_is_named_with_its_key_and_bytes(
     network, section = nn.Conv2d(3, 3, 3, padding=1), SECTION
     monkeypatch.setattr(setup, "memory", lambda: 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    setup.check_patch("mine", section, recipe, network)
+    checks.check_patch("mine", section, recipe, network)
     with pytest.raises(UserError, match=r"train\.mine: batch 1000000 of patch 8 takes at least 1\.9 GB of memory, but"):
-        setup.check_patch("mine", section, recipe.model_copy(update={"batch": 10**6}), network)
-    setup.check_sides(section, (4096,), network)
+        checks.check_patch("mine", section, recipe.model_copy(update={"batch": 10**6}), network)
+    checks.check_sides(section, (4096,), network)
     with pytest.raises(UserError, match=r"latency\.sides: 8192 takes at least 1\.6 GB of memory, but this .* 1\.0 GB"):
-        setup.check_sides(section, (4096, 8192), network)
+        checks.check_sides(section, (4096, 8192), network)
     with pytest.raises(UserError, match=r"networks\.mine: b\.png takes at least 2\.4 GB"):
-        setup.check_images("mine", section, [(9, 9), (10**4, 10**4)], ["a.png", "b.png"], network)
+        checks.check_images("mine", section, [(9, 9), (10**4, 10**4)], ["a.png", "b.png"], network)
 
 
 def test_a_network_too_large_for_memory_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
