@@ -408,3 +408,41 @@ def test_sids_transposed_convolutions_lose_their_biases_with_their_channels() ->
     smaller = remove(network, coupling, removed)
     assert smaller.upsample[0].bias.shape == (31,)
     assert torch.allclose(smaller(example), masked(network, coupling, removed)(example), atol=1e-12)
+
+
+class Halves(nn.Module):
+    """Half of the channels, written as a number, get another activation."""
+
+    def __init__(self, multiplies: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.multiplies = topologies.conv(8, 8), topologies.conv(8, 8), multiplies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = self.second(torch.cat([torch.tanh(y[:, :4]), y[:, 4:]], 1))
+        return x * y if self.multiplies else x + y
+
+
+def deep(kind: str) -> nn.Module:
+    if kind == "multiplicative":
+        return topologies.Frame(8, nn.Sequential(*(Halves(True) for _ in range(8))))
+    plain = [topologies.Residual(topologies.conv(8, 8), nn.ReLU(), topologies.conv(8, 8)) for _ in range(28)]
+    return topologies.Frame(8, nn.Sequential(Halves(False), *plain))
+
+
+@pytest.mark.parametrize("kind", ["multiplicative", "shallow"])
+def test_depth_does_not_hide_a_forward_that_does_not_follow(kind: str) -> None:
+    coupling = find_groups(deep(kind), EXAMPLE)
+    assert not [group for group in coupling.groups if group.name.endswith("first")]
+
+
+def test_a_forward_that_changes_its_input_in_place_keeps_its_groups() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(topologies.conv(3, 6), topologies.conv(6, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x.sub_(0.5))
+
+    assert len(find_groups(InPlace(), EXAMPLE).groups) == 1
