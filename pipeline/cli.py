@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place, raised
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Without the usage that argparse would print before its sentence."""
-        raise UserError(f"{message}; --help tells what is allowed")
+        from pipeline.stores import masked
+
+        raise UserError(f"{masked(message)}; --help tells what is allowed")
 
 
 def command(run: Callable[[], str]) -> int:
@@ -33,4 +35,9 @@ def command(run: Callable[[], str]) -> int:
         return 2
     except BrokenPipeError:  # what is left in the buffer would fail once more when Python ends: it goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # a user's network may fail anywhere that it runs
+        if not place(error):
+            raise
+        print(raised(error), file=sys.stderr)
+        return 2
     return 0

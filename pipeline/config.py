@@ -6,26 +6,35 @@ The models below are the reference for every key: its type, its unit and its bou
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.faults import Unambiguous, checked, floats
+from pipeline.faults import checked, read_yaml, shown
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
 
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Upper bounds are far above what anyone trains with: they tell a slip of the finger before it ends in no memory
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Side = Annotated[int, Field(ge=1, le=65_536)]  # pixels
+Steps = Annotated[int, Field(ge=0, le=100_000_000)]
+SomeSteps = Annotated[int, Field(ge=1, le=100_000_000)]
+Rate = Annotated[float, Field(gt=0, le=10)]  # learning rate, or regularisation's strength at its largest
+LastRate = Annotated[float, Field(ge=0, le=10)]
+Scale = Annotated[float, Field(gt=0, le=1000)]  # of what is about 1 in use
+Strength = Annotated[float, Field(ge=0, le=1000)]
+Loan = Annotated[float, Field(ge=0, le=100)]  # dB, or SSIM
+Drop = Annotated[float, Field(ge=-100, le=100)]  # dB, or SSIM
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Number = Annotated[int, Field(ge=1, le=9999)]  # of an image: its file name has four digits
 Ratio = Annotated[float, Field(ge=1, le=300)]
-Span = Annotated[tuple[Count, Count], Field(strict=False)]
+Shot = Annotated[float, Field(gt=0, le=1)]
+Span = Annotated[tuple[Number, Number], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rule = Literal["adaptive", "depth", "efficiency", "balance"]
 
@@ -46,10 +55,11 @@ class Run(Section):
 class Network(Section):
     """How to build a network and what it restores."""
 
-    factory: str
+    factory: Text
     args: dict[str, Any] = {}
     task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
     scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
+    multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="after")
     def _fits(self) -> Network:
@@ -66,16 +76,16 @@ class Prepare(Section):
     layout: Literal["photographs", "paired", "div2k", "sid"]
     # photographs: a folder of targets; paired: with inputs/ and targets/, pairs of one stem; both are divided by a
     # splits.json in it (of the targets' names), or by series. div2k, sid: as the archives unpack
-    folder: str
+    folder: Text
     train: Span = (1, 800)  # div2k: first and last number of the images; 1 to 800 are DIV2K_train_HR's
     validation: Span = (801, 810)
     test: Span = (811, 900)
     # synthetic low light, of photographs or div2k; two numbers each, lowest first
     ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (100.0, 300.0)  # exposure ratios; SID clips at 300
-    shot: Annotated[tuple[Positive, Positive], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
+    shot: Annotated[tuple[Shot, Shot], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
     noise: Annotated[float, Field(gt=0, le=255)] | None = None  # restoration: σ of Gaussian noise, in 8-bit levels
     # more folders of targets to measure on, by name. Changed images in them are prepared anew by `dvc repro -f` alone
-    test_sets: dict[str, str] = {}
+    test_sets: dict[str, Text] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Prepare:
@@ -90,9 +100,7 @@ class Prepare(Section):
             (low, high), (start, end) = getattr(self, one), getattr(self, other)
             if low <= end and start <= high:
                 raise ValueError(f"{one} and {other} share image {max(low, start)}; no image may serve two splits")
-        for name in self.test_sets:  # they become folders
-            if not NAME.fullmatch(name):
-                raise ValueError(f"test_sets has the name {name!r}; letters, digits, - and _ make one")
+        _names(self.test_sets, "test_sets")
         return self
 
     def check(self, task: str) -> None:
@@ -107,6 +115,20 @@ class Prepare(Section):
             raise ValueError(f"noise is missing: with layout {self.layout}, restoration takes away noise made here")
         if self.test_sets and not made and task != "super_resolution":
             raise ValueError("test_sets are folders of targets: for super_resolution and restoration of noise")
+
+
+def _names(names: Any, key: str, taken: tuple[str, ...] = ()) -> None:
+    """ValueError for a name that can't be a folder everywhere: where case doesn't count, A and a are one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not NAME.fullmatch(name) or name.lower() in taken:
+            also = f", and {_listed(taken)} are taken" if taken else ""
+            raise ValueError(f"{key} has the name {shown(name)}; letters, digits, - and _ make one, 64 at most{also}")
+        if name.lower() in seen:
+            raise ValueError(
+                f"{key} has {seen[name.lower()]!r} and {name!r}, which are one folder where case doesn't count"
+            )
+        seen[name.lower()] = name
 
 
 LAYOUT_KEYS = {  # key -> layouts that it goes with
@@ -129,24 +151,51 @@ class Train(Section):
     `dvc repro -s -f train@NETWORK` reads it anew.
     """
 
-    checkpoint: Annotated[str, Field(min_length=1)] | None = None
-    steps: Count
-    batch: Count
-    patch: Annotated[int, Field(ge=8)]  # side of the input patch, in input pixels (LR or packed Bayer)
-    lr: Positive
-    lr_final: NotNegative = 0.0  # cosine: the rate at the last step
+    checkpoint: Text | None = None
+    steps: SomeSteps
+    batch: Annotated[int, Field(ge=1, le=4096)]
+    patch: Annotated[int, Field(ge=8, le=4096)]  # side of the input patch, in input pixels (LR or packed Bayer)
+    lr: Rate
+    lr_final: LastRate = 0.0  # cosine: the rate at the last step
     schedule: Literal["cosine", "step"] = "cosine"
-    milestones: Annotated[tuple[Count, ...], Field(strict=False)] = ()  # step: where the rate is multiplied by decay
-    decay: Positive = 0.5
-    clip: NotNegative = 0.0  # largest gradient norm; 0: none
+    milestones: Annotated[
+        tuple[SomeSteps, ...], Field(strict=False)
+    ] = ()  # step: where the rate is multiplied by decay
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    clip: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0  # largest gradient norm; 0: none
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step of the averaged weights; 0: none
-    validate_every: Count
+    validate_every: SomeSteps  # the last step is validated anyway
+
+    @model_validator(mode="after")
+    def _fits(self) -> Train:
+        if self.batch * self.patch**2 > MAX_PIXELS:
+            raise ValueError(
+                f"batch is {self.batch} and patch {self.patch}, but batch × patch² may be {MAX_PIXELS} pixels at most"
+            )
+        for key, schedule in (("milestones", "step"), ("decay", "step"), ("lr_final", "cosine")):
+            if key in self.model_fields_set and self.schedule != schedule:
+                raise ValueError(f"{key} is for the schedule {schedule!r}, not {self.schedule!r}")
+        for before, milestone in pairwise((0, *self.milestones)):
+            if milestone <= before:
+                raise ValueError(f"milestones has {milestone} after {before}, but they must rise")
+        if self.milestones and self.milestones[-1] >= self.steps:
+            raise ValueError(f"milestones has {self.milestones[-1]}, but training ends at step {self.steps}")
+        _falls(self.lr, self.lr_final, "lr")
+        return self
+
+
+def _falls(first: float, last: float, key: str) -> None:
+    if last > first:
+        raise ValueError(f"{key}_final is {last:g}, but at most {key}, {first:g}, is allowed: the rate falls")
+
+
+MAX_PIXELS = 2**28  # of the input patches of one step: some gigabytes of images alone
 
 
 class Analyze(Section):
     """The input size at which costs are counted, in input pixels: height, width."""
 
-    size: Annotated[tuple[Count, Count], Field(strict=False)]
+    size: Annotated[tuple[Side, Side], Field(strict=False)]
 
 
 class Retrain(Section):
@@ -154,31 +203,38 @@ class Retrain(Section):
 
     train_steps: Steps  # with regularisation, before channels go
     retrain_steps: Steps  # after they went
-    train_lr: Positive  # constant
-    retrain_lr: Positive  # falls to retrain_lr_final by a cosine
-    retrain_lr_final: NotNegative = 0.0
-    psnr_loan: NotNegative  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
-    ssim_loan: NotNegative
+    train_lr: Rate  # constant
+    retrain_lr: Rate  # falls to retrain_lr_final by a cosine
+    retrain_lr_final: LastRate = 0.0
+    psnr_loan: Loan  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
+    ssim_loan: Loan
+
+    @model_validator(mode="after")
+    def _fits(self) -> Retrain:
+        _falls(self.retrain_lr, self.retrain_lr_final, "retrain_lr")
+        return self
 
 
 class Rules(Section):
     """The numbers of the pruning rules; `prune` holds the common ones, a method or network may hold its own."""
 
-    threshold_scale: Positive  # alpha at the first iteration
-    threshold_growth: Positive  # relative growth of alpha after an accepted iteration
+    threshold_scale: Scale  # alpha at the first iteration
+    threshold_growth: Scale  # relative growth of alpha after an accepted iteration
     max_share: Annotated[float, Field(gt=0, le=1)]  # of a group's channels that one iteration may remove
     max_iterations: Count
     patience: Count  # rejections in a row after which pruning stops
     target_mac: Share  # share of the original MACs at which pruning stops
-    sparsity: NotNegative  # strength of the group lasso
-    imbalance: NotNegative  # strength of the variance of the groups' mean magnitudes; under `balance` alone
+    sparsity: Strength  # strength of the group lasso
+    imbalance: Strength  # strength of the variance of the groups' mean magnitudes; under `balance` alone
     depth_channels: Count  # n_min: channels that a group keeps under `depth`
     depth_share: Share  # rho: share of its channels that a group keeps under `depth`
-    efficiency_power: NotNegative  # beta
-    efficiency_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
-    balance_strength: NotNegative  # gamma
-    balance_range: Annotated[tuple[Positive, Positive], Field(strict=False)]
-    align: Count = 1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
+    efficiency_power: Annotated[float, Field(ge=0, le=10)]  # beta
+    efficiency_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
+    balance_strength: Strength  # gamma
+    balance_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
+    align: Annotated[int, Field(ge=1, le=4096)] = (
+        1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Rules:
@@ -197,6 +253,8 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _adapts(self) -> Method:
+        if len(set(self.rules)) < len(self.rules):
+            raise ValueError(f"rules has {max(self.rules, key=self.rules.count)!r} twice")
         if "adaptive" not in self.rules:
             raise ValueError("rules must contain 'adaptive': without it the threshold never moves")
         return self
@@ -213,35 +271,43 @@ class Gate(Section):
     """What an iteration must hold to be accepted, on validation images."""
 
     reference: Literal["baseline", "control"]
-    max_psnr_drop: Finite  # dB; negative: a gain is asked for
-    max_ssim_drop: Finite
+    max_psnr_drop: Drop  # dB; negative: a gain is asked for
+    max_ssim_drop: Drop
 
 
 class Finetune(Section):
     """The last training of a pruned network."""
 
-    steps: Count
-    lr: Positive
-    lr_final: NotNegative = 0.0
+    steps: SomeSteps
+    lr: Rate
+    lr_final: LastRate = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Finetune:
+        _falls(self.lr, self.lr_final, "lr")
+        return self
 
 
 class Evaluate(Section):
     """The test-set statistics."""
 
-    bootstrap: Annotated[int, Field(ge=100)]  # resamples of the paired bootstrap
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)]  # resamples of the paired bootstrap
 
 
 class Latency(Section):
     """What is timed beside the counted costs: one square image, on `threads` threads and on a GPU if there is one."""
 
-    sides: Annotated[tuple[Annotated[int, Field(ge=16, multiple_of=16)], ...], Field(min_length=1, strict=False)]
-    repeats: Count  # rounds, of which the median counts
+    sides: Annotated[
+        tuple[Annotated[int, Field(ge=16, le=8192, multiple_of=16)], ...],
+        Field(min_length=1, max_length=32, strict=False),
+    ]
+    repeats: Annotated[int, Field(ge=1, le=1000)]  # rounds, of which the median counts
 
 
 class Report(Section):
     """The report's pictures."""
 
-    crop: Annotated[int, Field(ge=16)]  # side of the picture's crops, in output pixels
+    crop: Annotated[int, Field(ge=16, le=4096)]  # side of the picture's crops, in output pixels
 
 
 class Range(Section):
@@ -273,7 +339,7 @@ class Search(Section):
     def _searchable(self) -> Search:
         for key, wanted in self.space.items():
             if key not in SEARCHABLE:
-                raise ValueError(f"space has {key!r}, which can't be searched; {_listed(SEARCHABLE)} can")
+                raise ValueError(f"space has {shown(key)}, which can't be searched; {_listed(SEARCHABLE)} can")
             if whole_number(key) and not (wanted.low.is_integer() and wanted.high.is_integer()):
                 raise ValueError(f"space.{key} goes from {wanted.low:g} to {wanted.high:g}, but it is a whole number")
         return self
@@ -316,12 +382,7 @@ class Params(Section):
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} names {max(names, key=names.count)!r} twice")
         for key, names in (("networks", self.networks), ("prune.methods", self.prune.methods)):
-            for name in names:  # they become folders, DVC stages and names of runs
-                if not NAME.fullmatch(name) or name in RESERVED:
-                    raise ValueError(
-                        f"{key} has the name {name!r}; letters, digits, - and _ make one, "
-                        f"and {_listed(RESERVED)} are taken"
-                    )
+            _names(names, key, RESERVED)  # they become folders, DVC stages and names of runs
         for name, method in self.prune.methods.items():
             if "max_iterations" in method.overrides:  # the control trains for the common number
                 raise ValueError(
@@ -330,7 +391,7 @@ class Params(Section):
         for network, section in self.prepare.items():  # each is a stage of dvc.yaml, which needs train.NETWORK too
             for key, owner in (("networks", self.networks), ("train", self.train)):
                 if network not in owner:
-                    raise ValueError(f"prepare has {network!r}, which {key} doesn't have; it has {_listed(owner)}")
+                    raise ValueError(f"prepare has {shown(network)}, which {key} doesn't have; it has {_listed(owner)}")
             try:
                 section.check(self.networks[network].task)
             except ValueError as error:
@@ -346,12 +407,12 @@ class Params(Section):
             ):
                 if network not in section:
                     raise ValueError(
-                        f"run.networks names {network!r}, which {key} doesn't have; it has {_listed(section)}"
+                        f"run.networks names {shown(network)}, which {key} doesn't have; it has {_listed(section)}"
                     )
         for method in self.run.methods:
             if method not in self.prune.methods:
                 raise ValueError(
-                    f"run.methods names {method!r}, which prune.methods doesn't have; "
+                    f"run.methods names {shown(method)}, which prune.methods doesn't have; "
                     f"it has {_listed(self.prune.methods)}"
                 )
         for key, name, allowed in (
@@ -359,7 +420,7 @@ class Params(Section):
             ("method", self.search.method, self.prune.methods),
         ):
             if name not in allowed:
-                raise ValueError(f"search.{key} is {name!r}; allowed here: {_listed(allowed)}")
+                raise ValueError(f"search.{key} is {shown(name)}; allowed here: {_listed(allowed)}")
         return self
 
     def require(self, network: str, *keys: str) -> None:
@@ -389,15 +450,7 @@ def _listed(names: Any) -> str:
 
 def read(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file; UserError with one sentence on the first fault."""
-    try:
-        values = floats(yaml.load(path.read_text(encoding="utf-8"), Unambiguous))  # a safe loader
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{path} isn't YAML{place}: {' '.join(reason.split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
     params = checked(Params, values, str(path))

@@ -5,8 +5,9 @@ printed figures pin it down:
 
 - only 2-D convolutions and transposed convolutions count, for one image at a stated input size
 - one MAC is one multiply-add; bias counts nowhere
-- MAC of a convolution: C_out · C_in/groups · k_h · k_w · H_out · W_out; of a transposed one:
-  C_in · C_out/groups · k_h · k_w · H_in · W_in. In both that is the kernel's elements times positions.
+- MAC of a convolution: N · C_out · C_in/groups · k_h · k_w · H_out · W_out; of a transposed one:
+  N · C_in · C_out/groups · k_h · k_w · H_in · W_in. In both that is the kernel's elements times positions. N is the
+  batch that the call gets: 1, or more where a forward lays windows, flips or colours of the one image into it.
 - weights: kernel elements; activations: elements of a layer's input plus elements of its output
 - BW = weights + activations, elements that travel to or from memory (4 bytes each at fp32)
 - a layer that is called twice counts MACs and activations twice and its weights once
@@ -22,7 +23,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,11 +31,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from pipeline.cli import Parser, command
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explained
 from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
+from pipeline.tracing import quiet
 
 BYTES_PER_ELEMENT = 4  # fp32
 
@@ -95,37 +97,72 @@ class Cost:
 def measure(network: nn.Module, size: tuple[int, int], channels: int) -> Cost:
     """Count the cost of one image [1, channels, height, width], with size = (height, width) of the network's input.
 
-    Runs a copy of the network on torch's meta device: shapes without contents, so that no size is too large, and the
-    network itself is neither run nor changed. Convolutions called as functions are counted as well, under the name of
-    the parameter that is their kernel.
-
-    Raises UserError when the network cannot run on such an input.
+    Convolutions called as functions are counted as well, under the name of the parameter that is their kernel. Raises
+    UserError as `shape` does.
     """
-    try:
-        shadow = _shadow(network).eval()
+    cost, _ = _run_without_values(network, (1, channels, *size), "cost of {} cannot be counted on an input of {}")
+    return cost
+
+
+def shape(network: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the network makes of an input [batch, channels, height, width] of that size.
+
+    Runs a copy of the network on torch's fake tensors: shapes without contents, so that no size is too large, and the
+    network itself is neither run nor changed. Raises UserError when the network can't run on such an input, gives
+    anything but one tensor, or makes shapes hang on the values of tensors.
+    """
+    _, output = _run_without_values(network, size, "{} doesn't run on an input of {}")
+    if not isinstance(output, Tensor):
+        raise UserError(f"{type(network).__name__} runs, but it gives {type(output).__name__} and not one tensor")
+    return tuple(int(side) for side in output.shape)
+
+
+def multiple(takes: Callable[[int, int], bool], most: int = 128) -> int | None:
+    """What an input's height and width must be multiples of; None where that is more than `most`, or nothing is taken.
+
+    takes: whether the network runs on an input of that height and width. Three odd multiples in a row tell: a number
+    that divides k · m, (k + 2) · m and (k + 4) · m, with k odd, divides m.
+    """
+    for number in range(1, most + 1):
+        first, second, third = odd_multiples(number)
+        if takes(first, second) and takes(third, second):
+            return number
+    return None
+
+
+def odd_multiples(number: int) -> tuple[int, int, int]:
+    """Three odd multiples of a number in a row, above 16: sides at which rounding shows."""
+    k = 16 // number + 1 | 1  # the smallest odd number with k · number > 16
+    return k * number, (k + 2) * number, (k + 4) * number
+
+
+def _run_without_values(network: nn.Module, size: tuple[int, ...], sentence: str) -> tuple[Cost, Any]:
+    """What a run costs, and what it gives; the sentence of UserError has places for the network's name and the size."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # late: sympy, which comes along, takes its time
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    batch, channels, height, width = size
+    described = f"{f'{batch} × ' if batch > 1 else ''}{channels} channels × {height} × {width}"
+    with explained(sentence.format(type(network).__name__, described)):
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())  # a forward may have constants
+        shadow = _shadow(network, mode).eval()
         dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
         counter = _Counter(shadow)
-        with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
-            image = torch.empty(1, channels, *size, dtype=dtype)
+        with quiet(), torch.inference_mode(False), torch.no_grad(), mode:
+            image = torch.empty(size, dtype=dtype)
             with counter:
-                shadow(image)
-    except Exception as error:  # a user's network may fail in any way
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        shape = f"{channels} channels × {size[0]} × {size[1]}"
-        raise UserError(
-            f"cost of {type(network).__name__} cannot be counted on an input of {shape}: {reason}"
-        ) from error
-    return Cost(tuple(counter.layers.values()))
+                output = shadow(image)
+    return Cost(tuple(counter.layers.values())), output
 
 
-def _shadow(network: nn.Module) -> nn.Module:
-    """A copy on the meta device. The values are not copied: every tensor is replaced while the copy is made."""
+def _shadow(network: nn.Module, mode: Any) -> nn.Module:
+    """A copy of fake tensors. The values are not copied: every tensor is replaced while the copy is made."""
     tensors = [*network.parameters(), *network.buffers()]
     for module in network.modules():
         tensors += [value for value in tree_leaves(vars(module)) if isinstance(value, Tensor)]
     replaced: dict[int, Any] = {}
     for tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        empty = mode.from_tensor(tensor.detach(), static_shapes=True)
         replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(network, replaced)
 
@@ -158,9 +195,6 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves(args)):
-            # A constant that forward makes from numpy, say, is not on the meta device and meets a tensor that is.
-            args = tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, args)
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default and args[1].dim() == 4:
             image, kernel, transposed, groups = args[0], args[1], args[6], args[8]
@@ -172,7 +206,8 @@ class _Counter(TorchDispatchMode):
         inputs = image.numel()
         if self.module_name is not None and self.module_input:
             inputs, self.module_input = self.module_input, 0
-        positions = math.prod(image.shape[2:] if transposed else result.shape[2:])
+        places = image.shape if transposed else result.shape
+        positions = int(places[0] * math.prod(places[2:]))  # int: fails where a size hangs on values
         layer = LayerCost(
             name=name,
             kind="transposed" if transposed else "conv",
@@ -181,7 +216,7 @@ class _Counter(TorchDispatchMode):
             groups=groups,
             mac=kernel.numel() * positions,
             weights=kernel.numel(),
-            activations=inputs + result.numel(),
+            activations=int(inputs + result.numel()),
         )
         earlier = self.layers.get(name)
         if earlier is not None:

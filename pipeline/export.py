@@ -18,17 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint
+from pipeline import checkpoint, cost
 from pipeline.cli import Parser, command
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explained, first_line, raised
 from pipeline.files import write_bytes
 from pipeline.networks import input_channels
 
 OPSET = 18  # what torch's exporter writes without converting it; onnxruntime reads it from 1.14 on
 TOLERANCE = 1e-4  # largest absolute difference allowed; images are 0..1, an 8-bit level is 4e-3
 LARGEST = 2 * 10**9  # bytes; a single ONNX file holds less than 2 GiB
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64)  # what a network may ask of its input's sides
-SMALLEST = 16  # pixels; the sides that are tried are larger
 
 Shape = tuple[int, int, int, int]  # batch, channels, height, width
 
@@ -74,29 +72,36 @@ def input_shapes(network: nn.Module, channels: tuple[int, ...]) -> tuple[Shape, 
     """
     reason = ""
     for count in channels:
-        for multiple in MULTIPLES:
-            k = SMALLEST // multiple + 1 | 1  # the smallest odd number with k · multiple > SMALLEST
-            sides = [(k + more) * multiple for more in (0, 1, 2, 3, 4)]
-            compared = (1, count, sides[0], sides[2]), (3, count, sides[4], sides[2])
+
+        def takes(height: int, width: int, count: int = count) -> bool:
+            nonlocal reason
             try:
-                for shape in compared:
-                    run(network, torch.zeros(shape))
-            except Exception as error:  # a user's network may fail in any way
-                reason = reason or first_line(error)
-            else:
-                return (2, count, sides[1], sides[3]), compared, multiple
+                cost.shape(network, (1, count, height, width))
+            except UserError as error:
+                reason = reason or str(error)
+                return False
+            return True
+
+        multiple = cost.multiple(takes)
+        if multiple is not None:
+            first, second, third = cost.odd_multiples(multiple)
+            compared = (1, count, first, second), (3, count, third, second)
+            for shape in compared:
+                run(network, torch.zeros(shape))
+            return (2, count, first + multiple, second + multiple), compared, multiple
     tried = " or ".join(map(str, channels))
     raise UserError(
         f"{type(network).__name__} can't be exported: it makes no image of an input with {tried} channels whose height "
-        f"and width are multiples of {MULTIPLES[-1]} or less ({reason})"
+        f"and width are multiples of a number up to 128 ({reason})"
     )
 
 
 def run(network: nn.Module, image: Tensor) -> Tensor:
-    with torch.no_grad():
+    """The network's output; UserError when its forward fails or gives anything but one tensor."""
+    with torch.no_grad(), explained(f"{type(network).__name__} fails on an input {tuple(image.shape)}"):
         output = network(image)
     if not isinstance(output, Tensor):
-        raise TypeError(f"it gives {type(output).__name__} and not one tensor")
+        raise UserError(f"{type(network).__name__} gives {type(output).__name__} and not one tensor")
     return output
 
 
@@ -119,7 +124,7 @@ def to_onnx(network: nn.Module, example: Shape, path: Path) -> bytes:
             )
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch.onnx names its errors in modules that are private, and a forward raises any
-        raise UserError(f"{path} can't be made: {first_line(error.__cause__ or error)}") from error
+        raise UserError(f"{path} can't be made: {raised(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
 
@@ -151,10 +156,6 @@ def compare(content: bytes, network: nn.Module, shape: Shape, path: Path) -> flo
             f"{path} isn't written: it differs from torch by {difference:.1e} on {size}; {TOLERANCE:g} is allowed"
         )
     return difference
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import records
 from pipeline.errors import UserError
-from pipeline.files import AGAIN, read_csv, read_json, write_bytes
+from pipeline.files import again, first, write_bytes
 
 # Okabe and Ito's colour-blind-safe palette: one colour for one solution, everywhere
 COLOURS = {
@@ -66,6 +66,10 @@ def looks(frames: Path, method: str, crop: int, output: Path) -> None:
     """
     names = {"target": "target", "input": "input", "baseline": "baseline", method: f"method {method}"}
     pixels = {name: _frame(frames / f"{name}.png") for name in names}
+    for name in names:
+        if pixels[name].shape != pixels["target"].shape:
+            path, shapes = frames / f"{name}.png", (pixels[name].shape, pixels["target"].shape)
+            raise UserError(f"{path} has other sides than target.png, {shapes[0]} and {shapes[1]}; {again(path)}")
     difference = pixels[method].astype(np.int16) - pixels["baseline"]
     pixels["difference"] = (128 + 10 * difference).clip(0, 255).astype(np.uint8)
     names["difference"] = f"({method} − baseline) × 10"
@@ -86,9 +90,17 @@ def _frame(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        return np.asarray(Image.open(path))
+        content = path.read_bytes() if path.is_file() or not path.exists() else b""  # a pipe would be waited for
     except OSError as error:
-        raise UserError(f"{path} can't be read as a picture: {error.strerror or 'it is damaged'}; {AGAIN}") from None
+        raise UserError(f"{path} can't be read as a picture: {error.strerror}; {first(path)}") from None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if (image.format, image.mode) == ("PNG", "RGB"):
+                return np.asarray(image)
+        fault = "it isn't a PNG of RGB"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        fault = "it is damaged"
+    raise UserError(f"{path} can't be read as a picture: {fault}; {again(path)}")
 
 
 def blank(size: tuple[float, float], layout: str | None = "constrained") -> Any:
@@ -120,10 +132,9 @@ def chosen(drops: dict[str, float]) -> dict[str, str]:
 
 def training_curves(results: Path, network: str, output: Path) -> None:
     """Validation PSNR of the baseline while it was trained, and of the control's training after it."""
-    rows = read_csv(results / "train" / network / "curve.csv", "step", "psnr")
-    points = [(int(row["step"]), float(row["psnr"])) for row in rows]
-    control = read_json(results / "control" / network / "curve.json")
-    control.append(read_json(results / "control" / network / "metrics.json"))
+    rows = records.rows(results / "train" / network / "curve.csv", records.CurveRow)
+    points = [(row["step"], row["psnr"]) for row in rows]
+    control = records.control(results, network)
     start = points[-1][0]
     figure = blank((7, 3.5))
     axes = figure.subplots()
@@ -149,8 +160,7 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
     From `analyze`: layers.csv and groups.json. Layers of one coupled group share a letter and a colour; one whose
     outputs no other layer shares is grey; one that isn't pruned at all (the network's output, or frozen) is hatched.
     """
-    layers = read_csv(results / "analyze" / network / "layers.csv", "layer", "mac", "weights", "mac_per_weight")
-    groups = read_json(results / "analyze" / network / "groups.json", "groups")["groups"]
+    layers, groups = records.layers(results, network), records.groups(results, network)["groups"]
     shared = [group for group in groups if len(group["producers"]) > 1]
     colours = {layer: OTHERS[n % len(OTHERS)] for n, group in enumerate(shared) for layer in group["producers"]}
     letters = {layer: _letter(n) for n, group in enumerate(shared) for layer in group["producers"]}
@@ -163,7 +173,7 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
         scale = 1e9 if key == "mac" else 1e3
         bars = axes.barh(
             plain(names),
-            [float(row[key]) / scale for row in layers],
+            [row[key] / scale for row in layers],
             color=[colours.get(name, "0.6") for name in names],
         )
         for bar, name in zip(bars, names, strict=True):
@@ -200,8 +210,7 @@ def _said(shared: list[dict[str, Any]]) -> str:
 
 def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
     """Output channels kept and pruned in each layer by each method, from `evaluate`'s widths.json."""
-    found = read_json(results / "evaluate" / network / "widths.json", "baseline", *methods)
-    rows = read_csv(results / "analyze" / network / "layers.csv", "layer")
+    rows, found = records.widths(results, network, methods)
     names = [row["layer"] for row in rows]  # in the order of the network
     figure = blank((2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)))
     panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
@@ -230,16 +239,16 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
     quality, cost = figure.subplots(1, 2)
     # the first ones larger, so that they show behind equal ones
     for size, method in zip(range(2 * len(methods) + 2, 2, -2), methods, strict=True):
-        rows = read_csv(results / "prune" / network / method / "path.csv", "verdict", "mac", "psnr_drop")
-        kept = read_json(results / "finetune" / network / method / "metrics.json")["mac_kept"]
-        shares = [100 * float(row["mac"]) / float(rows[0]["mac"]) for row in rows]
+        rows, delivered = records.path_of(results, network, method)
+        shares = [100 * row["mac"] / rows[0]["mac"] for row in rows]
         good = [number for number, row in enumerate(rows) if row["verdict"] == "accepted"]
         bad = [number for number in range(len(rows)) if number not in good]
-        ends = [number for number in good if math.isclose(shares[number], 100 * kept)][-1:]
-        for axes, values in ((quality, [-float(row["psnr_drop"]) for row in rows]), (cost, shares)):
+        for axes, values in ((quality, [-row["psnr_drop"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
-            axes.plot(ends, [values[n] for n in ends], "o", color=colour(method), markersize=size + 8, fillstyle="none")
+            axes.plot(
+                [delivered], [values[delivered]], "o", color=colour(method), markersize=size + 8, fillstyle="none"
+            )
     quality.axhline(0, color="black", linewidth=0.8)
     quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")
     quality.set(xlabel="iteration", ylabel="validation PSNR gain (dB)")
@@ -254,9 +263,11 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
 
 def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     """The threshold of each channel group (a row) in each iteration (a column), from the log of `prune`."""
-    log = [entry for entry in read_json(results / "prune" / network / method / "log.json") if entry["thresholds"]]
-    names = list(dict.fromkeys(name for entry in log for name in entry["thresholds"]))
-    values = np.array([[entry["thresholds"].get(name, np.nan) for entry in log] for name in names], dtype=float)
+    from pipeline.pruning import read_log
+
+    log = [entry for entry in read_log(results / "prune" / network / method / "log.json") if entry.thresholds]
+    names = list(dict.fromkeys(name for entry in log for name in entry.thresholds))
+    values = np.array([[entry.thresholds.get(name, np.nan) for entry in log] for name in names], dtype=float)
     size = (3.2 + max(3.0, 0.6 * len(log)), 1.2 + 0.2 * max(4, len(names)))
     figure = blank(size)
     axes = figure.subplots()
@@ -265,7 +276,7 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     figure.colorbar(axes.imshow(values, cmap="cividis", aspect="auto")).set_label(
         "threshold (× mean |weight|)", fontsize=8
     )
-    axes.set_xticks(range(len(log)), [entry["number"] for entry in log])
+    axes.set_xticks(range(len(log)), [entry.number for entry in log])
     axes.set_yticks(range(len(names)), plain(names), fontsize=7)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values) if len(log) <= NUMBERED else ():
@@ -307,7 +318,7 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
 
 def layer_times(results: Path, network: str, method: str, output: Path) -> None:
     """Time of each layer, original and pruned, and the shares of time and MACs that it keeps, from `latency`."""
-    found = read_json(results / "latency" / network / "latency.json", "layers", "side")
+    found = records.latency(results, network, method)
     original, own = ([row for row in found["layers"] if row["network"] == name] for name in ("baseline", method))
     names = plain(row["layer"] for row in original)
     figure = blank((9, 1.2 + 0.2 * len(names)))

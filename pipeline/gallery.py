@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, figures
-from pipeline.files import read_json
+from pipeline import config, figures, pruning, records
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
             partial(figures.training_curves, *of),
         ),
     ]  # fmt: skip
-    log = read_json(results / "prune" / network / shown / "log.json")
-    if not any(entry["thresholds"] for entry in log):  # no group can give: there is no map to draw
+    log = pruning.read_log(results / "prune" / network / shown / "log.json")
+    if not any(entry.thresholds for entry in log):  # no group can give: there is no map to draw
         found = [one for one in found if one.file != f"{network}-thresholds.png"]
-    looks = read_json(results / "evaluate" / network / "looks.json", figures.RULES[0])
+    looks = records.looks(results, network)
     said = LOOKS.format(shown)
     for rule in (rule for rule in figures.RULES if rule in looks):
         (name, drop), word = looks[rule], rule.replace(" ", "-")
@@ -111,7 +110,7 @@ def _path(results: Path, params: config.Params, network: str) -> Picture:
     methods, gate = params.run.methods, params.gate
     limit = gate.max_psnr_drop + params.prune.networks[network].psnr_loan
     said = (
-        f"{method}: {'; '.join(read_json(results / 'finetune' / network / method / 'attempts.json'))}"
+        f"{method}: {'; '.join(records.attempts(results / 'finetune' / network / method / 'attempts.json'))}"
         for method in methods
     )
     return Picture(

@@ -84,6 +84,7 @@ class Trials(Progress):
     def __init__(self, name: str, total: int) -> None:
         super().__init__(name, total, unit="trial")
         self.shown = -1
+        self.failed: set[int] = set()  # trials whose failure was said
 
     def show(self, count: int, words: str) -> None:
         """`count` trials are done, those of earlier calls included; `words` tell of the best one."""

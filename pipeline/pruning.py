@@ -6,6 +6,7 @@ accept, or go back to the last accepted network. Read `prune` from top to bottom
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,13 +15,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline import checkpoint, config, coupling, rules
+from pipeline import checkpoint, config, coupling, records, rules
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import again, read_json, write_json
 from pipeline.job import Job
 from pipeline.magnitudes import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.networks import duplicate
 from pipeline.progress import Progress
+from pipeline.records import Figure, Finite, Text, Whole
 from pipeline.training import NonFiniteLossError, fit
 
 
@@ -39,23 +41,23 @@ class Target:
 class Iteration:
     """The log of one iteration; iteration 0 is the baseline."""
 
-    number: int
-    verdict: str  # accepted, rejected
-    reason: str
-    lineage: int  # iterations of training that the network has behind it, this one included
-    alpha: float = 0.0
-    thresholds: dict[str, float] = field(default_factory=dict)
-    removed: dict[str, int] = field(default_factory=dict)  # channels that each group gave
-    channels: dict[str, int] = field(default_factory=dict)  # of each group afterwards
-    widths: dict[str, int] = field(default_factory=dict)  # output channels of each layer afterwards
-    mac: int = 0
-    weights: int = 0
-    activations: int = 0
-    bw: int = 0
-    psnr: float = 0.0  # dB, validation
-    ssim: float = 0.0
-    psnr_drop: float = 0.0  # dB against the gate's reference; negative: better than it
-    ssim_drop: float = 0.0
+    number: Whole
+    verdict: Text  # accepted, rejected
+    reason: Text
+    lineage: Whole  # iterations of training that the network has behind it, this one included
+    alpha: Finite = 0.0
+    thresholds: dict[Text, Finite] = field(default_factory=dict)
+    removed: dict[Text, Whole] = field(default_factory=dict)  # channels that each group gave
+    channels: dict[Text, Whole] = field(default_factory=dict)  # of each group afterwards
+    widths: dict[Text, Whole] = field(default_factory=dict)  # output channels of each layer afterwards
+    mac: Whole = 0
+    weights: Whole = 0
+    activations: Whole = 0
+    bw: Whole = 0
+    psnr: Figure = 0.0  # dB, validation
+    ssim: Figure = 0.0
+    psnr_drop: Figure = 0.0  # dB against the gate's reference; negative: better than it
+    ssim_drop: Figure = 0.0
 
 
 @dataclass
@@ -147,7 +149,7 @@ def prune(
     moment, it goes on from there and ends with the same bits.
     """
     baseline = baseline.to(job.machine.device)
-    all_groups = coupling.find_groups(baseline, job.example().to(job.machine.device))
+    all_groups = coupling.find_groups(baseline, job.example(baseline).to(job.machine.device))
     for sentence in all_groups.frozen:
         progress.say(sentence)
     reference = reference_magnitudes(baseline, all_groups)
@@ -349,6 +351,58 @@ def _keep(scratch: Path, current: Current, job: Job, state: rules.State, log: li
     write_json(scratch / "log.json", {"state": saved, "cuts": current.cuts, "log": lines})
 
 
+def read_log(path: Path) -> list[Iteration]:
+    """A log.json of `prune`; UserError when it isn't whole, or its iterations don't follow one another."""
+    log: list[Iteration] = records.read(path, list[Iteration])
+    if not log:
+        records.wrong(path, "has no iterations")
+    accepted = 0
+    for place, one in enumerate(log):
+        if one.number != place:
+            records.wrong(path, f"is {one.number} but should be {place}", place, "number")
+        if one.verdict not in (("accepted", "rejected") if place else ("accepted",)):
+            allowed = "'accepted' or 'rejected'" if place else "'accepted': the baseline"
+            records.wrong(path, f"is {one.verdict[:60]!r} but should be {allowed}", place, "verdict")
+        if one.verdict == "rejected":
+            continue
+        if one.lineage != accepted:
+            records.wrong(path, f"is {one.lineage}, but {accepted} accepted iterations lie before", place, "lineage")
+        if not all(math.isfinite(figure) for figure in (one.psnr, one.ssim, one.psnr_drop, one.ssim_drop)):
+            records.wrong(path, "has quality that is no number though it was accepted", place)
+        if not 1 <= one.mac <= log[0].mac or one.widths.keys() != log[0].widths.keys():
+            records.wrong(path, "isn't a part of the baseline by its mac or widths", place)
+        accepted += 1
+    return log
+
+
+def accepted_networks(folder: Path) -> list[Path]:
+    """The networks/accepted-NNN.pt in a method's results, oldest first: those, and only those, that its log.json names.
+
+    UserError when one is missing, or there is another.
+    """
+    networks, path = folder / "networks", folder / "log.json"
+    found = {file.name for file in networks.glob("accepted-*.pt") if file.is_file()}
+    if not found:
+        raise UserError(f"{networks} holds no accepted-*.pt: prune makes them; {again(networks / 'accepted-000.pt')}")
+    wanted = [f"accepted-{one.number:03d}.pt" for one in read_log(path) if one.verdict == "accepted"]
+    for words, names in (("lacks", set(wanted) - found), ("holds", found - set(wanted))):
+        if names:
+            records.wrong(networks, f"{words} {', '.join(sorted(names))}, unlike what {path} says")
+    return [networks / name for name in wanted]
+
+
+def check_widths(networks: list[Path], log: list[Iteration], job: Job) -> None:
+    """UserError when a network isn't as wide as the log of its iteration says."""
+    accepted = [one for one in log if one.verdict == "accepted"]
+    for path, one in zip(networks, accepted, strict=True):
+        network, _ = checkpoint.load(path, job.network.factory)
+        for layer in job.cost(network).layers:
+            if one.widths.get(layer.name) != layer.out_channels:
+                records.wrong(
+                    path, f"has {layer.out_channels} channels in {layer.name}, unlike iteration {one.number} of the log"
+                )
+
+
 def _restore(
     scratch: Path, baseline: nn.Module, groups: coupling.Coupling, job: Job
 ) -> tuple[Current, rules.State | None, list[Iteration]]:
@@ -367,7 +421,7 @@ def _restore(
             groups = coupling.narrow(groups, removed)
         current = Current(network.to(job.machine.device), groups, meta["kept"], cuts)
         return current, rules.State(**{**saved["state"], **sets}), log
-    except (UserError, KeyError, TypeError, ValueError) as error:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
         print(f"{scratch} is damaged ({error}): the pruning starts anew", file=sys.stderr)
         for path in scratch.iterdir():
             path.unlink()

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError, explained
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -48,8 +50,9 @@ def luma_border(task: str, scale: int) -> int:
 
 
 def to_8bit(image: Tensor, shave: int = 0) -> Tensor:
-    """[1,3,H,W] in any range to [3,H-2s,W-2s] whole numbers 0..255 as float64."""
-    image = image[0].double().clamp(0, 1).mul(255).round()
+    """[1,3,H,W] in any range to [3,H-2s,W-2s] whole numbers 0..255 as float64; infinite values become NaN."""
+    image = image[0].double()
+    image = image.where(image.isfinite(), torch.nan).clamp(0, 1).mul(255).round()
     return image[:, shave : image.shape[1] - shave, shave : image.shape[2] - shave]
 
 
@@ -114,7 +117,18 @@ def _restored(network: nn.Module | None, images) -> Iterator[tuple[Tensor, Tenso
         network.eval()
     for i in range(len(images)):
         inputs, target = images.pair(i)
-        yield (images.reference(i) if network is None else network(inputs)), target
+        if network is None:
+            yield images.reference(i), target
+            continue
+        with explained(f"the forward of {type(network).__name__} fails on {images.names[i]}"):
+            output = network(inputs)
+        if not isinstance(output, Tensor) or output.shape != target.shape:
+            given = f"{tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UserError(
+                f"the forward of {type(network).__name__} gives {given} for {images.names[i]}, but "
+                f"{tuple(target.shape)} is needed"
+            )
+        yield output, target
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline import config, gallery, layer_times, tables
+from pipeline import config, gallery, layer_times, records, tables
 from pipeline.files import read_json, replacing, write_bytes
 
 PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
 UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
-# what the report needs of latency.json
-TIMED = ("processor", "lanes", "threads", "side", "mac_percent", "networks", "left_out", "layers")
 COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw": "BW"}
 
 STYLE = """
@@ -330,8 +328,8 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     synthetic = [n for n, task in tasks.items() if task == "low_light" and params.prepare[n].layout != "sid"]
     sets = [row for n, task in tasks.items() for row in tables.set_rows(results, n, params.run.methods, task)]
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
-    latency = {n: read_json(results / "latency" / n / "latency.json", *TIMED) for n in params.run.networks}
-    whole = {n: read_json(results / "analyze" / n / "groups.json", "frozen")["frozen"] for n in params.run.networks}
+    latency = {n: records.latency(results, n, params.run.methods[-1]) for n in params.run.networks}
+    whole = {n: records.groups(results, n)["frozen"] for n in params.run.networks}
     pictures = {network: gallery.pictures(results, params, rows, network) for network in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
     with replacing(folder / "pictures") as drawn:  # what can't be drawn leaves the last report as it was

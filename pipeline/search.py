@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipeline import config
+from pipeline import config, stores
 from pipeline.errors import UserError
 from pipeline.trial import CannotWinError, Outcome, Report, Values
 
@@ -30,12 +30,43 @@ HEARTBEAT = 20  # seconds; a trial whose worker has been silent for GRACE of the
 GRACE = 3
 RETRIES = 1
 STARTUP = 6  # trials at random, the default parameters' included, before the sampler has something to learn from
+BEATS = 3  # attempts of one heartbeat
+BEAT_PAUSE = 2.0  # seconds between them
+SILENT = "its worker was killed, or silent for too long"
 DIGITS = 4  # significant ones of a proposed number: what a person reads, and what `dvc exp run -S` is given
 
 Space = dict[str, BaseDistribution]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class Storage(optuna.storages.RDBStorage):
+    """Optuna's storage, whose heartbeats outlive a storage that is locked for a while, or a server's new start."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Optuna's thread ends with the first beat that fails, and the living worker's trial is taken up by another."""
+        for attempt in range(BEATS):
+            try:
+                return super().record_heartbeat(trial_id)
+            except (StorageInternalError, SQLAlchemyError):
+                if attempt < BEATS - 1:
+                    time.sleep(BEAT_PAUSE)
+        return None  # the next one is due soon
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Those that are about to be failed; once they are, nothing can be noted of them."""
+        found = super()._get_stale_trial_ids(study_id)
+        for trial_id in found:
+            _why(self, trial_id, SILENT)
+        return found
+
+
+def _why(storage: optuna.storages.BaseStorage, trial_id: int, reason: str) -> None:
+    """Note why a trial is about to be failed, where nobody has said so before."""
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, KeyError):
+        if "reason" not in storage.get_trial(trial_id).user_attrs:
+            storage.set_trial_user_attr(trial_id, "reason", reason)
 
 
 def distributions(space: dict[str, config.Range]) -> Space:
@@ -52,14 +83,18 @@ def distributions(space: dict[str, config.Range]) -> Space:
 def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int = HEARTBEAT) -> optuna.Study:
     """The study of this name, made where there is none. UserError when its storage can't be reached, or when what it
     was begun with (`identity`) isn't what is given now."""
-    if storage.startswith("sqlite") and storage.partition("//")[2].strip("/") in ("", ":memory:"):
-        raise UserError(f"the storage {storage} is no file: each worker would have its own; sqlite:///FILE is allowed")
+    allowed = "sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE of a running server are allowed"
+    try:
+        stores.probe(storage, absent=True)
+    except stores.UnusableError as error:
+        raise UserError(f"the storage {stores.masked(storage, storage)} can't be used: {error}; {allowed}") from None
     for attempt in range(5):  # two workers that make the tables at the same moment: one of them fails, once
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                opened = optuna.storages.RDBStorage(
+                opened = Storage(
                     storage,
+                    engine_kwargs={"connect_args": stores.connect_arguments(storage)},
                     heartbeat_interval=heartbeat,
                     grace_period=GRACE * heartbeat,
                     heartbeat_stale_trial_callback=_again,
@@ -74,12 +109,11 @@ def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int
             RuntimeError,
             KeyError,
         ) as error:
-            reason = " ".join(str(error).split())[:300]
-            transient = isinstance(error, DBAPIError | optuna.exceptions.StorageInternalError)
+            transient = isinstance(error, DBAPIError | StorageInternalError)
             if attempt == 4 or not transient:
                 raise UserError(
-                    f"the storage {_without_password(storage)} can't be used: {reason}; sqlite:///FILE or "
-                    "postgresql+psycopg://USER@HOST/DATABASE of a running server are allowed"
+                    f"the storage {stores.masked(storage, storage)} can't be used: {stores.reason(error, storage)}; "
+                    f"{allowed}"
                 ) from None
             time.sleep(0.3 * (attempt + 1))
     for key, value in identity.items():
@@ -92,13 +126,6 @@ def open_study(storage: str, name: str, identity: dict[str, str], heartbeat: int
                 "a study share params.yaml and results/, and --study names another one"
             )
     return study
-
-
-def _without_password(url: str) -> str:
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (SQLAlchemyError, ValueError):
-        return repr(re.sub(r":[^:/@]*@", ":***@", url))
 
 
 # --- slots --------------------------------------------------------------------------------------------------------
@@ -133,6 +160,12 @@ def winner(study: optuna.Study) -> FrozenTrial | None:
     """The feasible trial that keeps fewest MACs."""
     found = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(t)]
     return min(found, key=lambda trial: (trial.value, trial.number), default=None)
+
+
+def failures(study: optuna.Study) -> dict[int, str]:
+    """Why each failed trial failed, by its number."""
+    found = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return {trial.number: trial.user_attrs.get("reason", SILENT) for trial in found}
 
 
 def nearest(study: optuna.Study) -> FrozenTrial | None:
@@ -274,6 +307,7 @@ def _take_up_stale(study: optuna.Study, grace: float) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "begun" not in trial.user_attrs and datetime.now() - trial.datetime_start > timedelta(seconds=grace):
             with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it ended meanwhile
+                _why(study._storage, trial._trial_id, "its worker was killed before it began")
                 study.tell(trial.number, state=TrialState.FAIL)
                 _again(study, _frozen(study, trial.number), counts=False)
 
@@ -281,7 +315,7 @@ def _take_up_stale(study: optuna.Study, grace: float) -> None:
 def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> None:
     """Ask for one trial, run it, tell its end; what failed goes back into the queue."""
     begun: list[int] = []
-    fatal: list[UserError] = []
+    fatal: list[Exception] = []  # no fault of the trial's: a UserError, or the storage's
 
     def objective(trial: optuna.Trial) -> float:
         begun.append(trial.number)
@@ -293,20 +327,25 @@ def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> No
         try:
             values = _suggested(trial, study.sampler.space)
             outcome = _known(study, trial.number, values) or run(trial.number, values, _reporter(study, trial))
+            if not math.isfinite(outcome.mac_kept):  # Optuna would fail the trial without a word
+                raise ValueError(f"the share of MACs kept is {outcome.mac_kept}, which is no number")
+            seconds = time.monotonic() - started
+            # the dashboard shows no constraints: the drops are among the notes
+            _note(
+                trial, outcome.notes | {"mac_kept": outcome.mac_kept, "feasible": outcome.feasible, "seconds": seconds}
+            )
+            for key in constraints:  # last: a trial whose worker is killed from here on is the only one that has them
+                trial.set_constraint(key, outcome.constraints[key])
         except CannotWinError as error:
             _note(trial, error.notes | {"reason": str(error), "constraints": list(constraints)})
             _note(trial, {"mac_kept": error.mac_kept})
             raise optuna.TrialPruned from None
         except BaseException as error:
-            _note(trial, {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
-            if isinstance(error, UserError):
+            if isinstance(error, UserError | StorageInternalError | SQLAlchemyError):
                 fatal.append(error)
+            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                _note(trial, {"reason": _reason(error)})
             raise
-        seconds = time.monotonic() - started
-        # the dashboard shows no constraints: the drops are among the notes
-        _note(trial, outcome.notes | {"mac_kept": outcome.mac_kept, "feasible": outcome.feasible, "seconds": seconds})
-        for key in constraints:  # last: a trial whose worker is killed from here on is the only one that has them
-            trial.set_constraint(key, outcome.constraints[key])
         return outcome.mac_kept
 
     try:
@@ -326,6 +365,12 @@ def _one(study: optuna.Study, run, total: int, constraints: Sequence[str]) -> No
         raise fatal[0]
     if ended.state == TrialState.FAIL:
         _again(study, ended)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a trial failed: the kind and the text of what was raised, in one line."""
+    words = " ".join(str(error).split())
+    return stores.text(f"{type(error).__name__}: {words}" if words else type(error).__name__, 500)
 
 
 def _suggested(trial: optuna.Trial, space: Space) -> Values:

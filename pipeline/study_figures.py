@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import records
 from pipeline.figures import save
-from pipeline.files import read_json
 
 
 def study_pictures(folder: Path) -> list[Path]:
     """History, contour, importances and trade-off of a study, from the trials.json and importances.json in `folder`."""
-    trials = [trial for trial in read_json(folder / "trials.json") if trial["state"] in ("complete", "pruned")]
+    trials = records.trials(folder)
     measured = [trial for trial in trials if trial["state"] == "complete"]
     if not measured:
         return []
-    ranked = read_json(folder / "importances.json")
+    ranked = records.read(folder / "importances.json", dict[records.Text, records.Number])
     made = {"history": _history(trials), "tradeoff": _tradeoff(measured)}
     keys = sorted(measured[0]["params"], key=lambda key: -ranked.get(key, 0.0))
     if len(keys) > 1:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
-from pipeline.files import read_json
+from pipeline import config, records
 from pipeline.quality import Quality
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
@@ -28,9 +27,9 @@ by scale pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian win
 
 def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
     """One row for each solution of a network: input, baseline, control and methods."""
-    found = read_json(results / "evaluate" / network / "metrics.json")
-    baseline = read_json(results / "train" / network / "metrics.json")
-    control = read_json(results / "control" / network / "metrics.json")
+    found = records.solutions(results, network, methods)
+    baseline: records.Baseline = records.read(results / "train" / network / "metrics.json", records.Baseline)
+    control: records.Point = records.read(results / "control" / network / "metrics.json", records.Point)
     table = []
     for solution in ("input", "baseline", "original", *methods):
         row: dict[str, Any] = {"network": network, "solution": solution, **found[solution]}
@@ -39,7 +38,8 @@ def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list
         elif solution == "original":
             row |= {"validation_drop": baseline["psnr"] - control["psnr"], "steps": control["steps"]}
         elif solution in methods:
-            tuned = read_json(results / "finetune" / network / solution / "metrics.json")
+            path = results / "finetune" / network / solution / "metrics.json"
+            tuned: records.Tuned = records.read(path, records.Tuned)
             row |= {"validation_drop": tuned["psnr_drop"], "steps": tuned["steps"]}
         table.append(row)
     return table
@@ -70,7 +70,7 @@ def markdown(
 
 def set_rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
     """One row for each solution of a network on each of its extra test sets."""
-    found = read_json(results / "evaluate" / network / "sets.json")
+    found = records.sets(results, network, methods)
     return [
         {"network": network, "set": name, "images": figures["images"], **figures[solution]}
         | {"solution": INPUT[task] if solution == "input" else solution}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raised
 from pipeline.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
 from pipeline.networks import duplicate
 
@@ -38,9 +39,8 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
         with torch.no_grad(), quiet():
             program = torch.export.export(duplicate(network).eval(), (example,))
     except Exception as error:  # any code can run in a forward, so any error can come out of it
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the network {name} can't be traced for pruning ({cause}); its forward must take one tensor "
+            f"the network {name} can't be traced for pruning ({raised(error)}); its forward must take one tensor "
             f"and must not branch on the values of tensors"
         ) from error
     if not program.call_spec.out_spec.is_leaf():
@@ -80,7 +80,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

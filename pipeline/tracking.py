@@ -11,8 +11,9 @@ import os
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import views
+from pipeline import stores, views
 from pipeline.errors import UserError
 
 # where a store is made, MLflow and Alembic tell of every table
 for chatty in ("mlflow", "alembic"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
+# what a lost store's SQL was, and that a server is tried again: the sentence says enough
+for chatty in ("mlflow.store", "urllib3", "sqlalchemy"):
+    logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 EXPERIMENT = "architecture-aware pruning"
 # What each run is, for who meets it in the UI
@@ -60,6 +64,10 @@ NOTES = {
 VIEWS = "Lists to begin with: *Views*, above on the right, in *Model training*."
 # what the chain itself rewrites is no change
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!dvc.lock")
+LIMITS = {"param": 6000, "tag": 5000, "name": 250}  # characters; MLflow's, or what its tables hold
+CLOCK_SECONDS = 2.0  # what a process's start may seem to move by
+BATCH = 100  # tags or parameters in one request, MLflow's limit
+METRICS = 1000  # in one request
 GOAL = "fewer MACs and less memory traffic at no loss of validation PSNR"
 
 
@@ -91,6 +99,24 @@ def session() -> str:
     return f"stage-{os.getpid()}-{int(time.time())}"
 
 
+class StoreLostError(UserError):
+    """The store could be used when the stage began, and can't any more."""
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """A store that is lost on the way is one sentence. What is trained lies in .scratch and results, not in it."""
+    uri = store()
+    try:
+        stores.probe(uri)  # an open connection would go on writing into a file that was deleted
+        yield
+    except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError) as error:
+        raise StoreLostError(
+            f"the MLflow store {stores.masked(uri)} was lost: {stores.reason(error, uri)}; what was trained is kept: "
+            "when it can be used again, the same command goes on"
+        ) from None
+
+
 class Run:
     """A run of the store, with batches where MLflow would make a request for each value."""
 
@@ -99,42 +125,74 @@ class Run:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
-        found = [Metric(key, float(value), now, step) for key, value in values.items()]
-        self.client.log_batch(self.id, metrics=found)
+        self._log_metrics([Metric(stores.key(key), float(value), now, step) for key, value in values.items()])
 
     def curve(self, key: str, points: list[tuple[int, float]]) -> None:
         now = int(time.time() * 1000)
-        self.client.log_batch(self.id, metrics=[Metric(key, float(value), now, step) for step, value in points])
+        self._log_metrics([Metric(stores.key(key), float(value), now, step) for step, value in points])
 
+    @_answers()
+    def _log_metrics(self, found: list[Metric]) -> None:
+        for begin in range(0, len(found), METRICS):
+            self.client.log_batch(self.id, metrics=found[begin : begin + METRICS])
+
+    @_answers()
     def params(self, values: dict[str, Any]) -> None:
-        self.client.log_batch(self.id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
+        found = [Param(stores.key(key), stores.text(value, LIMITS["param"])) for key, value in values.items()]
+        for begin in range(0, len(found), BATCH):
+            self.client.log_batch(self.id, params=found[begin : begin + BATCH])
 
+    @_answers()
     def tags(self, values: dict[str, str]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+        found = [RunTag(key, value) for key, value in _tags(values).items()]
+        for begin in range(0, len(found), BATCH):
+            self.client.log_batch(self.id, tags=found[begin : begin + BATCH])
 
+    @_answers()
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.id, str(path), folder)
 
     def picture(self, pixels: Any, key: str, step: int) -> None:
-        """An array [H, W, 3] uint8, to be leafed through by step."""
-        self.client.log_image(self.id, pixels, key=key, step=step)
+        """An array [H, W, 3] uint8, to be leafed through by step. A tag has the name where it can't be the key."""
+        allowed = stores.key(key)
+        if allowed != key:
+            self.tags({f"picture.{allowed}": key})
+        with _answers():
+            self.client.log_image(self.id, pixels, key=allowed, step=step)
 
+    @_answers()
     def table(self, value: Any, name: str) -> None:
         self.client.log_dict(self.id, value, name)
 
+    @_answers()
     def child(self, name: str, tags: dict[str, str] | None = None) -> Run:
-        marks = {"mlflow.parentRunId": self.id, **_process_tags(), **(tags or {})}
-        run = self.client.create_run(self.experiment, run_name=name, tags=marks)
+        marks = _tags({"mlflow.parentRunId": self.id, **_process_tags(), **(tags or {})})
+        run = self.client.create_run(self.experiment, run_name=stores.text(name, LIMITS["name"]), tags=marks)
         return Run(self.client, run.info.run_id, self.experiment)
 
+    @_answers()
     def tell(self, result: str) -> None:
         """Put what came out before the run's description, in Markdown."""
         said = self.client.get_run(self.id).data.tags.get("mlflow.note.content", "")
-        self.tags({"mlflow.note.content": f"{result}\n\n{said}"[:5000]})
+        self.tags({"mlflow.note.content": f"{result}\n\n{said}"})
 
+    @_answers()
     def end(self, status: str = "FINISHED") -> None:
         self.client.set_terminated(self.id, status)
 
+    @_answers()
+    def status(self) -> str:
+        return self.client.get_run(self.id).info.status
+
+    def fail(self, error: BaseException, key: str = "error") -> None:
+        """End the run with the reason. A store that is lost stays so: what failed matters more than that."""
+        if isinstance(error, StoreLostError):
+            return  # the next stage closes the run of a process that is gone
+        with suppress(StoreLostError):
+            self.tags({key: f"{type(error).__name__}: {error}"})
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    @_answers()
     def model(self, network: Any, channels: int, name: str) -> None:
         """Log a network as an MLflow model for images of any height and width; its own modules' code goes with it.
 
@@ -156,7 +214,7 @@ class Run:
         try:
             pickle.dumps(network.cpu())
         except Exception as error:  # pickling runs the modules' own code
-            self.tags({"model": f"not logged, since it can't be pickled: {error}"[:4000]})
+            self.tags({"model": f"not logged, since it can't be pickled: {error}"})
             return
         packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
         found = {path for name in packages for path in (Path(name), Path(f"{name}.py")) if path.exists()}
@@ -184,8 +242,50 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _tags(values: dict[str, str]) -> dict[str, str]:
+    """Tags as every store takes them."""
+    return {
+        key if key.startswith("mlflow.") else stores.key(key): stores.text(value, LIMITS["tag"])
+        for key, value in values.items()
+    }
+
+
 def _process_tags() -> dict[str, str]:
-    return {"process": f"{socket.gethostname()}:{os.getpid()}", "mlflow.user": os.environ.get("USER", "")}
+    return {
+        "process": f"{socket.gethostname()}:{os.getpid()}",
+        "process.began": f"{psutil.Process().create_time():.2f}",  # seconds since 1970
+        "process.machine": _machine(),
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+
+
+def _machine() -> str:
+    """Names the space that process ids are unique in: this start of the machine, and this container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def _dead(tags: dict[str, str]) -> bool:
+    """Whether the process that a run's tags name is gone. One that can't be seen from here counts as alive."""
+    host, _, pid = tags.get("process", "").rpartition(":")
+    if not pid.isdigit():
+        return False
+    machine, here = tags.get("process.machine", ""), _machine()
+    if machine and machine != here:  # of an earlier start of this machine, unless another one has the same name
+        return host == socket.gethostname() and machine.split(" ")[0] != here.split(" ")[0]
+    if not machine and host != socket.gethostname():
+        return False
+    try:
+        began = psutil.Process(int(pid)).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OverflowError):
+        return False
+    # the clock may have been set since: it moves all such times; two processes of one id are further apart
+    return "process.began" in tags and abs(began - float(tags["process.began"])) > CLOCK_SECONDS
 
 
 def _git(*words: str) -> str:
@@ -200,18 +300,21 @@ def _client() -> tuple[MlflowClient, str]:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
+        if stores.sqlite_file(uri):  # a connection that is kept would see a file that is no longer there
+            os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+        stores.probe(uri, absent=True)
         _create(uri)
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            where = None if uri.startswith("http") else f"file://{root() / 'mlartifacts'}"
+            where = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
             found = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=where))
         if not {f"{views.PREFIX}{key}" for key in views.OF_ALL} <= found.tags.keys():
             _save_views(client, found.experiment_id, views.OF_ALL)
         return client, found.experiment_id
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"the MLflow store {uri} can't be reached: {str(error).splitlines()[0]}; "
+            f"the MLflow store {stores.masked(uri)} can't be reached: {stores.reason(error, uri)}; "
             "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"
         ) from None
 
@@ -227,8 +330,8 @@ def _save_views(client: MlflowClient, experiment: str, found: dict[str, views.Vi
 
 def _create(uri: str) -> None:
     """Make an absent SQLite store under another name and rename it: MLflow can't go on with one half-made."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+    path = stores.sqlite_file(uri)
+    if path is None or (path.exists() and path.stat().st_size):
         return
     new = path.with_name(f".{path.name}.new")
     for left in path.parent.glob(f"{new.name}*"):  # by a process that was killed; its journal too
@@ -251,11 +354,11 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _parent(client: MlflowClient, experiment: str) -> Run:
-    key = session()
+    key = stores.key(session(), ":")
     found = client.search_runs([experiment], f"tags.session = '{key}' and tags.level = 'chain'", max_results=1)
     if found:
         return Run(client, found[0].info.run_id, experiment)
-    name = os.environ.get("DVC_EXP_NAME") or time.strftime("chain %Y-%m-%d %H:%M")
+    name = stores.text(os.environ.get("DVC_EXP_NAME") or "", LIMITS["name"]) or time.strftime("chain %Y-%m-%d %H:%M")
     command = f"dvc exp apply {name} && dvc repro" if os.environ.get("DVC_EXP_NAME") else "dvc repro"
     tags = {
         "session": key,
@@ -266,22 +369,20 @@ def _parent(client: MlflowClient, experiment: str) -> Run:
         "uncommitted": "yes" if _git(*CHANGES) else "no",
         "mlflow.note.content": f"One run of the chain: {GOAL}. Its stages are the runs below it.",
     }
-    run = client.create_run(experiment, run_name=name, tags=tags)
+    run = client.create_run(experiment, run_name=name, tags=_tags(tags))
     return Run(client, run.info.run_id, experiment)
 
 
-def _bury(client: MlflowClient, experiment: str, label: str) -> None:
-    """A killed stage can't close its run: its next execution does."""
-    words = f"tags.stage = '{label}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment], words):
-        host, _, pid = run.data.tags.get("process", "").partition(":")
-        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
-            for child in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"):
-                if child.info.status == "RUNNING":
-                    client.set_terminated(child.info.run_id, "KILLED")
-            client.set_terminated(run.info.run_id, "KILLED")
-            above = run.data.tags.get("mlflow.parentRunId")
-            if above and client.get_run(above).info.status == "RUNNING":
+def _bury(client: MlflowClient, experiment: str) -> None:
+    """A killed process can't close its runs: the next one does, and the chain's above them."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if not _dead(run.data.tags):
+            continue
+        client.set_terminated(run.info.run_id, "KILLED")
+        above = run.data.tags.get("mlflow.parentRunId")
+        if above:
+            tags = (found := client.get_run(above)).data.tags
+            if found.info.status == "RUNNING" and tags.get("level") == "chain":
                 client.set_terminated(above, "KILLED")
 
 
@@ -291,39 +392,53 @@ def stage(name: str, network: str = "", method: str = "", params: dict[str, Any]
     label = " ".join(word for word in (name, network, method) if word)
     with _one_at_a_time():
         client, experiment = _client()
-        parent = _parent(client, experiment)
-        _bury(client, experiment, label)
+        with _answers():
+            _bury(client, experiment)
+            parent = _parent(client, experiment)
     marks = {"level": "stage", "stage": label, "network": network, "method": method, **note(name, network, method)}
     run = parent.child(label, {key: value for key, value in marks.items() if value})
     run.params(params or {})
     try:
         yield run
     except BaseException as error:
-        run.tags({"error": f"{type(error).__name__}: {error}"[:4000]})
-        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        parent.end("FAILED")
+        run.fail(error)
+        if not isinstance(error, StoreLostError):
+            with suppress(StoreLostError):
+                parent.end("FAILED")
         raise
-    run.end()
+    try:
+        run.end()
+        _end_chain(name, parent)
+    except StoreLostError as error:  # the stage has done its work, and what it could go on from is gone
+        reason = str(error).partition(";")[0]
+        warnings.warn(f"{reason}; the results are written, and the run stays open until a later stage", stacklevel=1)
+
+
+def _end_chain(name: str, parent: Run) -> None:
     # one network's failure is the chain's, whatever the other network's stages do; the report needs them all
-    if name == "report" or client.get_run(parent.id).info.status != "FAILED":
+    if name == "report" or parent.status() != "FAILED":
         parent.end()
 
 
 def save_views(run: Run, networks: Sequence[str]) -> None:
     """Save a view of the chains that ran over these networks."""
-    _save_views(run.client, run.experiment, views.of_chains(networks))
+    with _answers():
+        _save_views(run.client, run.experiment, views.of_chains(networks))
 
 
 def address(server: str) -> str:
     """Where a server of the store shows the view to begin with; its first page where the store can't be written."""
     try:
         with _one_at_a_time():
-            _, experiment = _client()
+            client, experiment = _client()
+            with _answers():
+                _bury(client, experiment)
     except UserError as error:
         return f"{server} ({error})"
     return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={views.COMPARE}&workflowType=machine_learning"
 
 
+@_answers()
 def parent_of(run: Run) -> Run:
     """The chain's run above a stage's."""
     above = run.client.get_run(run.id).data.tags["mlflow.parentRunId"]
@@ -331,28 +446,28 @@ def parent_of(run: Run) -> Run:
 
 
 def study(name: str, tags: dict[str, str]) -> Run:
-    """The run of an Optuna study, found or made: its workers and its later continuations share it."""
+    """The run of an Optuna study, found or made: its workers and its later continuations share it.
+
+    tags: of the command that begins or continues it, whose process the run belongs to; workers give none.
+    """
+    marks = {"session": stores.key(name), "level": "study", "goal": GOAL}
+    own = _process_tags() | tags if tags else {}
     with _one_at_a_time():
         client, experiment = _client()
-        found = client.search_runs([experiment], f"tags.session = '{name}' and tags.level = 'study'", max_results=1)
-        if found:
-            run = Run(client, found[0].info.run_id, experiment)
-            _bury_trials(run)
-            client.update_run(run.id, status="RUNNING")
-            return run
-        marks = {"session": name, "level": "study", "goal": GOAL, "mlflow.source.git.commit": _git("rev-parse", "HEAD")}
-        _save_views(client, experiment, views.OF_STUDIES)
-        made = client.create_run(experiment, run_name=name, tags=marks | tags)
-        return Run(client, made.info.run_id, experiment)
-
-
-def _bury_trials(run: Run) -> None:
-    """A killed worker can't close its trial's run: whoever goes on with the study does."""
-    words = f"tags.mlflow.parentRunId = '{run.id}' and attributes.status = 'RUNNING'"
-    for child in run.client.search_runs([run.experiment], words):
-        host, _, pid = child.data.tags.get("process", "").partition(":")
-        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
-            run.client.set_terminated(child.info.run_id, "KILLED")
+        with _answers():
+            _bury(client, experiment)
+            words = f"tags.session = '{marks['session']}' and tags.level = 'study'"
+            found = client.search_runs([experiment], words, max_results=1)
+            if found:
+                run = Run(client, found[0].info.run_id, experiment)
+                client.update_run(run.id, status="RUNNING")
+                if own:
+                    run.tags(_process_tags())
+                return run
+            _save_views(client, experiment, views.OF_STUDIES)
+            marks |= {"mlflow.source.git.commit": _git("rev-parse", "HEAD")}
+            made = client.create_run(experiment, run_name=stores.text(name, LIMITS["name"]), tags=_tags(marks | own))
+            return Run(client, made.info.run_id, experiment)
 
 
 def iteration_figures(done: Any, original_mac: int) -> dict[str, float]:
@@ -375,8 +490,11 @@ def iteration(run: Run, done: Any, original_mac: int, network: str, method: str)
     """A grandchild for one pruning iteration, and the same figures by step on the stage's own run."""
     figures = iteration_figures(done, original_mac)
     run.metrics(figures, done.number)
-    run.metrics({f"channels.{_key(name)}": count for name, count in done.channels.items()}, done.number)
-    run.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)
+    thresholds = {f"threshold.{name}": value for name, value in done.thresholds.items()}
+    channels = {f"channels.{name}": count for name, count in done.channels.items()}
+    widths = {f"width.{name}": width for name, width in done.widths.items()}
+    run.metrics(channels, done.number)
+    run.metrics(thresholds, done.number)
     said = f"{network}, method {method}, iteration {done.number}: {done.verdict}: {done.reason}"
     child = run.child(
         f"{network} {method} iteration {done.number}",
@@ -384,15 +502,9 @@ def iteration(run: Run, done: Any, original_mac: int, network: str, method: str)
         | {"mlflow.note.content": said},
     )
     child.metrics(figures, done.number)
-    child.metrics({f"threshold.{_key(name)}": value for name, value in done.thresholds.items()}, done.number)
-    child.params({f"width.{_key(name)}": width for name, width in done.widths.items()})
-    child.table(
-        {"channels": done.channels, "widths": done.widths, "removed": done.removed, "thresholds": done.thresholds},
-        "architecture.json",
-    )
+    child.metrics(thresholds, done.number)
+    child.params(widths)
+    table = {"channels": done.channels, "widths": done.widths, "removed": done.removed, "thresholds": done.thresholds}
+    changed = {stores.key(name): name for name in (*channels, *thresholds, *widths) if stores.key(name) != name}
+    child.table(table | ({"names of keys": changed} if changed else {}), "architecture.json")
     child.end()
-
-
-def _key(name: str) -> str:
-    """Group names as MLflow allows them in a key."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)

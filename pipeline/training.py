@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Train
 from pipeline.device import Machine
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explained
 from pipeline.files import save_tensors
 
 SAVE_SECONDS = 15.0  # a kill loses at most this much training
@@ -98,7 +98,7 @@ def fit(
         if not math.isfinite(loss.item()):
             raise NonFiniteLossError(step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        backward(network, loss)
         if recipe.clip:
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
@@ -125,17 +125,25 @@ def fit(
 
 def forward(network: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
     """The network's output in training mode; UserError when a user's forward fails there or gives something else."""
-    try:
+    with explained(f"the forward of {type(network).__name__} fails in training, step {step}"):
         outputs = network(inputs)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the forward of {type(network).__name__} fails in training, step {step}: {reason}") from error
     if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
         found = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise UserError(
             f"the forward of {type(network).__name__} gives {found} in training, but {tuple(targets.shape)} is needed"
         )
+    if not outputs.requires_grad:
+        raise UserError(
+            f"training can't go back through the forward of {type(network).__name__}: its output is detached from the "
+            "parameters, or made under no_grad, or all that it uses have requires_grad False"
+        )
     return outputs
+
+
+def backward(network: nn.Module, loss: Tensor) -> None:
+    """The gradients; UserError when they can't be computed because of what a user's forward does."""
+    with explained(f"training can't go back through the forward of {type(network).__name__}"):
+        loss.backward()
 
 
 def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

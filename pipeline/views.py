@@ -11,8 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline import stores
+
 PREFIX = "mlflow.sharedViewState."
 COMPARE = "networks"  # the view to begin with
+WORDS = 200  # characters of a view's name
+SHOWN = 20  # networks with columns of their own: MLflow keeps no more than 20,000 characters of a view
 WIDTH = 130  # pixels of a column: enough for its name
 
 
@@ -38,8 +42,12 @@ OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "
 
 def of_chains(networks: Sequence[str]) -> dict[str, View]:
     """The view of the chains that ran over these networks, with columns for each one's end."""
-    ends = tuple(f"{n}_{key}" for n in networks for key in ("mac_percent", "drop_baseline", "drop_control"))
-    return {"-".join(("chains", *networks)): View(f"Chains of {', '.join(networks)}", "chain", (*ends, "#reproduce"))}
+    ends = tuple(f"{n}_{end}" for n in networks[:SHOWN] for end in ("mac_percent", "drop_baseline", "drop_control"))
+    return {
+        stores.key("-".join(("chains", *networks))): View(
+            f"Chains of {', '.join(networks)}"[:WORDS], "chain", (*ends, "#reproduce")
+        )
+    }
 
 
 def tags(views: Mapping[str, View], now: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline import config, tracking
-from pipeline.files import write_json, write_text
+from pipeline.files import write_csv, write_json
 from stages.command import main
 from stages.common import RESULTS
 
@@ -18,7 +18,7 @@ def analyze(params: config.Params, network: str) -> None:
 
         job = load_job(params, network, RESULTS)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
-        spent, found = job.cost(net), coupling.find_groups(net, job.example())
+        spent, found = job.cost(net), coupling.find_groups(net, job.example(net))
         reference = magnitudes.reference_magnitudes(net, found)
         original = {group.name: group.channels for group in found.groups}
         groups = []
@@ -38,12 +38,12 @@ def analyze(params: config.Params, network: str) -> None:
         folder = RESULTS / "analyze" / network
         write_json(folder / "groups.json", {"groups": groups, "frozen": list(found.frozen)})
         rows = [
-            f"{layer.name},{layer.out_channels},{layer.mac},{layer.weights},{layer.activations},{layer.bw},"
-            f"{layer.mac_per_weight:.1f}"
+            (layer.name, layer.out_channels, layer.mac, layer.weights, layer.activations, layer.bw,
+             f"{layer.mac_per_weight:.1f}")
             for layer in spent.layers
-        ]
-        header = "layer,channels,mac,weights,activations,bw,mac_per_weight"
-        write_text(folder / "layers.csv", "\n".join([header, *rows]) + "\n")
+        ]  # fmt: skip
+        header = ("layer", "channels", "mac", "weights", "activations", "bw", "mac_per_weight")
+        write_csv(folder / "layers.csv", [header, *rows])
         totals = {"mac": spent.mac, "weights": spent.weights, "activations": spent.activations, "bw": spent.bw}
         write_json(folder / "metrics.json", totals)
         run.metrics(totals)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, under
 from pipeline.files import digest
-from stages.command import writable
+from stages.command import guarded, writable
 from stages.common import RESULTS, given_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main() -> None:
@@ -20,25 +23,22 @@ def main() -> None:
     parser.add_argument("--networks", action="store_true", help="print the networks that the chain runs over")
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
     given = parser.parse_args()
-    try:
+    with guarded("check"):
         params = config.read()
         if not (given.networks or given.results):  # they come after a call without either
             from pipeline.data import layouts
+            from pipeline.job import tried
 
+            found = {network: layouts.faultless(params, network) for network in params.run.networks}
             for network in params.run.networks:
-                layouts.faultless(params, network)
-            for network in params.run.networks:
-                check_network(params, network)
+                net = tried(params, network, found[network].parts)
                 if params.train[network].checkpoint:
-                    check_weights(params, network)
+                    check_weights(params, network, net)
         writable(RESULTS)
-        table = (RESULTS / "report" / "table.md").read_text(encoding="utf-8") if given.results else ""
-    except FileNotFoundError as error:
-        print(f"check: error: {error.filename} isn't there; dvc repro makes it", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"check: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        path = RESULTS / "report" / "table.md"
+        if given.results and not path.exists():
+            raise UserError(f"{path} isn't there; dvc repro makes it")
+        table = path.read_text(encoding="utf-8") if given.results else ""
     if given.networks:
         print(*params.run.networks)
     if given.results:
@@ -47,25 +47,17 @@ def main() -> None:
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
 
 
-def check_network(params: config.Params, network: str) -> None:
-    """UserError when a network can't be built, or doesn't do what its task asks for."""
-    from pipeline import job, networks
-
-    section = params.networks[network]
-    net = networks.build(section.factory, section.args)
-    job.check(network, section, job.example(section, params.train[network]), net)
-    job.check_sides(section, params.latency.sides, net)
-
-
-def check_weights(params: config.Params, network: str) -> None:
+def check_weights(params: config.Params, network: str, net: nn.Module) -> None:
     """UserError when given weights don't fit, or aren't those that the baseline in results/ was made from.
 
     DVC compares the path in params.yaml and not the file behind it, which it can't watch only where one is named.
     """
-    from pipeline import checkpoint, networks
+    from pipeline import checkpoint, job
 
     wanted, path = params.networks[network], params.train[network].checkpoint
-    given_weights(params, network, networks.build(wanted.factory, wanted.args))
+    given_weights(params, network, net)
+    with under(f"train.{network}.checkpoint {path}"):
+        job.check_output(network, wanted, job.example(wanted, params.train[network], net), net)
     made: dict[str, str] = {}
     with contextlib.suppress(UserError):  # no baseline yet, or one of another network: DVC makes it
         made = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)[1]["extra"]
@@ -77,4 +69,5 @@ def check_weights(params: config.Params, network: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with guarded("check"):
+        main()

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline import config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place, raised
 from pipeline.files import write_bytes
 from stages.common import RESULTS
 
@@ -36,19 +37,32 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
 @contextmanager
 def guarded(name: str) -> Iterator[None]:
     """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
-    located = warnings.formatwarning
-    warnings.formatwarning = lambda message, kind, *rest: (
-        f"{name}: {message}\n" if kind is UserWarning else located(message, kind, *rest)
-    )
+    located, said = warnings.formatwarning, set()
+
+    def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
+        text = f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+        if text in said:  # two networks may have one folder
+            return ""
+        said.add(text)
+        return text
+
+    warnings.formatwarning = plain
     try:
         yield
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        from pipeline.stores import masked
+
+        print(f"{name}: error: {masked(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        reason = f"{error.strerror or error}; free space and writable folders are needed"
-        print(f"{name}: error: {place}{reason}", file=sys.stderr)
+    except Exception as error:
+        if not place(error) and not isinstance(error, OSError):
+            raise
+        if place(error):  # a user's network may fail anywhere that it runs
+            said = raised(error)
+        else:
+            file = f"{error.filename}: " if error.filename else ""
+            said = f"{file}{error.strerror or error}; free space and writable folders are needed"
+        print(f"{name}: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)

@@ -41,6 +41,15 @@ def images_of(network: str) -> list[Path]:
     return [RESULTS / "prepare" / network / split / "index.json" for split in ("train", "validation")]
 
 
+def control_of(params: config.Params, network: str) -> list[Any]:
+    """The control's quality after each iteration, and after its fine-tune; UserError when its files aren't whole."""
+    from pipeline import records
+
+    iteration = params.prune.networks[network]
+    steps = iteration.train_steps + iteration.retrain_steps
+    return records.control(RESULTS, network, steps, params.prune.max_iterations)
+
+
 def finished(folder: Path) -> None:
     """The stage's results are written: nothing is left to go on with."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import config, tracking
+from pipeline import config, records, tracking
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from stages.command import main
 from stages.common import RESULTS, finished, flat, images_of, scratch
 
@@ -30,7 +30,7 @@ def control(params: config.Params, network: str) -> None:
         curve = []
         if (work / "curve.json").exists():
             try:
-                curve = read_json(work / "curve.json")
+                curve = records.curve(work / "curve.json", job.iteration_steps)
                 net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
             except UserError as error:
                 curve = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from pipeline import config, tracking
-from pipeline.files import read_json, write_json, write_text
+from pipeline import config, records, tracking
+from pipeline.files import write_json, write_text
 from stages.command import main
 from stages.common import RESULTS
 
@@ -20,6 +20,7 @@ def evaluate(params: config.Params, network: str) -> None:
 
         machine = choose(params.device, params.threads, params.precision)
         data = RESULTS / "prepare" / network
+        test_sets = records.test_sets(data / "sets")
         images = load_images(data / "test", machine.device)
         paths = {"baseline": RESULTS / "train" / network, "original": RESULTS / "control" / network}
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
@@ -56,7 +57,7 @@ def evaluate(params: config.Params, network: str) -> None:
         write_json(folder / "widths.json", widths)
         write_json(folder / "metrics.json", summary)
         sets = {}
-        for name in read_json(data / "sets" / "names.json"):
+        for name in test_sets:
             images = load_images(data / "sets" / name, machine.device)
             sets[name] = {"images": len(images)}
             for solution, net in {"input": None, **nets}.items():

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from pipeline import config, tracking
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from stages.command import main
-from stages.common import RESULTS, finished, flat, images_of, scratch
+from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
     """Fine-tune one method's last accepted network until the gate lets it pass."""
     recipe = params.finetune[network]
-    candidates = sorted((RESULTS / "prune" / network / method / "networks").glob("accepted-*.pt"))
-    if not candidates:
-        raise UserError(f"{RESULTS}/prune/{network}/{method}/networks holds no accepted-*.pt: prune makes them")
+    from pipeline import pruning
+
+    pruned = RESULTS / "prune" / network / method
+    candidates = pruning.accepted_networks(pruned)
+    curve = control_of(params, network)
     with tracking.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
-        from pipeline import checkpoint, pruning
-        from pipeline.job import load_job
+        from pipeline import checkpoint
+        from pipeline.job import channels, load_job
         from pipeline.progress import Progress
 
         job = load_job(params, network, RESULTS)
-        control = RESULTS / "control" / network
-        reference = read_json(control / "curve.json")[0]
-        if params.gate.reference == "control":
-            reference = read_json(control / "metrics.json")
+        pruning.check_widths(candidates, pruning.read_log(pruned / "log.json"), job)
+        reference = curve[-1] if params.gate.reference == "control" else curve[0]
         work = scratch(
             "finetune", params, network, method, flat(recipe), flat(params.gate), reference, flat(job.recipe),
             *candidates, *images_of(network),
@@ -51,7 +50,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         run.tell(f"**Result: {100 * figures['mac_kept']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
-        run.model(net, job.example().shape[1], f"{network}-{method}")
+        run.model(net, channels(job.network), f"{network}-{method}")
         finished(work)
 
 

@@ -23,7 +23,7 @@ def latency(params: config.Params, network: str) -> None:
         job.check_sides(wanted, asked.sides, original)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
         nets = {"baseline": original, method: pruned}
-        image = job.example(wanted, params.train[network])
+        image = job.example(wanted, params.train[network], original)
         nets[f"{method}, to {lanes}"] = measured.aligned(original, meta["kept"], image, lanes)
         channels = image.shape[1]
         macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}

@@ -46,7 +46,7 @@ def check() -> None:
     params, total, faulty = config.read(), 0, False
     for network in params.run.networks:
         section, wanted = params.prepare[network], params.networks[network]
-        found = layouts.find(params, network)
+        found = layouts.find(params, network, pixels=True)
         print(f"{network}: {wanted.task} ×{wanted.scale}, layout {section.layout}, {section.folder}")
         for name, part in found.parts.items():
             print(f"  {name}: {layouts.summary(part)}")

@@ -6,9 +6,9 @@ import shutil
 from dataclasses import asdict
 
 from pipeline import config, tracking
-from pipeline.files import read_json, write_json, write_text
+from pipeline.files import write_json, write_text
 from stages.command import main
-from stages.common import RESULTS, finished, flat, images_of, scratch
+from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
 
 CROP = 96  # pixels; side of the picture that the UI shows by iteration
 
@@ -17,13 +17,13 @@ def prune(params: config.Params, network: str, method: str) -> None:
     """Prune one network by one method until a stopping rule holds."""
     numbers, active = params.rules(method), params.prune.methods[method].rules
     settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
+    curve = control_of(params, network)[:-1]
     with tracking.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
         from pipeline import checkpoint, figures, pruning
         from pipeline.job import load_job
         from pipeline.progress import Progress
 
         job, baseline = load_job(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        curve = read_json(RESULTS / "control" / network / "curve.json")
         points = curve if params.gate.reference == "control" else curve[:1]
         target = pruning.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
         work = scratch(

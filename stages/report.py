@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import config, tracking
-from pipeline.files import read_json
+from pipeline import config, records, tracking
 from stages.command import main
 from stages.common import RESULTS
 
@@ -22,7 +21,7 @@ def report(params: config.Params) -> None:
         for picture in sorted((folder / "pictures").glob("*.png")):
             parent.artifact(picture, "pictures")
         for network in params.run.networks:
-            found = read_json(RESULTS / "evaluate" / network / "metrics.json")
+            found = records.solutions(RESULTS, network, params.run.methods)
             best = min(params.run.methods, key=lambda method: found[method]["mac"])
             parent.tags({f"best.{network}": f"{best}: {found[best]['mac_percent']:.1f}% of the MACs"})
             told = {

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from pipeline import config
-from pipeline.files import read_json, write_json
+from pipeline import config, records
+from pipeline.cli import Parser
+from pipeline.files import write_json
 from stages.command import guarded, writable
-from stages.common import RESULTS
-from stages.study import Study
+from stages.common import RESULTS, control_of
+from stages.study import STORAGE, Study
 from stages.study.watch import stores_answer, watch
 from stages.study.winner import tell
 from stages.study.worker import work
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.search", description=__doc__)
+    parser = Parser(prog="python -m stages.search", description=__doc__)
     parser.add_argument("--network", help="of params.yaml; without it, search.network")
     parser.add_argument("--method", help="of prune.methods; without it, search.method")
     parser.add_argument("--trials", type=int, help="in total, those of earlier calls included")
@@ -24,8 +26,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
     parser.add_argument("--apply", action="store_true", help="write the winner into params.yaml")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the process that began it
-    given = parser.parse_args()
     with guarded("search"), stores_answer():
+        given = parser.parse_args()
         (work if given.worker else search)(Study(config.read(), given))
 
 
@@ -35,8 +37,9 @@ def search(study: Study) -> None:
     from pipeline import tracking
 
     writable(RESULTS)
-    for key in ("train", "control"):
-        read_json(RESULTS / key / study.network / "metrics.json")
+    os.environ[STORAGE] = study.storage
+    records.read(RESULTS / "train" / study.network / "metrics.json", records.Baseline)
+    control_of(study.params, study.network)
     opened = study.open()  # before the workers: tables made by two at once are made by none
     note = f"Optuna study: {tracking.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
     command = f"python -m stages.search --network {study.network} --method {study.method} --trials {study.trials}"
@@ -44,7 +47,7 @@ def search(study: Study) -> None:
     try:
         watch(study, opened)
     except BaseException as error:
-        above.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        above.fail(error)
         raise
     rows = optuna_search.table(opened, study.trials)
     write_json(study.folder / "trials.json", rows)

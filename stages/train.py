@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pipeline import config, quality, tracking
@@ -45,6 +46,11 @@ def train(params: config.Params, network: str) -> None:
                 needed = f"a lower train.{network}.lr or a clip > 0 is needed"
                 raise UserError(f"train.{network}: {error}; {needed}") from None
         measured, start = job.quality(net), quality.measure(None, job.validation, job.shave)
+        if not math.isfinite(measured.mean_psnr):
+            raise UserError(
+                f"train.{network}: the baseline gives infinite values or NaN for a validation image, "
+                f"{measured.names[[math.isfinite(psnr) for psnr in measured.psnr].index(False)]}"
+            )
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
         progress.close()
 

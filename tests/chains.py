@@ -38,6 +38,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     for network in params["networks"]:
         params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
         params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
+        params["train"][network].pop("milestones", None)  # they lie beyond two steps
         params["prune"]["networks"][network] |= {"train_steps": 1, "retrain_steps": 2, "psnr_loan": 50, "ssim_loan": 1}
         params["finetune"][network]["steps"] = 2
         params["analyze"][network]["size"] = [32, 32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,24 @@ def write_dng(
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, mosaic.astype(np.uint16), photometric=CFA, extratags=tags)
+    return path
+
+
+def write_compressed_arw(path: Path, side: int = 64) -> Path:
+    """An RGGB mosaic of any values as Sony's lossy compression stores it, a byte a sample."""
+    tags = [  # code, TIFF type, count, value, once
+        (271, 2, 0, "SONY", True),
+        (272, 2, 0, "ILCE-7SM2", True),
+        (33421, 3, 2, (2, 2), True),  # CFARepeatPatternDim
+        (33422, 1, 4, bytes(RGGB), True),  # CFAPattern
+        (0x7310, 3, 4, (512,) * 4, True),  # black level
+    ]
+    samples = np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8)
+    tifffile.imwrite(path, samples, photometric=CFA, extratags=tags)
+    content = path.read_bytes()
+    compression, sony = struct.pack("<HHIH", 259, 3, 1, 1), struct.pack("<HHIH", 259, 3, 1, 32767)
+    assert content.count(compression) == 1
+    path.write_bytes(content.replace(compression, sony))
     return path
 
 

@@ -73,10 +73,16 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "content", "sentence"),
     [
-        ("latency/sid/latency.json", None, "can't be read: No such file or directory; the stage that writes it"),
+        (
+            "latency/sid/latency.json",
+            None,
+            "can't be read: No such file or directory; the stage that writes it must run first: dvc repro latency@sid",
+        ),
         ("latency/sid/latency.json", b"{}", "has no processor, lanes"),
-        ("evaluate/sid/looks.json", b"[]", "has no largest loss"),
-        ("prune/sid/D/path.csv", b"number,verd", "has no rows with verdict, mac, psnr_drop"),
+        ("evaluate/sid/looks.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
+        ("evaluate/sid/looks.json", b"{}", "has no largest loss"),
+        ("finetune/sid/D/attempts.json", b'["a", 1]', "entry 1 is 1 but should be a valid string; dvc repro -s -f"),
+        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_drop"),
         ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_drop\n0,accepted\n", "has no rows with"),
         ("evaluate/sid/pictures/largest-loss/D.png", b"\x89PNG", "can't be read as a picture: it is damaged"),
         ("evaluate/sid/pictures/largest-loss/D.png", None, "can't be read as a picture: No such file"),

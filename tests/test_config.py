@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml
 
 from pipeline import config
 from pipeline.errors import UserError
@@ -109,6 +111,112 @@ def test_a_fault_is_said_with_its_key_and_what_is_allowed(tmp_path: Path, key: s
     assert complaint(path) == f"{path}: {sentence}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("prune/efficiency_power", 1e9, "less than or equal to 10"),
+        ("prune/threshold_scale", 1e300, "less than or equal to 1000"),
+        ("prune/threshold_growth", 1e300, "less than or equal to 1000"),
+        ("prune/sparsity", 1e300, "less than or equal to 1000"),
+        ("prune/imbalance", 1e300, "less than or equal to 1000"),
+        ("prune/balance_strength", 1e300, "less than or equal to 1000"),
+        ("prune/max_iterations", 10**9, "less than or equal to 100000"),
+        ("prune/patience", 10**9, "less than or equal to 100000"),
+        ("prune/depth_channels", 10**9, "less than or equal to 100000"),
+        ("prune/align", 10**9, "less than or equal to 4096"),
+        ("prune/networks/edsr/train_steps", 10**12, "less than or equal to 100000000"),
+        ("prune/networks/edsr/retrain_lr", 1e300, "less than or equal to 10"),
+        ("prune/networks/edsr/psnr_loan", 1e300, "less than or equal to 100"),
+        ("train/edsr/lr", 1e300, "less than or equal to 10"),
+        ("train/edsr/steps", 10**12, "less than or equal to 100000000"),
+        ("train/edsr/batch", 10**9, "less than or equal to 4096"),
+        ("train/edsr/patch", 10**9, "less than or equal to 4096"),
+        ("train/edsr/clip", 1e300, "less than or equal to 1000000"),
+        ("train/edsr/decay", 2.0, "less than or equal to 1"),
+        ("train/edsr/validate_every", 10**12, "less than or equal to 100000000"),
+        ("finetune/sid/steps", 10**12, "less than or equal to 100000000"),
+        ("finetune/sid/lr", 1e300, "less than or equal to 10"),
+        ("gate/max_psnr_drop", 1e300, "less than or equal to 100"),
+        ("gate/max_ssim_drop", -1e300, "greater than or equal to -100"),
+        ("evaluate/bootstrap", 10**12, "less than or equal to 100000"),
+        ("latency/repeats", 10**9, "less than or equal to 1000"),
+        ("report/crop", 10**9, "less than or equal to 4096"),
+        ("search/trials", 10**9, "less than or equal to 100000"),
+        ("prepare/edsr/folder", "", "at least 1 character"),
+        ("networks/edsr/factory", "", "at least 1 character"),
+    ],
+)
+def test_every_number_has_an_upper_bound(tmp_path: Path, key: str, value: Any, allowed: str) -> None:
+    text = complaint(changed(tmp_path, key, value))
+    assert f"params.yaml: {key.replace('/', '.')} is {value!r} but should" in text
+    assert allowed in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("latency/sides", [64, 65536], "latency.sides.1 is 65536 but should be less than or equal to 8192"),
+        ("latency/sides", [16] * 33, "latency.sides is [16, 16,"),
+        ("analyze/sid/size", [10**6, 4], "analyze.sid.size.0 is 1000000 but should be less than or equal to 65536"),
+        ("prune/efficiency_range", [0.5, 1e9], "prune.efficiency_range.1 is 1000000000.0 but should be less than"),
+        ("train/edsr/milestones", [100], "train.edsr: milestones is for the schedule 'step', not 'cosine'"),
+        ("train/edsr/schedule", "step", "train.edsr: lr_final is for the schedule 'cosine', not 'step'"),
+        (
+            "train/edsr/lr_final",
+            0.01,
+            "train.edsr: lr_final is 0.01, but at most lr, 0.004, is allowed: the rate falls",
+        ),
+        ("finetune/sid/lr_final", 0.01, "finetune.sid: lr_final is 0.01, but at most lr, 0.001, is allowed"),
+        ("prune/networks/sid/retrain_lr_final", 0.01, "prune.networks.sid: retrain_lr_final is 0.01, but at most"),
+        ("prune/methods/B/overrides", {"efficiency_power": 1e9}, "prune.methods.B.overrides: efficiency_power is 1000"),
+        ("prune/methods/B/rules", ["adaptive", "depth", "depth"], "prune.methods.B: rules has 'depth' twice"),
+        ("search/space", {"efficiency_power": {"low": 0.1, "high": 1e9}}, "search.space: efficiency_power is 10000000"),
+        ("search/space", {"max_share": {"low": 0.0, "high": 0.5}}, "search.space: max_share is 0.0 but should be"),
+        ("prune/methods/d", {"rules": ["adaptive"]}, "prune.methods has 'D' and 'd', which are one folder where case"),
+        ("prune/methods/Baseline", {"rules": ["adaptive"]}, "prune.methods has the name 'Baseline'; letters"),
+        (
+            "prune/methods/" + 300 * "m",
+            {"rules": ["adaptive"]},
+            "… (302 characters); letters, digits, - and _ make one",
+        ),
+        ("networks/" + 300 * "n", GOOD["networks"]["edsr"], "… (302 characters); letters, digits, - and _ make one"),
+        ("run/networks", [2000 * "n"], "run.networks.0 is 'nnnn"),
+        ("prepare/edsr/folder", "a\0b", "prepare.edsr.folder is 'a\\x00b', which has control characters"),
+        ("prepare/edsr/folder", "a\nb", "prepare.edsr.folder is 'a\\nb', which has control characters"),
+    ],
+)
+def test_numbers_that_dont_go_together_and_names_that_break_folders_are_refused(
+    tmp_path: Path, key: str, value: Any, said: str
+) -> None:
+    text = complaint(changed(tmp_path, key, value))
+    assert said in text
+    assert len(text) < 500
+
+
+def test_batch_and_patch_are_bounded_together_and_milestones_rise_within_the_steps(tmp_path: Path) -> None:
+    step = {"steps": 9, "batch": 1, "patch": 8, "lr": 0.1, "schedule": "step", "validate_every": 99}
+    assert config.read(changed(tmp_path, "train/edsr", step | {"milestones": [3, 8]})).train["edsr"].milestones == (
+        3,
+        8,
+    )
+    for more, said in (
+        ({"batch": 4096, "patch": 512}, "batch is 4096 and patch 512, but batch × patch² may be 268435456 pixels"),
+        ({"milestones": [3, 9]}, "milestones has 9, but training ends at step 9"),
+        ({"milestones": [3, 3]}, "milestones has 3 after 3, but they must rise"),
+    ):
+        assert f"params.yaml: train.edsr: {said}" in complaint(changed(tmp_path, "train/edsr", step | more))
+
+
+@pytest.mark.parametrize("digits", [400, 4000, 5000])
+def test_a_number_of_hundreds_of_digits_is_one_short_sentence(tmp_path: Path, digits: int) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("steps: 3000", "steps: " + digits * "9"), encoding="utf-8")
+    said = complaint(path)
+    assert ("train.edsr.steps is 9999" if digits < 4300 else "a number has more than 4300 digits") in said
+    assert len(said) < 300
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     "key",
@@ -143,13 +251,42 @@ def test_all_faults_are_counted(tmp_path: Path) -> None:
     assert complaint(changed(tmp_path, "report", {"crops": 96})).endswith("(1 more fault after this one)")
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("3E-5", 3e-5), ("-1e-3", -1e-3), ("+2e-1", 0.2)])
-def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, text: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("3E-5", 3e-5), ("-1e-3", -1e-3), ("+2e-1", 0.2), ("010", 10), ("1_0", 10), ("0x10", 16)],
+)
+def test_numbers_are_what_dvc_takes_them_for(tmp_path: Path, text: str, value: float) -> None:
+    """YAML 1.2: that a number needs no dot, and a leading zero makes no octal."""
     source = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
     path.write_text(source.replace("max_psnr_drop: 0.0", f"max_psnr_drop: {text}"), encoding="utf-8")
-    assert isinstance(yaml.safe_load(text), str)
     assert config.read(path).gate.max_psnr_drop == value
+    assert load_yaml(str(path))["gate"]["max_psnr_drop"] == value
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "1:30", "n", "2e-photos", "1.2.3"])
+def test_text_is_text_for_dvc_and_here(tmp_path: Path, text: str) -> None:
+    source = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("folder: data/photos", f"folder: {text}")
+    path = tmp_path / "params.yaml"
+    path.write_text(source, encoding="utf-8")
+    assert config.read(path).prepare["edsr"].folder == load_yaml(str(path))["prepare"]["edsr"]["folder"] == text
+
+
+@pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# a comment\n---\n", b"\n\r\n"])
+def test_a_byte_order_mark_and_a_beginning_of_the_document_are_read(tmp_path: Path, prefix: bytes) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(prefix + (ROOT / "params.yaml").read_bytes())
+    assert config.read(path) == config.read(ROOT / "params.yaml")
+
+
+def test_sections_may_be_shared_and_merged(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    source = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    old = "  sid: {steps: 2400, lr: 1.0e-3, lr_final: 1.0e-5}"
+    source = source.replace("edsr: {steps: 1600", "edsr: &e {steps: 1600")
+    path.write_text(source.replace(old, "  sid: {<<: *e, steps: 7}"), encoding="utf-8")
+    finetune = config.read(path).finetune
+    assert (finetune["sid"].steps, finetune["sid"].lr) == (7, finetune["edsr"].lr)
 
 
 def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
@@ -164,6 +301,27 @@ def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
         (b"seed: \x00\n", "isn't YAML: unacceptable character"),
         (b"seed: \xff\n", "isn't YAML: 'utf-8' codec can't decode"),
         (b"seed: 2024-13-45\n", "isn't YAML: month must be in 1..12"),
+        ("seed: 1\n".encode("utf-16"), "isn't YAML: it is UTF-16, but UTF-8 is needed"),
+        ("seed: 1\n".encode("utf-16-le"), "isn't YAML: unacceptable character"),
+        (b"seed: 1\n" * 100_000, "is larger than 64 kB, which no file of parameters is"),
+        (b"seed: 2024-01-02\n", ": seed is 2024-01-02, which YAML reads as a date; in quotes it is text"),
+        (b"<<<<<<< HEAD\nseed: 1\n=======\n", "isn't YAML at line 1: git's conflict marker <<<<<<< is still there"),
+        (b"seed: 1\r\n>>>>>>> other\r\n", "isn't YAML at line 2: git's conflict marker >>>>>>> is still there"),
+        (b"? [1, 2]\n: 3\n", ": a key is a list, but keys are text, as in quotes"),
+        (b"run: {1: 2}\n", ": run: a key is 1, but keys are text, as in quotes"),
+        (b"? {a: 1}\n: 3\n", "isn't YAML at line 1: a list or a section is a key, but keys are text"),
+        (b"null: 3\n", ": a key is None, but keys are text, as in quotes"),
+        (b"seed: !!binary aGk=\n", ": seed is b'hi', but text, numbers, lists and sections are allowed"),
+        (b"seed: !!set {a}\n", ": seed is {'a'}, but text, numbers, lists and sections are allowed"),
+        (b"seed: !!python/object/apply:os.system [ls]\n", "isn't YAML at line 1: the tag 'tag:yaml.org"),
+        (b"seed: *other\n", "isn't YAML at line 1: found undefined alias 'other'"),
+        (b"seed: 1\n---\nseed: 2\n", "isn't YAML at line 2: a second document begins, but one is allowed"),
+        (b"run: {a: 1, a: 2}\n", "isn't YAML at line 1: key 'a' stands twice"),
+        (2_000 * b"- ", "isn't YAML: its lists or sections are nested too deep"),
+        (b"seed: &a [*a]\n", "isn't YAML at line 1: a section or list holds itself by an alias"),
+        (b"seed: 1\nrun: &a {networks: *a}\n", "isn't YAML at line 2: a section or list holds itself by an alias"),
+        (b'"a\\nb": 1\n', ": the key 'a\\nb' has control characters"),
+        (b'seed: "\\ud800"\n', ": seed is '\\ud800', which has control characters"),
         (b"", "must hold the sections seed, device, threads, precision, run,"),
         (b"- 1\n", "must hold the sections seed, device, threads, precision, run,"),
     ],
@@ -171,7 +329,7 @@ def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
 def test_a_file_that_is_no_parameter_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
-    assert complaint(path).startswith(f"{path} {said}")
+    assert complaint(path).startswith(f"{path}{'' if said.startswith(':') else ' '}{said}")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -253,6 +411,18 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("seed: 1\nrun: {}\nseed: 2\n")
     assert complaint(path) == f"{path} isn't YAML at line 3: key 'seed' stands twice"
+
+
+@pytest.mark.parametrize("item", ["[{0}]", "{{<<: [{0}]}}"], ids=["lists", "merged sections"])
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path, item: str) -> None:
+    """Twelve lines of nine aliases each would make 300 billion values."""
+    lines = ["a0: &a0 {x: 1}"] + [f"a{k}: &a{k} " + item.format(", ".join(9 * [f"*a{k - 1}"])) for k in range(1, 13)]
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(lines))
+    began = time.monotonic()
+    assert f"{path} isn't YAML at line " in complaint(path)
+    assert "aliases make more than 100000 values" in complaint(path)
+    assert time.monotonic() - began < 5
 
 
 def test_a_section_that_holds_itself_is_refused(tmp_path: Path) -> None:

@@ -29,21 +29,51 @@ PHOTOS = [DATA / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "s
 
 
 def matlab_half(line: np.ndarray) -> np.ndarray:
-    """imresize(line, 0.5) along the first axis, from its definition: cubic a = −0.5 of width 8, mirrored borders."""
+    """imresize(line, 0.5) along the first axis, from its definition: cubic a = −0.5 of width 8, repeated borders."""
     n = len(line) // 2
     taps = np.arange(-3, 5)[None, :] + 2 * np.arange(n)[:, None]
-    x = np.abs((taps - (2 * np.arange(n)[:, None] + 0.5)) / 2)
-    weights = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)
-    weights /= weights.sum(axis=1, keepdims=True)
-    mirrored = np.pad(np.arange(len(line)), 4, mode="symmetric")
-    return np.einsum("ij,ij...->i...", weights, line[mirrored[taps + 4]])
+    weights = np.array([-3, -9, 29, 111, 111, 29, -9, -3])  # of 256: the cubic at 1.75, 1.25, 0.75, 0.25, ...
+    total = np.einsum("j,ij...->i...", weights, line.astype(int)[taps.clip(0, len(line) - 1)])
+    return ((total + 128) // 256).clip(0, 255)
 
 
 def test_small_pictures_are_matlabs_to_the_last_byte() -> None:
     picture = load_image(PHOTOS[0])
-    exact = matlab_half(matlab_half(picture.astype(float)).swapaxes(0, 1)).swapaxes(0, 1)
-    expected = np.clip(np.floor(exact + 0.5), 0, 255)
+    expected = matlab_half(matlab_half(picture).swapaxes(0, 1)).swapaxes(0, 1)
     assert np.array_equal(bicubic_downscale(picture, 2), expected)
+
+
+def test_rows_are_reduced_first_and_rounded_before_the_columns() -> None:
+    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    picture[7, 7] = 174
+    small = bicubic_downscale(picture, 2)[..., 0]
+    # 174 · 111/256 = 75.4 and 75 · 29/256 = 8.496; columns first: 19.7 and 20 · 111/256 = 8.67; unrounded: 8.55
+    assert (small[3, 4], small[4, 3]) == (8, 9)
+    assert (small[3, 3], small[4, 4]) == (33, 2)  # 75 · 111/256 = 32.5; 20 · 29/256 = 2.3
+    assert small.sum() == 8 + 9 + 33 + 2  # negative lobes end at 0 after the first pass
+
+
+def test_pixels_beyond_the_border_repeat_those_on_it() -> None:
+    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    picture[0] = 255
+    # (−3 − 9 + 29 + 111)/256 of 255 is 127.5, and halves go up; mirrored borders would give 140/256: 139
+    assert bicubic_downscale(picture, 2)[:, 5, 0].tolist() == [128, 0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("scale", [3, 4])
+def test_other_scales_follow_the_same_definition(scale: int) -> None:
+    line = np.random.default_rng(scale).integers(0, 256, 12 * scale)
+    picture = np.repeat(line[:, None, None], 12 * scale, axis=1).repeat(3, axis=2).astype(np.uint8)
+
+    def cubic(x: float) -> float:
+        return 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+    for i, value in enumerate(bicubic_downscale(picture, scale)[:, 3, 0].tolist()):
+        centre = scale * i + (scale - 1) / 2
+        taps = range(scale * i - 3 * scale, scale * i + 4 * scale)
+        weights = [cubic(abs(tap - centre) / scale) for tap in taps]
+        exact = sum(w * line[min(max(tap, 0), len(line) - 1)] for w, tap in zip(weights, taps, strict=True)) / scale
+        assert abs(value - min(max(exact, 0), 255)) <= 0.5 + 1e-9
 
 
 def test_bicubic_up_agrees_with_the_published_figures_of_the_photographs() -> None:

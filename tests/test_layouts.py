@@ -19,7 +19,7 @@ from raw_files import write_dng, write_sid
 from skimage import data
 
 from pipeline import config
-from pipeline.data import layouts
+from pipeline.data import layouts, sid
 from pipeline.data.degradations import bicubic_downscale
 from pipeline.data.layouts import Found
 from pipeline.data.patches import load_images
@@ -35,6 +35,13 @@ TASKS = {  # networks that params.yaml doesn't have
 }
 
 LACKING = "; DIV2K has it, and prepare.NETWORK.train, validation and test say which numbers are wanted"
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decoded is written down in the test's folder."""
+    monkeypatch.setattr(layouts, "RAW_FILES", tmp_path / ".scratch" / "raw-files.json")
+    monkeypatch.setattr(sid, "_seen", {})
 
 
 def params_of(network: str, section: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def test_what_sid_lacks_and_what_is_broken_is_named(tmp_path: Path) -> None:
     found = look(tmp_path, "sid", layout="sid", folder=str(folder))
     text = "\n".join(found.faults)
     assert len(found.faults) == 3, text
-    assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; a list names it" in text
+    assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; {folder}/Sony_train_list.txt: line 2" in text
     assert f"{folder}/Sony/long/20001_00_10s.ARW: cannot be read as a raw file" in text
     assert f"{folder}/Sony_test_list.txt: cannot be read as a list of raw files (No such file" in text
     shutil.rmtree(folder / "Sony")
@@ -270,8 +277,8 @@ def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:
     assert f"DIV2K/DIV2K_valid_HR/0811.png: there is no such file{LACKING} (1 more: python -m" in real.stderr
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
-    for path in ("DIV2K/DIV2K_train_HR/0002.png", "DIV2K/DIV2K_valid_HR/0811.png"):
-        save(tmp_path / path, crop(4))
+    for k, path in enumerate(("DIV2K/DIV2K_train_HR/0002.png", "DIV2K/DIV2K_valid_HR/0811.png")):
+        save(tmp_path / path, crop(5 + k))
     shutil.rmtree(tmp_path / "results")
     done = prepare(tmp_path, "--check")
     assert (done.returncode, done.stderr) == (0, "")
@@ -290,9 +297,69 @@ def test_a_folder_too_large_for_the_disk_is_refused_before_it_is_read(
         room(10**18)
 
 
-def test_a_raw_file_of_another_camera_is_refused_while_it_is_packed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["short", "long"])
+def test_a_raw_file_of_another_camera_is_found_before_anything_is_packed(tmp_path: Path, side: str) -> None:
     folder = write_sid(tmp_path / "SID")
-    write_dng(folder / "Sony/short/00001_00_0.1s.ARW", np.full((48, 48), 600), black=64)
-    part = look(tmp_path, "sid", layout="sid", folder=str(folder)).parts["train"]
-    with pytest.raises(UserError, match=r"00001_00_0\.1s\.ARW: its black level is 64"):
-        gathered(*make(part.sources, part.making))
+    name = {"short": "00001_00_0.1s.ARW", "long": "00001_00_10s.ARW"}[side]
+    write_dng(folder / "Sony" / side / name, np.full((48, 48), 600), black=64)
+    faults = look(tmp_path, "sid", layout="sid", folder=str(folder)).faults
+    assert len(faults) == 1
+    assert f"{name}: its black level is 64" in faults[0]
+
+
+SHORT, LONG = "./Sony/short/20001_00_0.033s.ARW", "./Sony/long/20001_00_10s.ARW"
+
+
+@pytest.mark.parametrize(
+    ("split", "line", "said"),
+    [
+        ("val", f"{SHORT} {LONG} ISO200 F8", "Sony_val_list.txt: line 2 has 20001_00_0.033s.ARW again, as "),
+        ("val", "Sony/./short/../short/20001_00_0.033s.ARW " + LONG, "Sony_val_list.txt: line 2 has 20001_00_0.033s"),
+        ("val", SHORT.replace("/", "\\") + " " + LONG, "Sony_val_list.txt: line 2 has 20001_00_0.033s.ARW again"),
+        ("test", f"{SHORT} {LONG}", "Sony_test_list.txt: line 2 has 20001_00_0.033s.ARW again, as "),
+        ("train", f"./Sony/short/10001_00_0.1s.ARW {LONG}", "_val_list.txt: line 1 has the long exposure 20001_00_10s"),
+        ("val", f"./Sony/long/20001_00_10s.ARW {LONG}", "line 2 has 20001_00_10s.ARW as the short exposure, but"),
+        ("val", f"{LONG} {SHORT}", "line 2: 20001_00_10s.ARW is exposed for 10 s and 20001_00_0.033s.ARW for 0.033 s"),
+        ("val", f"{SHORT} long.ARW", "line 2: long.ARW: the name doesn't say the exposure time"),
+        ("val", SHORT.replace("033", "1") + " ./Sony/long/" + 300 * "x" + "_10s.ARW", "_val_list.txt: line 2 names it"),
+    ],
+)
+def test_no_pair_serves_twice_and_the_sentence_names_list_and_line(
+    tmp_path: Path, split: str, line: str, said: str
+) -> None:
+    folder = write_sid(tmp_path / "SID")
+    with (folder / f"Sony_{split}_list.txt").open("a") as file:
+        file.write(line)
+    faults = look(tmp_path, "sid", layout="sid", folder=str(folder)).faults
+    assert any(said.replace("long.ARW:", f"{folder}/long.ARW:") in fault for fault in faults), faults
+
+
+def test_a_raw_file_is_decoded_once_as_long_as_it_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened = write_sid(tmp_path / "SID"), []
+    checked = sid._checked
+    monkeypatch.setattr(sid, "_checked", lambda path, raw: opened.append(path.name) or checked(path, raw))
+    for _ in range(3):
+        monkeypatch.setattr(sid, "_seen", {})  # as another process
+        assert look(tmp_path, "sid", layout="sid", folder=str(folder)).faults == []
+    assert sorted(opened) == sorted(path.name for path in folder.glob("Sony/*/*"))
+    write_dng(folder / "Sony/long/10001_00_30s.ARW", np.full((48, 48), 600), black=64)
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+    layouts.RAW_FILES.write_text('{"x": [1]}')
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+
+
+def test_the_check_finds_what_only_decoding_shows(tmp_path: Path) -> None:
+    """A JPEG and a PNG that are cut short have whole headers."""
+    for k in range(6):
+        save(tmp_path / "photos" / f"a{k}.png", crop(k))
+        Image.fromarray(crop(k)).save(tmp_path / "photos" / f"b{k}.jpg")
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params_of("edsr", {"layout": "photographs", "folder": str(tmp_path / "photos")})))
+    assert layouts.find(config.read(path), "edsr", pixels=True).faults == []
+    for name in ("a1.png", "b2.jpg"):
+        whole = (tmp_path / "photos" / name).read_bytes()
+        (tmp_path / "photos" / name).write_bytes(whole[: len(whole) // 2])
+    found = layouts.find(config.read(path), "edsr", pixels=True)
+    assert sorted(Path(fault.partition(":")[0]).name for fault in found.faults) == ["a1.png", "b2.jpg"]

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import yaml
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from search_worker import outcome
+from test_stores import lock
 
 from pipeline import checkpoint, config, pruning, rules, search, study_figures
 from pipeline.errors import UserError
@@ -161,6 +164,53 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_up(tmp_pa
     assert ends[0].params["x"] == 0.9
 
 
+def test_a_trial_of_a_dead_worker_has_its_reason(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    study.sampler = proposals
+    study.ask()
+    time.sleep(0.2)
+    search.work(study, plain, proposals, 2, DROP, grace=0.1)
+    assert search.failures(study) == {0: "its worker was killed before it began"}
+
+
+def test_a_share_that_is_no_number_fails_the_trial_with_the_reason(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    search.work(study, lambda *given: Outcome(float("nan"), {"psnr_drop": 0.0}), proposals, 1, DROP)
+    assert set(search.failures(study).values()) == {"ValueError: the share of MACs kept is nan, which is no number"}
+
+
+def test_a_heartbeat_outlives_a_locked_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.stores, "connect_arguments", lambda storage: {"timeout": 0.1})
+    monkeypatch.setattr(search, "BEAT_PAUSE", 0.2)
+    study, proposals = new(tmp_path)
+    study.sampler = proposals
+    trial = study.ask()
+    held = lock(tmp_path / "search.db")
+    study._storage.record_heartbeat(trial._trial_id)  # locked for longer than it tries: the next one is due soon
+    threading.Timer(0.3, held.close).start()
+    study._storage.record_heartbeat(trial._trial_id)  # tried again once the lock is gone
+    with sqlite3.connect(tmp_path / "search.db") as storage:
+        assert storage.execute("SELECT count(*) FROM trial_heartbeats").fetchone() == (1,)
+    storage.close()
+
+
+def test_a_lost_storage_is_no_fault_of_the_trial(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    left = [1]
+
+    def run(number: int, values: Values, report: Report) -> Outcome:
+        if left:
+            left.pop()
+            raise optuna.exceptions.StorageInternalError("lost")
+        return outcome(values)
+
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        search.work(study, run, proposals, 2, DROP)
+    search.work(study, run, proposals, 2, DROP)
+    assert [trial.state for trial in search.slots(study, 2).values()] == [TrialState.COMPLETE] * 2
+    assert not any(trial.system_attrs.get("retry_history") for trial in study.get_trials())
+
+
 def test_one_trial_too_many_counts_only_when_more_are_asked_for(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
     search.work(study, plain, proposals, 2, DROP)
@@ -222,6 +272,10 @@ def test_a_study_of_another_baseline_is_refused(tmp_path: Path) -> None:
     "storage",
     [
         "nonsense",
+        "postgresql+psycopg://127.0.0.1:1/none?user=u&password=secret",
+        "postgresql+psycopg://u:a@/secret@127.0.0.1:1/none",
+        "postgresql+psycopg://u:a%40secret@127.0.0.1:1/none",
+        "mysql://u:secret@127.0.0.1:1/none",
         "sqlite:////nowhere/at/all.db",
         "postgresql+psycopg://u:secret@127.0.0.1:1/none",
         "postgresql+psycopg://u:secret@host:port/none",
@@ -238,6 +292,15 @@ def test_a_storage_that_cant_be_reached_is_said_without_its_password(storage: st
 def test_a_storage_in_memory_is_refused(storage: str) -> None:
     with pytest.raises(UserError, match="is no file"):
         search.open_study(storage, "study", {})
+
+
+def test_a_locked_storage_is_said_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new(tmp_path)
+    monkeypatch.setattr(search.stores, "LOCKED_SECONDS", 0.2)
+    held = lock(tmp_path / "search.db")
+    with pytest.raises(UserError, match=r"search\.db can't be used: database is locked"):
+        new(tmp_path)
+    held.close()
 
 
 def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
@@ -375,6 +438,7 @@ def kill_one_of_three(storage: str, tmp_path: Path) -> None:
     ends = search.slots(study, 9)
     assert [trial.state for trial in ends.values()] == [TrialState.COMPLETE] * 9
     killed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert killed[0].user_attrs["reason"] == search.SILENT
     assert len(killed) == 1  # the trial whose worker died, and only it
     retried = [trial for trial in ends.values() if search.slot(trial) == search.slot(killed[0])]
     assert retried[0].number != killed[0].number

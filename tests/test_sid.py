@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_files import BGGR, GRBG, RGGB, write_dng
+from raw_files import BGGR, GRBG, RGGB, write_compressed_arw, write_dng
 
 from pipeline.data import sid
 from pipeline.data.raw import PACKING
@@ -109,6 +109,74 @@ def test_another_cameras_black_level_or_range_is_refused(tmp_path: Path, mosaic:
         sid.read_packed(write_dng(tmp_path / "a.dng", mosaic, black=64))
     with pytest.raises(UserError, match=r"b\.dng: has samples of 40000, but at most 16383"):
         sid.read_packed(write_dng(tmp_path / "b.dng", np.full((32, 48), 40000), white=65535))
+
+
+@pytest.mark.parametrize("above", [26, 400])
+def test_samples_above_white_are_white_unless_they_are_of_another_bit_depth(tmp_path: Path, above: int) -> None:
+    mosaic = np.full((300, 300), 600)
+    mosaic[0, :26] = 20000  # as defect samples of a real Sony file
+    mosaic[1:].flat[:above] = 17000 if above == 400 else 16384  # where the converter ends a little above
+    packed = sid.read_packed(write_dng(tmp_path / "a.dng", mosaic, white=16383))
+    assert packed.max() == 16383
+    assert np.count_nonzero(packed == 16383) == 26 + above
+
+
+def test_a_dark_frame_of_sixteen_bits_is_told_by_its_header(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.dng: its header gives white as 65535, but 16383 \(14 bits\) is needed"):
+        sid.place(write_dng(tmp_path / "a.dng", np.full((32, 48), 600), white=65535))
+
+
+@pytest.mark.parametrize("cut", [1, 100, 2000])
+def test_a_compressed_arw_that_is_cut_short_isnt_read_as_whole(tmp_path: Path, cut: int) -> None:
+    """LibRaw fills up what is missing, without an error."""
+    path = write_compressed_arw(tmp_path / "a.ARW")
+    assert sid.place(path) == (32, 32, 0, 0)
+    path.write_bytes(path.read_bytes()[:-cut])
+    for read in (sid.place, sid.read_packed, sid.read_target):
+        with pytest.raises(UserError, match=r"a\.ARW: cannot be read as a raw file \(its samples end at byte \d+, but"):
+            read(path)
+
+
+LINE = "short/1_0.1s.ARW long/1_10s.ARW"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINE.encode(),
+        b"\xef\xbb\xbf" + LINE.encode() + b" ISO200 F8\r\n\r\n",
+        b"# a comment\n\n  # another, indented\n\t" + LINE.replace(" ", "\t").encode() + b"\tISO200 F8 more",
+        b"short\\1_0.1s.ARW .\\long\\1_10s.ARW\r",
+    ],
+)
+def test_a_list_is_read_as_editors_write_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "Sony_val_list.txt"
+    path.write_bytes(content)
+    (pair,) = sid.read_list(path)
+    assert (pair.short, pair.long) == (tmp_path / "short/1_0.1s.ARW", tmp_path / "long/1_10s.ARW")
+    assert pair.ratio == pytest.approx(100)
+
+
+def test_a_lists_absolute_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "lists" / "Sony_val_list.txt"
+    path.parent.mkdir()
+    path.write_text(f"{tmp_path}/1_0.1s.ARW ../1_10s.ARW")
+    (pair,) = sid.read_list(path)
+    assert (pair.short, pair.long.resolve()) == (tmp_path / "1_0.1s.ARW", tmp_path / "1_10s.ARW")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_list_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "Sony_val_list.txt"
+    path.write_bytes(LINE.encode(encoding))
+    with pytest.raises(UserError, match=r"Sony_val_list\.txt: cannot be read as a list .*UTF-16"):
+        sid.read_list(path)
+
+
+def test_exposures_of_one_time_are_a_pair_and_exchanged_ones_are_not() -> None:
+    assert sid.exposure_ratio(Path("1_00_10s.ARW"), Path("1_01_10s.ARW")) == 1
+    with pytest.raises(UserError, match=r"1_00_10s\.ARW is exposed for 10 s and 1_00_0\.1s\.ARW for 0\.1 s, but"):
+        sid.exposure_ratio(Path("1_00_10s.ARW"), Path("1_00_0.1s.ARW"))
 
 
 def pair(folder: Path, short: np.ndarray, long: np.ndarray, pattern: tuple[int, ...] = RGGB) -> Source:

@@ -112,5 +112,9 @@ def test_a_cut_array_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_split_without_its_arrays_is_refused_by_their_names(tmp_path: Path) -> None:
     save_split(tmp_path / "train", {"task": np.array("low_light"), "scale": np.array(2)})
-    with pytest.raises(UserError, match=r"train: lacks exposures, high, names, sizes"):
+    with pytest.raises(UserError, match=r"train/index\.json has no names, sizes"):
+        load_split(tmp_path / "train")
+    named = {"names": np.array(["a"]), "sizes": np.array([[8, 8]])}
+    save_split(tmp_path / "train", {"task": np.array("low_light"), "scale": np.array(2)} | named)
+    with pytest.raises(UserError, match=r"train/index\.json lacks high, exposures or raw, which low_light needs"):
         load_split(tmp_path / "train")

@@ -23,9 +23,10 @@ def difference(mean: float, worst_name: str = "a.png") -> dict[str, Any]:
     return {"mean": mean, "low": mean - 0.25, "high": mean + 0.5, "worst": mean - 1, "worst_name": worst_name}
 
 
-def solution(psnr: float, mean: float, **more: Any) -> dict[str, Any]:
-    figures_ = {"psnr": psnr, "ssim": 0.9, "against_baseline": difference(mean), "against_original": difference(mean)}
-    return figures_ | more
+def solution(psnr: float, **more: Any) -> dict[str, Any]:
+    """Of a baseline with 30 dB and a control with 30.25 dB."""
+    against = {"against_baseline": difference(psnr - 30), "against_original": difference(psnr - 30.25)}
+    return {"psnr": psnr, "ssim": 0.9} | against | more
 
 
 @pytest.fixture
@@ -35,16 +36,18 @@ def results(tmp_path: Path) -> Path:
     whole = costs | {f"{key}_percent": 100.0 for key in costs}
     half = {key: value // 2 for key, value in costs.items()} | {f"{key}_percent": 50.0 for key in costs}
     found = {
-        "input": solution(28.0, -2.0),
-        "baseline": solution(30.0, 0.0, **whole),
-        "original": solution(30.25, 0.25, **whole),
-        "D": solution(30.125, 0.125, **half),
+        "input": solution(28.0),
+        "baseline": solution(30.0, **whole),
+        "original": solution(30.25, **whole),
+        "D": solution(30.125, **half),
     }
     found["D"]["against_baseline"] = difference(0.125, 'a "b", c.png')
     write_json(tmp_path / "evaluate/edsr/metrics.json", found)
-    write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0})
+    write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0, "ssim": 0.9, "input_psnr": 28.5})
     write_json(tmp_path / "control/edsr/metrics.json", {"psnr": 31.5, "ssim": 0.9, "steps": 70})
-    write_json(tmp_path / "finetune/edsr/D/metrics.json", {"psnr_drop": -0.0625, "steps": 40})
+    tuned = {"mac_kept": 0.5, "bw_kept": 0.5, "psnr": 31.5625, "ssim": 0.9, "psnr_drop": -0.0625, "ssim_drop": 0.0}
+    tuned["steps"] = 40
+    write_json(tmp_path / "finetune/edsr/D/metrics.json", tuned)
     return tmp_path
 
 
@@ -63,7 +66,7 @@ def test_the_table_for_people_gives_drops_with_their_intervals(results: Path) ->
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[5] == (
         "| edsr | D | 50.0 | 50.0 | 50.0 | 50.0 | 30.125 | 0.9000 | -0.0625 "
-        "| -0.125 [-0.625, +0.125] | -0.125 [-0.625, +0.125] | 40 |"
+        "| -0.125 [-0.625, +0.125] | +0.125 [-0.375, +0.375] | 40 |"
     )
     assert lines[2].startswith("| edsr | bicubic |  |  |  |  | 28.000 |")  # bicubic has no costs
     cells = [[cell.strip() for cell in line.split("|")] for line in lines[3:5]]
@@ -133,7 +136,9 @@ def test_the_picture_shows_the_frames_pixels_side_by_side(splits: dict[str, Imag
 
 def test_the_training_curve_needs_only_the_files_of_train_and_control(results: Path, tmp_path: Path) -> None:
     write_text(results / "train/edsr/curve.csv", "step,psnr,loss\n10,29.0,0.1\n20,31.0,0.05\n")
-    write_json(results / "control/edsr/curve.json", [{"steps": 0, "psnr": 31.0}, {"steps": 35, "psnr": 31.2}])
+    write_json(
+        results / "control/edsr/curve.json", [{"steps": 35 * n, "psnr": 31 + 0.2 * n, "ssim": 0.9} for n in (0, 1)]
+    )
     for name in ("one.png", "two.png"):
         figures.training_curves(results, "edsr", tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from test_stores import WAYS, spoil
 
-from pipeline import tracking
+from pipeline import pruning, stores, tracking
 from pipeline.errors import UserError
 
 
@@ -37,3 +47,181 @@ def test_a_store_that_isnt_whole_is_named(uri: str, tmp_path: Path) -> None:
     half.close()
     with pytest.raises(UserError, match=r"mlflow\.db can't be reached.*whole or absent"), tracking.stage("prepare"):
         pass
+
+
+# --- a store that was made before ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        tracking._client()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def ready(uri: str, made: Path, tmp_path: Path) -> MlflowClient:
+    shutil.copyfile(made, tmp_path / "mlflow.db")
+    return MlflowClient(uri)
+
+
+def runs(client: MlflowClient) -> dict[str, Run]:
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return {run.info.run_name: run for run in client.search_runs([experiment])}
+
+
+def test_names_that_are_no_keys_are_stored_and_stay_readable(ready: MlflowClient) -> None:
+    groups = {"g" * 245: 3, "g" * 244 + "h": 4, "Höhe": 5, "a,b": 6, "a;b": 7}
+    widths = {f"layer {number} (x)": number for number in range(110)}
+    done = pruning.Iteration(1, "accepted", "because 😀\n\udc80", 1, channels=groups, widths=widths,
+                             thresholds=dict.fromkeys(groups, 0.5))  # fmt: skip
+    with tracking.stage("prune", "edsr", "D", {"long": "x" * 20_000, "odd (key)": "\udc80\0", "pictures": "😀"}) as run:
+        run.picture(np.zeros((8, 8, 3), np.uint8), "validation IMG (3).jpg", 0)
+        run.picture(np.zeros((8, 8, 3), np.uint8), "validation " + 230 * "Höhe\udc80", 0)
+        run.tags({"note": "a\n😀" * 5000, "best.(x)": "y"})
+        run.table({"name": "\udc80"}, "table.json")
+        tracking.iteration(run, done, 100, "edsr", "D")
+    found = runs(ready)
+    stage, child = found["prune edsr D"], found["edsr D iteration 1"]
+    assert {stage.info.status, child.info.status} == {"FINISHED"}
+    assert stage.data.tags[f"picture.{stores.key('validation IMG (3).jpg')}"] == "validation IMG (3).jpg"
+    channels = {stores.key(f"channels.{name}"): count for name, count in groups.items()}
+    assert channels.items() <= stage.data.metrics.items()
+    assert len([key for key in child.data.params if key.startswith("width.")]) == 110
+    architecture = Path(child.info.artifact_uri.removeprefix("file://")) / "architecture.json"
+    assert "layer 109 (x)" in architecture.read_text()
+
+
+@pytest.mark.parametrize("name", ["anna's", 'anna"s', "a'b\"c", "x" * 300, "\udc80", "50%", "a\\"])
+def test_any_session_name_has_one_parent(name: str, ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "session", lambda: name)
+    parents = set()
+    for _ in range(2):
+        with tracking.stage("prepare", "edsr") as run:
+            parents.add(tracking.parent_of(run).id)
+    assert len(parents) == 1
+
+
+def process(**changes: str) -> dict[str, str]:
+    return tracking._process_tags() | {key.replace("_", "."): value for key, value in changes.items()}
+
+
+def test_a_run_is_dead_when_its_process_is() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = f"{socket.gethostname()}:{os.getpid()}"
+    boot, _, space = tracking._machine().partition(" ")
+    assert not tracking._dead(process())
+    assert not tracking._dead(process(process=f"renamed:{os.getpid()}"))
+    assert tracking._dead(process(process=f"renamed:{gone.pid}"))
+    assert tracking._dead(process(process_began="1000000000.00"))  # the id is used again
+    assert tracking._dead(process(process_machine=f"another-boot {space}"))
+    assert not tracking._dead(process(process_machine=f"another-boot {space}", process="other:1"))
+    assert not tracking._dead(process(process_machine=f"{boot} pid:[1]"))  # a container beside this one
+    assert not tracking._dead({"process": here})  # as runs were marked before
+    assert tracking._dead({"process": f"{socket.gethostname()}:{gone.pid}"})
+    assert not tracking._dead({"process": f"other:{gone.pid}"})
+    assert not tracking._dead({})
+
+
+@pytest.mark.parametrize("by", ["a stage", "make ui", "a study"])
+def test_runs_of_dead_processes_are_closed(by: str, ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = ready.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    chain = ready.create_run(experiment, run_name="chain", tags={"level": "chain", "session": "s"})
+    dead = process(process_began="1000000000.00") | {"mlflow.parentRunId": chain.info.run_id}
+    stage = ready.create_run(experiment, run_name="killed", tags=dead)
+    ready.create_run(experiment, run_name="below", tags=dead | {"mlflow.parentRunId": stage.info.run_id})
+    ready.create_run(experiment, run_name="alive", tags=process())
+    if by == "a stage":
+        with tracking.stage("prepare", "edsr"):
+            pass
+    elif by == "make ui":
+        tracking.address("http://127.0.0.1:1")
+    else:
+        tracking.study("a-study", {"reproduce": "x"})
+    found = {name: run.info.status for name, run in runs(ready).items()}
+    expected = {"chain": "KILLED", "killed": "KILLED", "below": "KILLED", "alive": "RUNNING"}
+    assert expected.items() <= found.items()
+
+
+def test_a_study_belongs_to_the_command_that_continues_it(ready: MlflowClient) -> None:
+    tracking.study("a-study", {"reproduce": "x"})
+    assert int(runs(ready)["a-study"].data.tags["process"].rpartition(":")[2]) == psutil.Process().pid
+
+
+@pytest.mark.parametrize("how", [*WAYS, "another database"])
+def test_a_store_that_is_lost_on_the_way_is_one_sentence(
+    how: str, ready: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.3)
+    began, held = time.monotonic(), []
+
+    def work() -> None:
+        with tracking.stage("prepare", "edsr") as run:
+            run.metrics({"psnr": 1.0})
+            held.append(spoil(tmp_path / "mlflow.db", how))
+            run.metrics({"psnr": 2.0})
+
+    with pytest.raises(UserError) as caught:
+        work()
+    assert f"the MLflow store sqlite:///{tmp_path}/mlflow.db was lost: {WAYS.get(how, '')}" in str(caught.value)
+    assert "SELECT" not in str(caught.value)
+    assert str(caught.value).endswith("the same command goes on")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 30
+    assert capfd.readouterr() == ("", "")
+    if held[0]:
+        held[0].close()
+
+
+def test_a_store_that_is_lost_when_all_is_done_costs_no_result(ready: MlflowClient, tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"was lost: the file is gone; the results are written"),
+        tracking.stage("prepare", "edsr"),
+    ):
+        (tmp_path / "mlflow.db").unlink()
+
+
+def test_what_failed_is_said_though_the_store_is_lost_too(ready: MlflowClient, tmp_path: Path) -> None:
+    def work() -> None:
+        with tracking.stage("prepare", "edsr"):
+            (tmp_path / "mlflow.db").unlink()
+            raise UserError("bad images")
+
+    with pytest.raises(UserError, match="bad images"):
+        work()
+
+
+@pytest.mark.parametrize("how", ["locked", "a folder", "garbage", "another database"])
+def test_a_store_that_cant_be_used_at_the_start_is_said_soon_and_once(
+    how: str, ready: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.3)
+    held, began = spoil(tmp_path / "mlflow.db", how), time.monotonic()
+    with pytest.raises(UserError, match=r"can't be reached: .*whole or absent"), tracking.stage("prepare"):
+        pass
+    assert time.monotonic() - began < 20
+    assert capfd.readouterr() == ("", "")
+    if held:
+        held.close()
+
+
+def test_a_servers_password_is_in_no_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("http://u:secret@127.0.0.1:1", "postgresql+psycopg://127.0.0.1:1/x?user=u&password=secret"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UserError, match="can't be reached") as caught, tracking.stage("prepare"):
+            pass
+        assert "secret" not in str(caught.value)
+
+
+def test_no_password_is_stored(ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hush-hush")
+    with tracking.stage("train", "edsr", params={"where": "http://u:secret@host/x"}) as run:
+        run.tags({"reproduce": "search --storage 'postgresql://h/d?password=secret' hush-hush"})
+    stored = str(runs(ready)["train edsr"].data)
+    assert "secret" not in stored
+    assert "hush-hush" not in stored

@@ -30,6 +30,13 @@ def test_a_view_is_the_envelope_that_the_pages_read() -> None:
     assert chains["selectedColumns"][-1] == "tags.`reproduce`"
 
 
+def test_a_view_of_many_networks_is_one_that_mlflow_keeps() -> None:
+    made = views.tags(views.of_chains([f"network-with-a-long-name-{number}" for number in range(60)]), 12)
+    ((key, value),) = made.items()
+    assert len(key) <= 250
+    assert len(value) <= 20_000
+
+
 @pytest.fixture
 def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
     """The experiment's tags in a store of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pipeline import config, quality
 from pipeline.data import photographs, sid
 from pipeline.data.photographs import SPLITS
 from pipeline.data.raw import Exposures
-from pipeline.data.splits import Making, Source, bytes_needed, measure
+from pipeline.data.splits import Making, Source, bytes_needed, make, measure
 from pipeline.errors import UserError
 
 ARCHIVES = {
@@ -17,6 +18,7 @@ ARCHIVES = {
     "sid": "https://github.com/cchen156/Learning-to-See-in-the-Dark",
 }
 DIV2K_TRAIN = 800  # the images up to this number are in DIV2K_train_HR, those after it in DIV2K_valid_HR
+RAW_FILES = Path(".scratch/raw-files.json")  # places of raw files that were decoded: minutes at SID's size
 SSIM_WINDOW = 11  # pixels, of the Y channel's SSIM
 
 
@@ -52,14 +54,17 @@ class Part:
 
 @dataclass
 class Found:
-    """What one network's section of `prepare` leads to; nothing but headers has been read."""
+    """What one network's section of `prepare` leads to; of pictures headers have been read, raw files are decoded."""
 
     parts: dict[str, Part]  # "train", "validation", "test", "sets/NAME": also their folders' names
     faults: list[str]  # one sentence each
 
 
-def find(params: config.Params, network: str) -> Found:
-    """Look for one network's images; every fault is kept, none is raised."""
+def find(params: config.Params, network: str, pixels: bool = False) -> Found:
+    """Look for one network's images; every fault is kept, none is raised.
+
+    With `pixels` each picture is made as `prepare` will, and thrown away: so what `prepare` refuses is found.
+    """
     section, wanted = params.prepare[network], params.networks[network]
     exposures = Exposures(section.ratio, section.shot) if wanted.task == "low_light" else None
     if section.layout == "sid":
@@ -76,7 +81,8 @@ def find(params: config.Params, network: str) -> Found:
     for number, split in enumerate(SPLITS):
         if split in splits:
             seed = params.seed * 10 + number
-            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train")
+            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train",
+                            wanted.multiple)  # fmt: skip
             found.parts[split] = Part(splits[split], making)
     for name, folder in section.test_sets.items():
         try:
@@ -85,19 +91,36 @@ def find(params: config.Params, network: str) -> Found:
             found.faults.append(f"test_sets.{name}: {error}")
             continue
         minimum = max(measurable, SSIM_WINDOW + 2 * quality.luma_border(wanted.task, wanted.scale))
-        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True)
+        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
+                        wanted.multiple)  # fmt: skip
         found.parts[f"sets/{name}"] = Part(sources, making)
-    for part in found.parts.values():
-        whole = []
-        for source in part.sources:
-            try:
-                part.sizes.append(measure(source, part.making))
-                whole.append(source)
-            except UserError as error:
-                found.faults.append(str(error))
-        part.sources = whole
+    if section.layout == "sid":
+        sid.recall(RAW_FILES)
+    try:
+        for part in found.parts.values():
+            _measure(part, found, pixels)
+    finally:  # a stopped check goes on where it was
+        if section.layout == "sid":
+            sid.remember(RAW_FILES)
+    found.faults += _shared(found.parts)
     found.faults = list(dict.fromkeys(found.faults))  # a long exposure is read for each of its short ones
     return found
+
+
+def _measure(part: Part, found: Found, pixels: bool) -> None:
+    """Fill in a part's sizes, and take out the sources that can't be used."""
+    whole = []
+    for source in part.sources:
+        try:
+            size = measure(source, part.making)
+            if pixels and source.ratio is None:  # raw files have been decoded; to develop them takes hours
+                for _ in make([source], part.making)[1]:
+                    pass
+            part.sizes.append(size)
+            whole.append(source)
+        except UserError as error:
+            found.faults.append(str(error))
+    part.sources = whole
 
 
 def faultless(params: config.Params, network: str) -> Found:
@@ -108,6 +131,27 @@ def faultless(params: config.Params, network: str) -> Found:
         tail = f" ({more} more: python -m stages.prepare --check says more)" if more else ""
         raise UserError(f"prepare.{network}: {found.faults[0]}{tail}")
     return found
+
+
+def _shared(parts: dict[str, Part]) -> list[str]:
+    """A sentence for each target that is byte for byte one of another split: what is measured on must not train."""
+    sizes: dict[int, list[tuple[str, Path]]] = {}
+    for name, part in parts.items():
+        for path in dict.fromkeys(source.target for source in part.sources if source.ratio is None):
+            sizes.setdefault(path.stat().st_size, []).append((name, path))
+    faults, seen = [], {}
+    for alike in sizes.values():
+        if len({name for name, _ in alike}) < 2:
+            continue
+        for name, path in alike:
+            with open(path, "rb") as file:
+                other, where = seen.setdefault(hashlib.file_digest(file, "sha256").digest(), (name, path))
+            if other != name and not other.startswith("sets/") and (other == "train" or not name.startswith("sets/")):
+                faults.append(
+                    f"{path}: has the same bytes as {where}, but one is in {other} and the other in {name}; an image "
+                    "belongs to one split"
+                )
+    return faults
 
 
 def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: Found) -> dict[str, list[Source]]:
@@ -188,23 +232,36 @@ def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dic
 
 
 def _sid(folder: Path, found: Found) -> dict[str, list[Source]]:
-    splits: dict[str, list[Source]] = {}
-    absent: dict[Path, None] = {}
+    lists: dict[str, list[sid.Pair]] = {}
     for split, name in sid.LISTS.items():
-        splits[split] = []
         try:
-            for short, long in sid.read_list(folder / name):
-                missing = [path for path in (short, long) if not path.is_file()]
-                absent |= dict.fromkeys(missing)
-                if not missing:
-                    splits[split].append(Source(short.name, long, short, sid.exposure_ratio(short, long)))
+            lists[split] = sid.read_list(folder / name)
         except UserError as error:
             found.faults.append(str(error))
+    found.faults += sid.repeated(lists)
+    splits: dict[str, list[Source]] = {split: [] for split in sid.LISTS}
+    absent: dict[Path, str] = {}
+    for split, pairs in lists.items():
+        for pair in pairs:
+            missing = [path for path in (pair.short, pair.long) if not _is_file(path)]
+            for path in missing:
+                absent.setdefault(path, pair.line)
+            if not missing:
+                splits[split].append(Source(pair.short.name, pair.long, pair.short, pair.ratio))
     for parent in dict.fromkeys(path.parent for path in absent):
         if not parent.is_dir():
             found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
-    found.faults += [f"{path}: there is no such file; a list names it" for path in absent if path.parent.is_dir()]
+    found.faults += [
+        f"{path}: there is no such file; {line} names it" for path, line in absent.items() if path.parent.is_dir()
+    ]
     return splits
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def summary(part: Part) -> str:

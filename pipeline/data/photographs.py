@@ -2,98 +2,298 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import os
 import random
 import re
 import struct
 import warnings
+import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, features
 
 from pipeline.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-ORIENTATION = 0x0112  # EXIF: 5 to 8 are turned by a quarter
+# Pillow's formats that hold photographs; HEIF is there where a plug-in for it is installed and registered.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+BUILT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # libraries that a Pillow may be built without
+COMPANIONS = (".json", ".md", ".txt", ".csv", ".xml", ".xmp", ".html", ".ini", ".db")  # no pictures, and no news
+ORIENTATION = 0x0112  # EXIF: 1 is upright, 5 to 8 are turned by a quarter
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"validation": 0.10, "test": 0.125}  # shares of the images; a series is never cut, so these are approximate
+LEAST = 0.05  # the share that each of them has at least; where whole series leave less, the largest is cut into runs
+FEW = 3  # images in each of them at least, where there are ten times as many
+
+# TIFF: the forms that the tests hold against another reader's pixels, by photometric interpretation: bits of each
+# sample, and the kinds of extra samples (0 none in particular, 1 premultiplied alpha, 2 alpha). Others are refused:
+# Pillow reads some of them with wrong pixels and says nothing (planar RGB of 16 bits, 16-bit grey with white as 0).
+TIFF_FORMS = {
+    0: {((1,), ()), ((8,), ())},  # grey, 0 is white
+    1: {((1,), ()), ((8,), ()), ((16,), ()), ((8, 8), (2,))},  # grey, 0 is black
+    2: {((bits,) * (3 + len(extra)), extra) for bits in (8, 16) for extra in ((), (0,), (1,), (2,))},  # RGB
+    3: {((8,), ())},  # palette
+    5: {((8,) * 4, ())},  # CMYK
+    6: {((8,) * 3, ())},  # YCbCr, as JPEG
+}
+TIFF_LOSSLESS = {1, 5, 8, 32773, 32946}  # none, LZW, deflate, PackBits, deflate's older number
+TIFF_JPEG = 7
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of damaged files stands in the UserError
+Image.init()
+KINDS = [kind for kind in FORMATS if kind in Image.OPEN and (kind not in BUILT or features.check(BUILT[kind]))]
+SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in KINDS))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files lying directly in `folder`, sorted by name (hidden files and other suffixes are left out).
+    """The image files lying directly in `folder`, sorted by name (hidden files and folders are left out).
 
-    Raises UserError when the folder is missing, is not a folder, or holds no image.
+    A UserWarning counts and names the other files that are left out, apart from text and the like. Raises UserError
+    when the folder is missing, is not a folder, holds no image, or has an image whose name isn't UTF-8 or has control
+    characters, or that is a link to nothing.
     """
     allowed = ", ".join(SUFFIXES)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of images (expected one with files ending in {allowed})")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    found, others = [], []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            if path.suffix.lower() not in COMPANIONS:
+                others.append(ascii(path.name) if not _plain(path.name) else path.name)
+            continue
+        if not _plain(path.name):
+            raise UserError(
+                f"{folder}: the name {path.name!a} isn't UTF-8 or has control characters; others are allowed"
+            )
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, where no file is; allowed are images and links to them"
+            )
+        if not path.is_file():
+            raise UserError(f"{path}: is neither a file nor a link to one; allowed are images and links to them")
+        found.append(path)
     if not found:
-        raise UserError(f"{folder}: the folder holds no image (allowed suffixes: {allowed})")
-    return sorted(found, key=lambda p: p.name)
+        named = f"; {_some(others)} can't be read" if others else ""
+        raise UserError(f"{folder}: the folder holds no image (allowed suffixes: {allowed}){named}")
+    if others:
+        files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        warnings.warn(f"{folder}: {files} left out, as no image that can be read here: {_some(others)}", stacklevel=2)
+    return found
+
+
+def _plain(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
 
 
 def load_image(path: Path) -> np.ndarray:
-    """One image file as [H, W, 3] uint8 sRGB, upright after its EXIF orientation.
+    """One image file as [H, W, 3] uint8 sRGB, upright after its orientation (EXIF, or else XMP).
 
     Grey, palette and CMYK are converted; 16-bit samples are scaled to 8; transparency is composited on black, since the
     colour stored under a transparent pixel is arbitrary. Colour profiles are not applied, and of several frames
-    the first is taken. Raises UserError, naming the file, for what cannot be decoded whole.
+    the first is taken. Raises UserError, naming the file, for what cannot be decoded whole, or isn't read right.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large photograph is no attack
-            with Image.open(path) as opened:
-                opened.load()
-                return _to_rgb8(ImageOps.exif_transpose(opened))
-    except UNREADABLE as error:
-        raise _refused(path, error) from error
+    with _opened(path) as image:
+        turn = _orientation(image, path)
+        if image.format == "PNG":
+            _whole_png(path)
+        if image.format == "TIFF":
+            image.getexif()[ORIENTATION] = turn  # Pillow turns a TIFF while it loads it, by what stands here
+            turn = 1
+        image.load()
+        return np.ascontiguousarray(_turned(_to_rgb8(image), turn))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file as `load_image` will give it, from its header alone: milliseconds.
 
-    Raises UserError, naming the file, for one whose header can't be read, or whose samples have no fixed range.
+    Raises UserError, naming the file, for one whose header can't be read, or whose form isn't read right.
     """
+    with _opened(path) as image:
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        width, height = (tags[256], tags[257]) if tags else image.size  # Pillow's size of a TIFF is turned already
+        return (width, height) if _orientation(image, path) >= 5 else (height, width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header is read and allowed. UserError for whatever fails here or in the with block."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.mode == "F":
-                    raise ValueError("floating-point samples have no fixed range")
-                width, height = opened.size
-                # Pillow decodes a whole PNG to look for an orientation behind the pixels, where hardly any has it; a
-                # TIFF's size is that of the upright image already.
-                known = opened.format != "TIFF" and (opened.format != "PNG" or "exif" in opened.info)
-                turned = known and opened.getexif().get(ORIENTATION, 1) >= 5
-                return (width, height) if turned else (height, width)
-    except UNREADABLE as error:
-        raise _refused(path, error) from error
+            warnings.simplefilter("ignore")  # a large photograph is no attack, and EXIF's faults aren't the pixels'
+            with Image.open(path, formats=KINDS) as image:
+                _allowed(image, path)
+                yield image
+    except Exception as error:  # Pillow's plug-ins raise every kind on damaged files
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = (
+            "it isn't a whole image of a known format" if isinstance(error, Image.UnidentifiedImageError) else reason
+        )
+        allowed = f"whole {', '.join(SUFFIXES)} files with 8 or 16 bits a sample"
+        raise UserError(f"{path}: cannot be read as an image ({reason}); allowed are {allowed}") from error
 
 
-def _refused(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()).rstrip(".")
-    allowed = f"whole {', '.join(SUFFIXES)} files with 8 or 16 bits a sample"
-    return UserError(f"{path}: cannot be read as an image ({reason}); allowed are {allowed}")
+def _allowed(image: Image.Image, path: Path) -> None:
+    """ValueError for samples without a known range, and for forms that Pillow reads wrongly."""
+    if image.mode == "F":
+        raise ValueError("floating-point samples have no fixed range")
+    if image.format == "TIFF":
+        _allowed_tiff(image)
+    if image.format == "PNG" and _png(path)[b"IHDR"][8:10] == b"\x10\x02" and "transparency" in image.info:
+        raise ValueError("a transparent colour of 16 bits a sample")
+
+
+def _allowed_tiff(image: Image.Image) -> None:
+    tags = image.tag_v2
+    photometric, bits, extra = tags.get(262), tuple(tags.get(258, (1,))), tuple(tags.get(338, ()))
+    compression, planar, order = tags.get(259, 1), tags.get(284, 1), tags.get(266, 1)
+    jpeg = compression == TIFF_JPEG and photometric in (1, 2, 6) and set(bits) == {8} and not extra
+    lossless = compression in TIFF_LOSSLESS and photometric != 6
+    apart = photometric == 2 and not extra and (bits[0] == 8 or compression != 1) and not jpeg
+    if (
+        (bits, extra) not in TIFF_FORMS.get(photometric, ())
+        or not (jpeg or lossless)
+        or (planar != 1 and not apart)
+        or order != 1
+        or set(tags.get(339, (1,))) != {1}
+    ):
+        raise ValueError(
+            f"a TIFF of an untested form: photometric {photometric}, bits {bits}, extra samples {extra}, compression "
+            f"{compression}, planar {planar}, fill order {order}, sample format {tags.get(339, (1,))}"
+        )
+    width, height = tags[256], tags[257]
+    planes = len(bits) if planar == 2 else 1
+    if 322 in tags:
+        pieces, stored = -(-width // tags[322]) * -(-height // tags[323]), len(tags.get(324, ()))
+    else:
+        pieces, stored = -(-height // min(tags.get(278, height), height)), len(tags.get(273, ()))
+    if stored != pieces * planes:
+        raise ValueError(f"it has {stored} of {pieces * planes} parts of its pixels")
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """1 to 8, as EXIF's tag or else XMP says; whatever else stands there counts as 1, upright."""
+    if image.format == "PNG":
+        header = b"".join(_chunk(kind, body) for kind, body in _png(path).items())
+        with Image.open(io.BytesIO(PNG + header + _chunk(b"IDAT", b"")), formats=["PNG"]) as described:
+            value = Image.Image.getexif(described).get(ORIENTATION, 1)  # PNG's own decodes the pixels
+    else:
+        value = image.getexif().get(ORIENTATION, 1)
+    return next((turn for turn in range(1, 9) if turn == value), 1)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """[H, W, 3] made upright."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _png(path: Path) -> dict[bytes, bytes]:
+    """A PNG's header and what may tell its orientation, which may stand behind the pixels, where Pillow only finds it
+    after decoding all of them. Of several texts only those that speak of EXIF or XMP are kept.
+    """
+    found: dict[bytes, bytes] = {}
+    with open(path, "rb") as file:
+        file.seek(len(PNG))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                body = file.read(length)
+                if kind in (b"IHDR", b"eXIf") or body.startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")):
+                    found.setdefault(kind, body)
+                file.seek(4, os.SEEK_CUR)
+            else:
+                file.seek(length + 4, os.SEEK_CUR)
+    return found
+
+
+def _whole_png(path: Path) -> None:
+    """ValueError for a PNG whose compressed pixels are fewer than its header says; zlib.error for damaged ones.
+
+    Pillow leaves the missing rows black and says nothing.
+    """
+    parts = []
+    with open(path, "rb") as file:
+        file.seek(len(PNG))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IHDR":
+                header = file.read(length)
+                file.seek(4, os.SEEK_CUR)
+            elif kind == b"IDAT":
+                parts.append(file.read(length))
+                file.seek(4, os.SEEK_CUR)
+            else:
+                file.seek(length + 4, os.SEEK_CUR)
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header[:13])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    # left, top and the steps of Adam7's passes
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    expected = 0
+    for left, top, right, down in passes if interlaced else [(0, 0, 1, 1)]:
+        across, rows = -(-(width - left) // right), -(-(height - top) // down)
+        if across > 0 and rows > 0:
+            expected += rows * (1 + (across * bits + 7) // 8)
+    inflater = zlib.decompressobj()
+    if len(inflater.decompress(b"".join(parts), expected)) < expected:
+        raise ValueError(f"its pixels end before the last of its {height} rows")
+    inflater.decompress(inflater.unconsumed_tail, 64)  # the checksum behind them
 
 
 def _to_rgb8(image: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 of a decoded image; ValueError for sample types without a known range."""
-    if image.mode == "F":
-        raise ValueError("floating-point samples have no fixed range")
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16-bit grey; for RGB, Pillow itself keeps only the high bytes
         samples = np.asarray(image).astype(np.int64)
         if samples.min() < 0 or samples.max() > 65535:
             raise ValueError("samples of more than 16 bits")
         grey = ((samples + 128) // 257).astype(np.uint8)  # nearest of v / 257: 65535 becomes 255
+        if clear is not None:
+            grey[samples == clear] = 0
         return np.repeat(grey[..., None], 3, axis=2)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if image.mode in ("1", "L", "RGB") and clear is not None:  # one colour of a PNG, as it is stored
+        pixels = np.array(image.convert("RGB"))
+        if image.mode == "RGB":
+            pixels[(pixels == clear).all(axis=2)] = 0
+        else:
+            pixels[pixels == _level(image, clear)] = 0
+        return pixels
+    if "A" in image.getbands() or "a" in image.getbands() or clear is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def _level(image: Image.Image, sample: int) -> int:
+    """What 0 … 255 a sample of grey becomes; a PNG's may have 1, 2 or 4 bits."""
+    depth = _png(Path(image.filename))[b"IHDR"][8] if image.format == "PNG" else 8
+    return min(sample * 255 // (2**depth - 1), 255)  # of 1 bit Pillow says 255 itself
 
 
 def series(name: str) -> str:
@@ -136,28 +336,63 @@ def make_splits(names: list[str], seed: int) -> dict[str, list[str]]:
     """A division of `names` for a folder that has none: about a tenth to validate, an eighth to test, by whole series.
 
     Small series are held out first (the held-out images are then of many kinds), ties in an order drawn from `seed`,
-    and the largest series always trains. With fewer than three series the division is by image, and a UserWarning says
-    so. Raises UserError for fewer than three images.
+    and the largest series always trains. Where that leaves validation or test fewer than a twentieth of the images, or
+    there are fewer than three series, the largest are cut into runs of neighbouring numbers, and a UserWarning says
+    so. Images of one name, but for case and suffix, stay together. Raises UserError for fewer than three images.
     """
     if len(names) < len(SPLITS):
         raise UserError(f"{len(names)} images cannot be divided into {', '.join(SPLITS)}: at least 3 are needed")
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(series(name), []).append(name)
-    if len(groups) < len(SPLITS):
+        groups.setdefault(series(name).casefold(), []).append(name)
+    least = max(LEAST * len(names), min(FEW, len(names) // 10))
+    length = max(1, int(LEAST * len(names)))
+    parts, cut = list(groups.values()), []
+    splits = _divided(parts, seed) if len(parts) >= len(SPLITS) else {split: [] for split in SPLITS}
+    while min(len(splits["validation"]), len(splits["test"])) < least:
+        largest = max(parts, key=len)
+        runs = _runs(largest, length)
+        if len(runs) == 1:
+            break
+        where = parts.index(largest)
+        parts[where : where + 1] = runs
+        cut.append(series(largest[0]))
+        if len(parts) >= len(SPLITS):
+            splits = _divided(parts, seed)
+    if not all(splits.values()):
+        raise UserError(f"{len(names)} images of {len(parts)} names cannot be divided into {', '.join(SPLITS)}")
+    if cut:
+        shown = _some([f"{name}…" for name in cut])
         warnings.warn(
-            "the names show fewer than three series, so the splits are by image: "
-            "pictures of one place may be in two of them",
+            f"{shown}: too many images of one series to keep whole, so runs of about {length} neighbours are divided: "
+            "pictures of one place may be in two splits",
             stacklevel=2,
         )
-        groups = {name: [name] for name in sorted(names)}
-    order = list(groups.values())
+    return splits
+
+
+def _divided(parts: list[list[str]], seed: int) -> dict[str, list[str]]:
+    """At least three parts, none of them cut."""
+    order, count = list(parts), sum(map(len, parts))
     random.Random(seed).shuffle(order)
     order.sort(key=len)  # stable: the drawn order decides between equals
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for group in order[:-1]:
-        missing = {split: share - len(splits[split]) / len(names) for split, share in HELD_OUT.items()}
+    for part in order[:-1]:
+        missing = {split: share - len(splits[split]) / count for split, share in HELD_OUT.items()}
         neediest = max(missing, key=lambda split: (not splits[split], missing[split]))
-        splits[neediest if missing[neediest] > 0 else "train"] += group
+        splits[neediest if missing[neediest] > 0 else "train"] += part
     splits["train"] += order[-1]
     return {split: sorted(listed) for split, listed in splits.items()}
+
+
+def _runs(names: list[str], length: int) -> list[list[str]]:
+    """A series cut, in the order of its numbers, into runs of `length` images or slightly more."""
+    same: dict[str, list[str]] = {}
+    for name in sorted(names):
+        same.setdefault(Path(name).stem.casefold(), []).append(name)
+    runs: list[list[str]] = [[]]
+    for stem in sorted(same, key=lambda stem: (int("0" + re.search(r"(\d*)\)?$", stem)[1]), stem)):
+        if len(runs[-1]) >= length:
+            runs.append([])
+        runs[-1] += same[stem]
+    return runs

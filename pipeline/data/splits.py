@@ -40,6 +40,7 @@ class Making:
     noise: float | None = None  # restoration of noise: σ in 8-bit levels
     seed: int = 0
     fixed: bool = False  # whether each picture gets one exposure for ever, or each patch of each batch its own
+    multiple: int = 1  # of which an input's sides are
 
 
 def photographs(paths: list[Path]) -> list[Source]:
@@ -50,33 +51,35 @@ def photographs(paths: list[Path]) -> list[Source]:
 def measure(source: Source, making: Making) -> tuple[int, int]:
     """Height and width of a picture's input, from the headers of its files alone.
 
-    Targets are cut at the right and the bottom to multiples of the scale. Raises UserError, naming the file, for one
-    that can't be read, has a side under `making.minimum` target pixels, or doesn't fit its input.
+    Pictures are cut at the right and the bottom, so that the input's sides are multiples of `making.multiple`. Raises
+    UserError, naming the file, for one that can't be read, has a side under `making.minimum` target pixels, or doesn't
+    fit its input.
     """
     scale, path = making.scale, source.target
+    step = scale * making.multiple  # target pixels
     if source.ratio is not None:
         short, long = sid.place(source.given), sid.place(path)
         if short != long:
             sizes = " and ".join(f"{2 * w}×{2 * h} from row {top}, column {left}" for h, w, top, left in (short, long))
             raise UserError(f"{source.given}: doesn't fit {path}: their mosaics are {sizes}")
-        full = h, w = 2 * short[0], 2 * short[1]
+        full = 2 * short[0], 2 * short[1]
     else:
         full = image_size(path)
-        h, w = (side - side % scale for side in full)
-    least = max(making.minimum, scale)
+    h, w = (side - side % step for side in full)
+    least = max(making.minimum, step)
     if min(h, w) < least:
         usable = f"{w}×{h} usable" if (h, w) != full else "all usable"
         raise UserError(
             f"{path}: the picture has {full[1]}×{full[0]} pixels ({usable}), but each side needs at least {least}"
         )
-    wanted = (h // scale, w // scale)
+    wanted = (full[0] // scale, full[1] // scale)
     if source.given is not None and source.ratio is None and image_size(source.given) != wanted:
         has = "×".join(map(str, reversed(image_size(source.given))))
         raise UserError(
             f"{source.given}: the input has {has} pixels, but its target {path.name} with scale {scale} needs "
             f"{wanted[1]}×{wanted[0]}"
         )
-    return wanted
+    return h // scale, w // scale
 
 
 def bytes_needed(sources: list[Source], sizes: list[tuple[int, int]], making: Making) -> int:
@@ -125,13 +128,14 @@ def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Makin
     developed = set()
     for source, (h, w) in zip(sources, sizes, strict=True):
         if source.ratio is not None:
-            piece = {"ratio": np.array([source.ratio], dtype=np.float32), "raw": sid.read_packed(source.given).ravel()}
+            samples = sid.read_packed(source.given)[:, :h, :w]
+            piece = {"ratio": np.array([source.ratio], dtype=np.float32), "raw": samples.ravel()}
             if source.target not in developed:
-                piece["high"] = sid.read_target(source.target).reshape(-1, 3)
+                piece["high"] = sid.read_target(source.target)[: 2 * h, : 2 * w].reshape(-1, 3)
                 developed.add(source.target)
             yield piece
             continue
-        high = _read(source.target, h * making.scale, w * making.scale, making.scale)
+        high = _read(source.target, h * making.scale, w * making.scale, making.scale * making.multiple)
         piece = {"high": high.reshape(-1, 3)}
         if making.task == "low_light":
             if making.fixed:
@@ -139,7 +143,11 @@ def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Makin
                 samples, ratio = darken(_image(high), rng, making.exposures)
                 piece |= {"ratio": ratio.numpy(), "raw": samples.to(torch.int16).numpy().ravel()}
         elif making.noise is None:
-            low = bicubic_downscale(high, making.scale) if source.given is None else _read(source.given, h, w, 1)
+            low = (
+                bicubic_downscale(high, making.scale)
+                if source.given is None
+                else _read(source.given, h, w, making.multiple)
+            )
             piece["low"] = low.reshape(-1, 3)
         yield piece
 

@@ -35,8 +35,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import records
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import again, replacing, write_json
 
 Prepared = dict[str, np.ndarray]
 
@@ -124,29 +125,41 @@ class _Array:
 def load_split(folder: Path) -> Prepared:
     """What `save_split` wrote, the large arrays memory-mapped. UserError, naming the file, when one isn't whole."""
     index = folder / INDEX
-    values = read_json(index)
-    if not isinstance(values, dict) or not isinstance(values.get("content"), dict):
-        raise UserError(f"{index}: isn't the index of a prepared split; the prepare stage writes it anew")
-    try:
-        split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{index}: cannot be read as a prepared split ({error}); prepare writes it anew") from error
+    values = records.index(index)
+    split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
     for key in LARGE:
         if key in values["content"]:
             split[key] = _mapped(folder / f"{key}.npy")
-    missing = {"task", "names", "scale", "sizes", "high"} - split.keys()
-    if str(split.get("task")) == "low_light" and not {"exposures", "raw"} & split.keys():
-        missing |= {"exposures"}
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(sorted(missing))}; the prepare stage writes it anew")
+            _check_form(folder / f"{key}.npy", split[key], *_form(split, key))
     return split
 
 
 def _mapped(path: Path) -> np.ndarray:
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: cannot be read as a prepared split: it is no file; {again(path)}")
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as a prepared split ({error}); prepare writes it anew") from error
+    except Exception as error:  # numpy names no common class for what a damaged header raises
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read as a prepared split ({reason}); {again(path)}") from None
+
+
+def _form(split: Prepared, key: str) -> tuple[tuple[int, ...], set[str]]:
+    """The shape that an array has by the index, and the types that it may have."""
+    pixels = split["sizes"].prod(axis=1)
+    if key == "raw":
+        return (4 * int(pixels.sum()),), {"int16"}
+    if key == "low":
+        return (int(pixels.sum()), 3), {"uint8"}
+    _, owner = np.unique(split.get("shown", np.arange(len(pixels))), return_index=True)  # each target's first picture
+    real = str(split["task"]) == "low_light" and "exposures" not in split  # developed of raw files
+    return (int(pixels[owner].sum()) * int(split["scale"]) ** 2, 3), {"uint16"} if real else {"uint8"}
+
+
+def _check_form(path: Path, array: np.ndarray, shape: tuple[int, ...], types: set[str]) -> None:
+    if array.shape != shape or array.dtype.name not in types or not array.flags.c_contiguous:
+        has, needs = f"{array.dtype} {array.shape}", f"{' or '.join(types)} {shape}"
+        raise UserError(f"{path}: holds {has}, but by {INDEX} it must be {needs}; {again(path)}")
 
 
 def bytes_of(split: Prepared) -> int:

@@ -5,13 +5,17 @@ Importing this package does not import torch, so that parameters can be checked 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
+import os
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +26,7 @@ PAPER_SIZE: dict[str, tuple[int, int]] = {"edsr": (1020, 1020), "sid": (1424, 21
 PAPER_ARGS: dict[str, dict[str, int]] = {"edsr": {"scale": 2, "blocks": 16, "channels": 64}, "sid": {"base": 32}}
 
 _INPUT_CHANNELS = {"edsr": 3, "sid": 4}
+_GIVEN: dict[int, weakref.ref[object]] = {}  # what factories have returned
 _ALLOWED = "edsr, sid or a factory written as package.module:function"
 
 
@@ -38,15 +43,13 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     factory = _factory(name)
     _check_arguments(name, factory, args)
     if name in _INPUT_CHANNELS:
+        affordable(name, args)
         return factory(**args)
-    try:
+    with explained(f"network factory '{name}' failed"):
         network = factory(**args)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"network factory '{name}' failed: {type(error).__name__}: {error}") from error
     from torch import nn
 
+    _new(name, network)
     if not isinstance(network, nn.Module):
         raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
     from torch.nn.parameter import is_lazy
@@ -54,7 +57,56 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     unsized = [tensor for tensor, parameter in network.named_parameters() if is_lazy(parameter)]
     if unsized:
         raise UserError(f"network factory '{name}' leaves the size of {unsized[0]} open; lazy layers aren't allowed")
+    for kind, tensors in (("parameter", network.named_parameters()), ("buffer", network.named_buffers())):
+        for tensor, value in tensors:
+            if value.is_meta:
+                raise UserError(
+                    f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
+                    "all must be on the CPU"
+                )
     return network
+
+
+def affordable(name: str, args: dict[str, Any]) -> None:
+    """UserError when the network's tensors can't fit in this machine's memory. They are counted without being made.
+
+    A factory is called once more for it; one that can't build without contents isn't judged here.
+    """
+    import torch
+
+    factory, needed, network = _factory(name), 0, None
+    _check_arguments(name, factory, args)
+    with contextlib.suppress(UserError), explained(name), torch.device("meta"):  # `build` says what is wrong
+        network = factory(**args)
+    if isinstance(network, torch.nn.Module):
+        _new(name, network)
+        needed = sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+    if needed > memory():
+        given = ", ".join(f"{key}: {value!r}" for key, value in args.items())
+        raise UserError(
+            f"network '{name}': with args {{{given}}} its parameters take {gigabytes(needed)} of memory, "
+            f"but this machine has {gigabytes(memory())}"
+        )
+
+
+def _new(name: str, network: object) -> None:
+    """UserError when a factory has given this very object before: loading one network would change the other."""
+    if id(network) in _GIVEN and _GIVEN[id(network)]() is network:
+        raise UserError(f"network factory '{name}' gives the same network at each call; it must build a new one")
+    with contextlib.suppress(TypeError):  # no weak reference to such an object: it isn't a network
+        _GIVEN[id(network)] = weakref.ref(network)
+
+
+def memory() -> int:
+    """Bytes of this machine's memory, or of its share where a container (Linux's cgroup 2) has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
 
 
 def duplicate(network: nn.Module) -> nn.Module:
@@ -102,11 +154,9 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     module_name, _, function_name = name.partition(":")
     if not function_name or not module_name or module_name.startswith("."):
         raise UserError(f"unknown network '{name}': allowed are {_ALLOWED}")
-    try:
+    with explained(f"network factory '{name}' cannot be imported"):
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may fail in any way while it is imported
-        raise UserError(f"network factory '{name}' cannot be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
+        function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"network factory '{name}': module '{module_name}' has no function '{function_name}'")
     return function

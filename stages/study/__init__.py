@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import digest, read_json
-from stages.common import RESULTS, flat
+from pipeline.files import digest
+from stages.common import RESULTS, control_of, flat
+
+# what a worker is told its storage by: a list of processes shows everybody what stands on a command line
+STORAGE = "STUDY_STORAGE"
 
 
 class Study:
@@ -56,7 +60,8 @@ class Study:
         asked += (params.search.ssim, *(flat(section[self.network]) for section in settings))
         self.settings = digest(self.network, self.method, *asked)[:8]
         self.name = given.study or f"{self.network}-{self.method}-{self.settings}"
-        self.storage = given.storage or f"sqlite:///{root() / 'search.db'}"
+        given_storage = os.environ[STORAGE] if given.worker else given.storage
+        self.storage = given_storage or f"sqlite:///{root() / 'search.db'}"
         self.folder = RESULTS / "search" / f"{self.network}-{self.method}"
 
     def open(self) -> Any:
@@ -71,8 +76,8 @@ class Study:
         from pipeline.job import load_job
         from pipeline.trial import Problem
 
-        params, results = self.params, RESULTS / "control" / self.network
-        curve, end = read_json(results / "curve.json"), read_json(results / "metrics.json")
+        params = self.params
+        *curve, end = control_of(params, self.network)
         against_control = params.gate.reference == "control"
         points, final = (curve, end) if against_control else (curve[:1], curve[0])
         return Problem(

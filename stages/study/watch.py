@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline import stores
 from pipeline.errors import UserError
 from stages.study import Study
 
@@ -27,12 +28,13 @@ def stores_answer() -> Iterator[None]:
     try:
         yield
     except (MlflowException, StorageInternalError, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = stores.reason(error)
         raise UserError(f"a store was lost ({reason}); when it is back, the same command goes on") from None
 
 
 def watch(study: Study, opened: Any) -> None:
     """Run the workers until the study has its trials; one that dies is replaced, as long as that isn't the rule."""
+    from pipeline import search as optuna_search
     from pipeline.progress import Trials
 
     words = [
@@ -46,10 +48,10 @@ def watch(study: Study, opened: Any) -> None:
         "--method",
         study.method,
     ]
-    words += ["--trials", str(study.trials), "--storage", study.storage, "--study", study.name]
+    words += ["--trials", str(study.trials), "--study", study.name]
     shown = Trials(f"search {study.network} {study.method}", study.trials)
     workers = [subprocess.Popen(words) for _ in range(study.given.workers)]
-    deaths = 0
+    deaths, shown.failed = 0, set(optuna_search.failures(opened))
     try:
         while workers:
             time.sleep(1)
@@ -77,6 +79,10 @@ def show(study: Study, opened: Any, shown: Any) -> None:
     """Trials done, and the best of them."""
     from pipeline import search as optuna_search
 
+    for number, reason in optuna_search.failures(opened).items():
+        if number not in shown.failed:
+            shown.failed.add(number)
+            shown.say(f"trial {number} failed: {reason}")
     done = sum(optuna_search.over(trial) for trial in optuna_search.slots(opened, study.trials).values())
     best = optuna_search.winner(opened)
     words = "none holds yet"

@@ -15,7 +15,7 @@ def tell(study: Study, optuna_search: Any, opened: Any, best: Any, rows: list[di
     print(f"search: {study.name}: {len(rows)} trials, {100 * saved:.0f}% of their steps saved; {study.folder}/")
     failed = [row for row in rows if row["state"] == "fail"]
     for row in failed:
-        print(f"search: trial {row['trial']} failed twice: {row.get('reason', 'its worker was killed')}")
+        print(f"search: trial {row['trial']} failed twice: {row.get('reason', optuna_search.SILENT)}")
     if best is None:
         close = optuna_search.nearest(opened)
         if close is None:

@@ -39,11 +39,13 @@ def work(study: Study) -> None:
         try:
             outcome = measure(problem, values, folder, report, follow)
         except BaseException as error:
-            child.tags({"reason": f"{error or type(error).__name__}"[:4000]})
             if isinstance(error, CannotWinError):
+                child.tags({"reason": f"{error}"})
                 child.metrics({"mac_kept": error.mac_kept} | error.notes)
+                child.end()
                 shutil.rmtree(folder, ignore_errors=True)
-            child.end("FINISHED" if isinstance(error, CannotWinError) else "FAILED")
+            else:
+                child.fail(error, "reason")
             raise
         child.metrics({"mac_kept": outcome.mac_kept, "feasible": float(outcome.feasible)} | outcome.notes)
         child.tags({"feasible": "yes" if outcome.feasible else "no"})

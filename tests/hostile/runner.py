@@ -109,7 +109,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def check(case: Hostile, folder: Path) -> None:
-    """Put the hostile thing into a copied folder, run the command, and hold what it says and leaves against the rule."""
+    """Put the hostile thing into a copied folder, run the command, and hold what it says and leaves to the rule."""
     if case.params:
         params = yaml.safe_load((folder / "params.yaml").read_text())
         for key, value in case.params.items():
@@ -134,9 +134,8 @@ def check(case: Hostile, folder: Path) -> None:
     assert len(errors[0]) < 1000, errors[0]
     after = tree(folder)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert not {name for name in changed if name not in ("results", "mlflow.db") and not name.startswith("mlruns")}, (
-        changed
-    )
+    own = ("results", "mlflow.db", ".scratch", ".scratch/raw-files.json")  # the last: what was decoded already
+    assert not {name for name in changed if name not in own and not name.startswith("mlruns")}, changed
 
 
 def copied(origin: Path, folder: Path) -> Path:
