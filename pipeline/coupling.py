@@ -20,11 +20,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pipeline.labels import owner
+from pipeline.labels import Labels, owner
 from pipeline.networks import duplicate
 from pipeline.tracing import follow
 
 Removed = Mapping[str, Sequence[int]]
+Removals = dict["Group", Sequence[int]]
+OTHER = "a forward that gives another result when channels go"
+UNSEEN = "a trial in which the effect of its removal on the output can't be measured"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
         layers = tuple(dict.fromkeys(layer for layer, made in makers if roots & made))
         if reason and layers:
             whole[layers][reason] = None
+    pictured, through = image_channels(labels)
+    layers = tuple(dict.fromkeys(layer for layer, made in makers if pictured & made))
+    if layers:
+        fixed |= pictured
+        named = f"{', '.join(through[:3])}{f' and {len(through) - 3} more' if len(through) > 3 else ''}"
+        whole[layers][f"kernels that training doesn't change ({named}), through which they are the image's"] = None
     doubts: dict[int, str] = {}  # channels behind sizes that may be numbers: a trial decides
     for part, reason in labels.suspects:
         for label in np.unique(part):
@@ -116,6 +125,30 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     for group, reason in refused.items():
         whole[group.producers][reason] = None
     return Coupling(tuple(accepted), tuple(sentence(layers, list(reasons)) for layers, reasons in whole.items()))
+
+
+def image_channels(labels: Labels) -> tuple[set[int], list[str]]:
+    """The channels that reach the input or the output through kernels that training doesn't change, and those layers.
+
+    They are colours, or fixed mixtures of them, such as behind EDSR's MeanShift: losing one is no smaller feature map.
+    """
+
+    def roots(part: np.ndarray) -> set[int]:
+        return {labels.root(int(label)) for label in np.unique(part)}
+
+    image = set().union(*map(roots, labels.image))
+
+    sides = [(layer, roots(read), roots(made)) for layer, read, made in labels.carriers]
+    found: set[int] = set()
+    through: list[str] = []
+    while reached := [side for side in sides if image & (side[1] | side[2])]:
+        sides = [side for side in sides if side not in reached]
+        for layer, read, made in reached:
+            image |= read | made
+            if layer:
+                found |= read | made
+                through.append(layer)
+    return found, list(dict.fromkeys(through))
 
 
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
@@ -185,88 +218,145 @@ def settle(
 
     A group behind sizes that may be numbers is tried by itself with several counts, because half sizes such as
     `channels // 2` follow some counts by luck. Then all groups are tried at once, and only if that fails one by one.
+    Float64 sees what a group gets wrong even beside all others' effect (1.5e-8 of it); in float32, or with the
+    network's own weights, whose scales may be 0, each group is judged by what it adds to the effect itself.
     Training mode is tried too, in case the forward takes another way there; runs: how often, because chance may
     choose the way. With more than one, a larger image is tried as well.
     """
     rng = torch.Generator().manual_seed(0)
-    image = torch.rand(example.shape, generator=rng).to(example)
+    picture = torch.rand(example.shape, generator=rng).to(example)
     own = duplicate(network).eval().requires_grad_(False)
-    tests = [(drawn, dtype) for drawn in (True, False) for dtype in (torch.float64, example.dtype)]
-    for drawn, dtype in tests:  # a forward may hold numbers in float32; drawn weights may give no finite output
-        trial = scramble(duplicate(own), image, rng, dtype) if drawn else duplicate(own).to(dtype)
-        full = result(trial, image.to(dtype))
-        if full is not None and bool(full.isfinite().all()):
-            image = image.to(dtype)
-            break
-    else:
+    found = rehearse(own, picture, rng)
+    if found is None:
         return [], dict.fromkeys(candidates, "a trial of its removal that gives no finite output")
-    ways = [("in training", image.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
-    ways += [("on a larger image", image.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
-    ways = [way for way in ways if not failure(duplicate(trial), *way)]
+    trial, image, full, coarse = found
+    ways = [("in training", picture.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
+    ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
+    ways = [way for way in ways if not failure(duplicate(own), *way)]
 
-    def fault(removed: dict[Group, Sequence[int]]) -> str:
-        """Why the shrunk network doesn't do what the masked one does; empty if it does."""
+    def fault(removed: Removals, before: torch.Tensor = full) -> tuple[str, torch.Tensor]:
+        """Why the shrunk network doesn't do what the masked one does, or nothing; and the masked one's output.
+
+        before: the output that the effect of this removal is counted from.
+        """
         coupling = Coupling(tuple(removed), ())
         indices = {group.name: gone for group, gone in removed.items()}
         with torch.no_grad():
+            whole = masked(trial, coupling, indices)(image.clone())
             try:
                 small = remove(trial, coupling, indices)
                 made = small(image.clone())
             except Exception as error:  # whatever a forward may raise when its tensors are smaller
-                return f"a forward that fails when channels go ({(str(error) or type(error).__name__).splitlines()[0]})"
-            whole = masked(trial, coupling, indices)(image.clone())
-        if made.shape != whole.shape or not bool(made.isfinite().all() and whole.isfinite().all()):
-            return "a forward that gives another result when channels go"
-        eps, effect = torch.finfo(whole.dtype).eps, float((whole - full).abs().max())
-        noise = 64 * eps * float(full.abs().max())
-        if removed and effect <= 100 * noise:
-            return "a trial of its removal that changes nothing measurable in the output"
-        if not float((made - whole).abs().max()) <= max(eps**0.5 * effect, noise):
-            return "a forward that gives another result when channels go"
-        fault = next(filter(None, (failure(small, *way) for way in ways)), "")
-        return fault and f"a forward that fails {fault}"
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                return f"a forward that fails when channels go ({reason})", whole
+        reason = difference(made, whole, before) if removed else ""
+        if not reason:
+            small = cast(small, picture.dtype)
+            reason = next((f"a forward that fails {text}" for way in ways if (text := failure(small, *way))), "")
+        return reason, whole
 
     refused = {}
     for group, doubt in candidates.items():
         if doubt:
             every = range(group.channels)
             tries = dict.fromkeys(tuple(part) for part in (every[::2], every[:1], every[-1:], every[1:]))
-            if any(fault({group: gone}) for gone in tries if 0 < len(gone) < group.channels):
-                refused[group] = doubt
-    accepted = {group: range(0, group.channels - 1, 2) for group in candidates if group not in refused}
-    if fault(accepted):
-        tried, accepted = accepted, {}
+            seen = False
+            for gone in tries:
+                reason = fault({group: gone})[0] if 0 < len(gone) < group.channels else UNSEEN
+                seen = seen or not reason
+                if reason not in ("", UNSEEN):
+                    refused[group] = doubt
+                    break
+            if not seen and group not in refused and group.channels > 1:
+                refused[group] = UNSEEN
+    accepted: Removals = {group: range(0, group.channels - 1, 2) for group in candidates if group not in refused}
+    if coarse or fault(accepted)[0]:
+        tried, accepted, before = accepted, {}, full
         for group, gone in tried.items():
-            reason = fault(accepted | {group: gone})
-            if reason:
+            reason, whole = fault(accepted | {group: gone}, before)
+            if reason and len(gone):
                 refused[group] = reason
             else:
-                accepted[group] = gone
+                accepted[group], before = gone, whole
     return list(accepted), refused
 
 
-def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator, dtype: torch.dtype) -> nn.Module:
-    """Draw new weights, scaled layer by layer so that signals keep their size through depth (LSUV, Mishkin 2016).
+def difference(made: torch.Tensor, whole: torch.Tensor, before: torch.Tensor) -> str:
+    """What is wrong with the output of a shrunk network, beside that of the masked and of the unmasked one.
 
-    A scale that training starts from zero would hide a wrong result.
+    Where the masked network's own output isn't finite (the logarithm of something negative), nothing is compared, but
+    the shrunk one's mustn't be finite there either.
     """
-    for tensor in trial.to(dtype).parameters():
+    if made.shape != whole.shape or not torch.equal(made.isfinite(), whole.isfinite()):
+        return OTHER
+    finite = whole.isfinite()
+    seen = finite & before.isfinite()
+    if not seen.any():
+        return UNSEEN
+    eps = torch.finfo(whole.dtype).eps
+    effect, size = float((whole - before)[seen].abs().max()), float(whole[finite].abs().max())
+    noise = 256 * eps * max(size, float(before[seen].abs().max()))  # what rounding in many layers may come to
+    if not float((made - whole)[finite].abs().max()) <= max(eps**0.5 * min(effect, size), noise):
+        return OTHER
+    return UNSEEN if min(effect, size) <= 16 * noise else ""  # also where the masked network's output fades
+
+
+def rehearse(
+    own: nn.Module, image: torch.Tensor, rng: torch.Generator
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor, bool] | None:
+    """The network to try removals on, the image in its type, its output, and whether each group must be judged alone.
+
+    New weights in float64, or else what the forward can take: float32, the network's own weights. Wholly finite outputs
+    come first; None if no output has a finite value.
+    """
+    partial = None
+    for drawn in (True, False):
+        for dtype in dict.fromkeys((torch.float64, image.dtype)):
+            trial = cast(duplicate(own), dtype)
+            trial = scramble(trial, image.to(dtype), rng) if drawn else trial
+            full = result(trial, image.to(dtype))
+            if full is None or not full.isfinite().any():
+                continue
+            found = trial, image.to(dtype), full, not drawn or full.dtype != torch.float64
+            if full.isfinite().all():
+                return found
+            partial = partial or found
+    return partial
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network with its real tensors in this type, float64 or float32; complex ones stay complex."""
+    return network.double() if dtype == torch.float64 else network.float()
+
+
+def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> nn.Module:
+    """Draw new weights; scale kernels one by one so that signals keep their size through depth (LSUV, Mishkin 2016).
+
+    A scale that training starts from zero would hide a wrong result, and so would a bias beside a signal that fades. A
+    kernel that is used several times is scaled for its first use.
+    """
+    for tensor in trial.parameters():
         if tensor.is_floating_point():
             fan = tensor[0].numel() if tensor.dim() > 1 and len(tensor) > 1 else 1
             drawn = torch.randn(tensor.shape, generator=rng) / fan**0.5
             tensor.copy_(drawn if fan > 1 else torch.rand(tensor.shape, generator=rng) + 0.5)
+    scaled = set()
 
-    def rescale(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        size = float(output.std())
+    def rescale(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        kernel, bias = layer.weight, layer.bias
+        if id(kernel) in scaled or not isinstance(kernel, nn.Parameter):  # a computed kernel can't be scaled
+            return None
+        scaled.add(id(kernel))
+        shift = 0 if bias is None else bias.view(-1, *[1] * (kernel.dim() - 2))
+        size = float((output - shift).square().mean().sqrt())
         if not 0 < size < float("inf"):
-            return output
-        for tensor in layer.parameters(recurse=False):
-            tensor.div_(size)
-        return output / size
+            return None
+        kernel.div_(size)
+        return (output - shift) / size + shift
 
     layers = [module for module in trial.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     hooks = [layer.register_forward_hook(rescale) for layer in layers]
-    result(trial, image.to(dtype))
+    result(trial, image)
     for hook in hooks:
         hook.remove()
     return trial
