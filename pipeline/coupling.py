@@ -232,7 +232,16 @@ def settle(
     trial, image, full, coarse = found
     ways = [("in training", picture.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
     ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
-    ways = [way for way in ways if not failure(duplicate(own), *way)]
+    troubled: dict[int, bool] = {}  # ways that the whole network fails in too
+
+    def failing(small: nn.Module) -> str:
+        for number, way in enumerate(ways):
+            text = failure(small, *way)
+            if text and number not in troubled:
+                troubled[number] = bool(failure(duplicate(own), *way))
+            if text and not troubled[number]:
+                return f"a forward that fails {text}"
+        return ""
 
     def fault(removed: Removals, before: torch.Tensor = full) -> tuple[str, torch.Tensor]:
         """Why the shrunk network doesn't do what the masked one does, or nothing; and the masked one's output.
@@ -251,8 +260,7 @@ def settle(
                 return f"a forward that fails when channels go ({reason})", whole
         reason = difference(made, whole, before) if removed else ""
         if not reason:
-            small = cast(small, picture.dtype)
-            reason = next((f"a forward that fails {text}" for way in ways if (text := failure(small, *way))), "")
+            reason = failing(cast(small, picture.dtype))
         return reason, whole
 
     refused = {}
@@ -313,8 +321,7 @@ def rehearse(
     for drawn in (True, False):
         for dtype in dict.fromkeys((torch.float64, image.dtype)):
             trial = cast(duplicate(own), dtype)
-            trial = scramble(trial, image.to(dtype), rng) if drawn else trial
-            full = result(trial, image.to(dtype))
+            full = scramble(trial, image.to(dtype), rng) if drawn else result(trial, image.to(dtype))
             if full is None or not full.isfinite().any():
                 continue
             found = trial, image.to(dtype), full, not drawn or full.dtype != torch.float64
@@ -329,21 +336,24 @@ def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return network.double() if dtype == torch.float64 else network.float()
 
 
-def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> nn.Module:
+def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> torch.Tensor | None:
     """Draw new weights; scale kernels one by one so that signals keep their size through depth (LSUV, Mishkin 2016).
 
     A scale that training starts from zero would hide a wrong result, and so would a bias beside a signal that fades. A
-    kernel that is used several times is scaled for its first use.
+    kernel that is used several times is scaled for its first use. Returns the output for the image; None if it fails.
     """
     for tensor in trial.parameters():
         if tensor.is_floating_point():
             fan = tensor[0].numel() if tensor.dim() > 1 and len(tensor) > 1 else 1
             drawn = torch.randn(tensor.shape, generator=rng) / fan**0.5
             tensor.copy_(drawn if fan > 1 else torch.rand(tensor.shape, generator=rng) + 0.5)
-    scaled = set()
+    scaled: set[int] = set()
+    reused = False
 
     def rescale(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        nonlocal reused
         kernel, bias = layer.weight, layer.bias
+        reused = reused or id(kernel) in scaled
         if id(kernel) in scaled or not isinstance(kernel, nn.Parameter):  # a computed kernel can't be scaled
             return None
         scaled.add(id(kernel))
@@ -356,10 +366,10 @@ def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> nn.
 
     layers = [module for module in trial.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     hooks = [layer.register_forward_hook(rescale) for layer in layers]
-    result(trial, image)
+    made = result(trial, image)
     for hook in hooks:
         hook.remove()
-    return trial
+    return result(trial, image) if made is None or reused else made
 
 
 def result(network: nn.Module, image: torch.Tensor) -> torch.Tensor | None:
