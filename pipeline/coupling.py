@@ -230,6 +230,8 @@ def settle(
     if found is None:
         return [], dict.fromkeys(candidates, "a trial of its removal that gives no finite output")
     trial, image, full, coarse = found
+    doubtful = coarse or any(candidates.values())
+    wobble = tremor(trial, image, full) if doubtful else 0.0
     ways = [("in training", picture.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
     ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
     troubled: dict[int, bool] = {}  # ways that the whole network fails in too
@@ -258,7 +260,7 @@ def settle(
             except Exception as error:  # whatever a forward may raise when its tensors are smaller
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 return f"a forward that fails when channels go ({reason})", whole
-        reason = difference(made, whole, before) if removed else ""
+        reason = difference(made, whole, before, wobble) if removed else ""
         if not reason:
             reason = failing(cast(small, picture.dtype))
         return reason, whole
@@ -279,6 +281,7 @@ def settle(
                 refused[group] = UNSEEN
     accepted: Removals = {group: range(0, group.channels - 1, 2) for group in candidates if group not in refused}
     if coarse or fault(accepted)[0]:
+        wobble = wobble if doubtful else tremor(trial, image, full)
         tried, accepted, before = accepted, {}, full
         for group, gone in tried.items():
             reason, whole = fault(accepted | {group: gone}, before)
@@ -289,11 +292,19 @@ def settle(
     return list(accepted), refused
 
 
-def difference(made: torch.Tensor, whole: torch.Tensor, before: torch.Tensor) -> str:
+def tremor(trial: nn.Module, image: torch.Tensor, full: torch.Tensor) -> float:
+    """What an error of rounding in the image becomes in the output: products of products enlarge it without bound."""
+    again = result(trial, image * (1 + 4 * torch.finfo(image.dtype).eps))
+    if again is None or again.shape != full.shape:
+        return float("inf")
+    return float((again - full).nan_to_num(0.0).abs().max())
+
+
+def difference(made: torch.Tensor, whole: torch.Tensor, before: torch.Tensor, wobble: float = 0.0) -> str:
     """What is wrong with the output of a shrunk network, beside that of the masked and of the unmasked one.
 
     Where the masked network's own output isn't finite (the logarithm of something negative), nothing is compared, but
-    the shrunk one's mustn't be finite there either.
+    the shrunk one's mustn't be finite there either. wobble: what rounding is known to change in the output.
     """
     if made.shape != whole.shape or not torch.equal(made.isfinite(), whole.isfinite()):
         return OTHER
@@ -303,7 +314,7 @@ def difference(made: torch.Tensor, whole: torch.Tensor, before: torch.Tensor) ->
         return UNSEEN
     eps = torch.finfo(whole.dtype).eps
     effect, size = float((whole - before)[seen].abs().max()), float(whole[finite].abs().max())
-    noise = 256 * eps * max(size, float(before[seen].abs().max()))  # what rounding in many layers may come to
+    noise = max(256 * eps * max(size, float(before[seen].abs().max())), 16 * wobble)  # of rounding in many layers
     if not float((made - whole)[finite].abs().max()) <= max(eps**0.5 * min(effect, size), noise):
         return OTHER
     return UNSEEN if min(effect, size) <= 16 * noise else ""  # also where the masked network's output fades
