@@ -2,8 +2,9 @@
 
 `find_groups` reads this from the traced graph, so it holds for any network: a label for every channel is carried
 through the operations (`pipeline.tracing`), labels that meet are united, and what the network's input or output, an
-unknown operation or a normalisation over channels touches is never removed. Where a forward may write sizes as numbers,
-a trial decides: the shrunk network must run and agree with the masked one, or the channels are frozen and named.
+unknown operation or a normalisation over channels touches is never removed; neither is what reaches the image through
+kernels that training doesn't change. Where a forward may write sizes as numbers, a trial decides: the shrunk network
+must run and agree with the masked one, or the channels are frozen and named.
 """
 
 from __future__ import annotations
@@ -326,7 +327,7 @@ def rehearse(
     """The network to try removals on, the image in its type, its output, and whether each group must be judged alone.
 
     New weights in float64, or else what the forward can take: float32, the network's own weights. Wholly finite outputs
-    come first; None if no output has a finite value.
+    that aren't flat come first; None if no output has a finite value.
     """
     partial = None
     for drawn in (True, False):
@@ -336,7 +337,7 @@ def rehearse(
             if full is None or not full.isfinite().any():
                 continue
             found = trial, image.to(dtype), full, not drawn or full.dtype != torch.float64
-            if full.isfinite().all():
+            if full.isfinite().all() and full.min() < full.max():
                 return found
             partial = partial or found
     return partial

@@ -192,6 +192,14 @@ def test_an_end_that_is_partly_infinite_or_flat_costs_no_group_unless_it_shows_n
     assert not made_by(find_groups(Ending(end, middle), EXAMPLE), "middle.body.0.first")
 
 
+def test_an_end_that_new_weights_leave_flat_is_tried_with_the_networks_own() -> None:
+    network = Ending(lambda y: (y - 40).clamp(0, 20), Residual(Halves(8)))
+    nn.init.constant_(network.last.bias, 50.0)
+    coupling = find_groups(network, EXAMPLE)
+    assert [group.name for group in coupling.groups] == ["first+1"]
+    assert len(coupling.frozen) == 1
+
+
 def test_a_removal_that_shows_nothing_is_refused_for_that_reason() -> None:
     coupling = find_groups(Ending(lambda y: y * 0 + 1, Residual(Halves(8))), EXAMPLE)
     assert coupling.groups == ()
