@@ -99,7 +99,7 @@ def input_shapes(network: nn.Module, channels: tuple[int, ...]) -> tuple[Shape, 
 def run(network: nn.Module, image: Tensor) -> Tensor:
     """The network's output; UserError when its forward fails or gives anything but one tensor."""
     with torch.no_grad(), explained(f"{type(network).__name__} fails on an input {tuple(image.shape)}"):
-        output = network(image)
+        output = network(image.clone())  # a forward may change its input
     if not isinstance(output, Tensor):
         raise UserError(f"{type(network).__name__} gives {type(output).__name__} and not one tensor")
     return output

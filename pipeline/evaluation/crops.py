@@ -23,7 +23,7 @@ def save_frames(folder: Path, images: Any, index: int, networks: dict[str, torch
 
     inputs, target = images.pair(index)
     frames = {"target": target, "input": images.reference(index)}
-    frames |= {name: network(inputs) for name, network in networks.items()}
+    frames |= {name: network(inputs.clone()) for name, network in networks.items()}  # a forward may change its input
     for name, frame in frames.items():
         pixels = to_8bit(frame).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
         buffer = io.BytesIO()

@@ -102,7 +102,7 @@ def on_torch(network: nn.Module, device: str) -> Call:
 
     def call(image: Tensor) -> None:
         with torch.no_grad():
-            network(image.to(device))
+            network(image.to(device, copy=True))  # a forward may change its input
         if device == "cuda":
             torch.cuda.synchronize()
 

@@ -25,13 +25,17 @@ class Labels:
         self.parent: list[int] = []
         self.values: dict[Node, Value] = {}
         self.owned: dict[Node, str] = {}  # placeholder of a parameter or buffer -> its state_dict name
-        self.buffers: set[Node] = set()  # those of `owned` that training doesn't change
+        self.buffers: set[Node] = set()  # the buffers of `owned`
+        self.still: set[Node] = set()  # tensors that training doesn't change: buffers, constants, frozen parameters
         self.constants: set[Node] = set()  # tensors that belong to no module: they can't be made smaller
         self.used: set[str] = set()  # parameters that some operation reads
         self.makers: list[tuple[str, np.ndarray]] = []  # (layer, labels it makes) where its kernel is no parameter
         self.direct: set[str] = set()  # parameters of several dimensions that forward computes with by itself
         self.sites: dict[tuple[str, int], tuple[np.ndarray, str]] = {}  # (tensor, dim) -> (labels [size], role)
         self.freezes: list[tuple[np.ndarray, str]] = []  # (labels, reason); no reason = the network's input or output
+        self.image: list[np.ndarray] = []  # labels of the network's input and output
+        # (layer, labels it reads, labels it makes) where the kernel is `still`; ("", …) where there is no handler
+        self.carriers: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
 
     def new(self, *shape: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.fx import Node
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate
-from pipeline.pruning.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
+from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -44,31 +44,49 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
         raise UserError(f"the network {name} gives several tensors or a container of them; pruning needs one tensor")
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
-    result = Labels()
+    result, still = Labels(), untrained(network)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
             if node.name in signature.inputs_to_buffers:
                 result.buffers.add(node)
+            if node.name in signature.inputs_to_buffers or owned[node.name] in still:
+                result.still.add(node)
             if node.users:
                 result.used.add(owned[node.name])
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
             result.constants.add(node)
+            result.still.add(node)
         elif node.op == "placeholder":
             shape = shape_of(node)
             result.values[node] = result.new(*(size if d == 1 else 1 for d, size in enumerate(shape)))
             result.freeze(result.values[node])
+            result.image.append(result.values[node])
         elif node.op == "get_attr":  # the graph inside a higher-order operation, which no handler knows
             result.values[node] = result.new(1)
         elif node.op == "output":
             for end in node.all_input_nodes:
                 result.freeze(result.get(end))
+                result.image.append(result.get(end))
         elif node.op == "call_function":
             result.values[node] = step(result, node)
     for (tensor, _), (labels, _) in result.sites.items():
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
     return result
+
+
+def untrained(network: nn.Module) -> set[str]:
+    """Names of the parameters that training isn't meant to change.
+
+    A layer may say so by `requires_grad = False` on itself, as RCAN's MeanShift does: it has no effect, but is meant.
+    """
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in network.named_modules(remove_duplicate=False)
+        for name, tensor in module.named_parameters(recurse=False)
+        if not tensor.requires_grad or vars(module).get("requires_grad") is False
+    }
 
 
 def step(trace: Labels, node: Node) -> Value:
@@ -81,11 +99,12 @@ def step(trace: Labels, node: Node) -> Value:
 def unknown(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     """Freeze what goes in and what comes out. One label covers all that comes out."""
     reason = f"the operation {describe(node)}, through which channels can't be followed"
+    made = trace.new(1)
     for source in node.all_input_nodes:
         value = trace.values.get(source)
         for labels in value if isinstance(value, list) else [trace.get(source)]:
             trace.freeze(labels, reason)
-    made = trace.new(1)
+            trace.carriers.append(("", labels, made))
     trace.freeze(made, reason)
     return made
 
@@ -153,6 +172,8 @@ def convolution(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     role = role_of(trace, kernel, node, made)
     if kernel in trace.buffers and groups == 1:
         trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
+    if kernel in trace.still:
+        trace.carriers.append((layer_of(trace, kernel, node), read, made))
     if groups > 1:
         rows = read.reshape(groups, -1)
         trace.unite(rows, rows[:, :1])
@@ -173,6 +194,9 @@ def linear(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     made = trace.new(shape_of(node)[-1])
     if given["weight"] in trace.buffers:
         trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
+    if given["weight"] in trace.still:
+        layer = layer_of(trace, given["weight"], node)
+        trace.carriers.append((layer, trace.along(given["input"], -1), made))
     trace.attach(given["weight"], 0, made, role_of(trace, given["weight"], node, made))
     trace.attach(given["weight"], 1, trace.along(given["input"], -1), "input")
     trace.attach(given["bias"], 0, made, "channel")
