@@ -37,7 +37,7 @@ def matlab_half(line: np.ndarray) -> np.ndarray:
     return ((total + 128) // 256).clip(0, 255)
 
 
-def test_small_images_are_matlabs_to_the_last_byte() -> None:
+def test_half_size_images_follow_the_definition_of_imresize_to_the_last_byte() -> None:
     image = load_image(PHOTOS[0])
     expected = matlab_half(matlab_half(image).swapaxes(0, 1)).swapaxes(0, 1)
     assert np.array_equal(bicubic_downscale(image, 2), expected)

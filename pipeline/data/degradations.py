@@ -35,9 +35,10 @@ RGB_TO_XYZ = np.array(
 def bicubic_downscale(image: np.ndarray, scale: int) -> np.ndarray:
     """[H, W, 3] uint8 to [H/scale, W/scale, 3] uint8; both sides must be multiples of `scale`.
 
-    As MATLAB's `imresize` of 8-bit images makes the small ones of super-resolution: a cubic with a = −0.5 (Keys 1981)
-    widened by `scale` against aliasing; first fewer rows, then fewer columns, rounded to 8 bits after each; pixels
-    beyond the border repeat those on it.
+    The definition of MATLAB's `imresize` (bicubic, antialiasing, uint8): a cubic with a = −0.5 (Keys 1981) widened by
+    `scale`; first fewer rows, then fewer columns, rounded to 8 bits after each, halves up; pixels beyond the border
+    repeat those on it. The tests hold scale 2 to integer arithmetic written from this definition, bit for bit; no output
+    of MATLAB itself was compared.
     """
     return _fewer(_fewer(image, scale).swapaxes(0, 1), scale).swapaxes(0, 1).copy()
 
@@ -56,7 +57,7 @@ def _fewer(image: np.ndarray, scale: int) -> np.ndarray:
     total = np.zeros((len(centres), *image.shape[1:]))
     for k in range(taps.shape[1]):
         total += weights[:, k].reshape(-1, *[1] * (image.ndim - 1)) * image[taps[:, k]]
-    return np.floor(total + 0.5).clip(0, 255).astype(np.uint8)  # halves go up, as MATLAB's
+    return np.floor(total + 0.5).clip(0, 255).astype(np.uint8)  # halves go up
 
 
 def bicubic_upscale(low: Tensor, scale: int) -> Tensor:

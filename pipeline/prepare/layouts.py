@@ -64,7 +64,7 @@ class Listing:
 def find(params: config.Params, network: str, pixels: bool = False) -> Listing:
     """Look for one network's images; every error is listed, none is raised.
 
-    With `pixels` each image is made as `prepare` will, and thrown away: so what `prepare` refuses is known before it runs.
+    With `pixels` each image is made as `prepare` will, and thrown away: what `prepare` would refuse is then listed.
     """
     section, entry = params.prepare[network], params.networks[network]
     exposures = Exposures(section.ratio, section.shot) if entry.task == "low_light" else None
