@@ -37,8 +37,8 @@ def bicubic_downscale(image: np.ndarray, scale: int) -> np.ndarray:
 
     The definition of MATLAB's `imresize` (bicubic, antialiasing, uint8): a cubic with a = −0.5 (Keys 1981) widened by
     `scale`; first fewer rows, then fewer columns, rounded to 8 bits after each, halves up; pixels beyond the border
-    repeat those on it. The tests hold scale 2 to integer arithmetic written from this definition, bit for bit; no output
-    of MATLAB itself was compared.
+    repeat those on it. The tests hold scale 2 to integer arithmetic written from this definition, bit for bit; no
+    output of MATLAB itself was compared.
     """
     return _fewer(_fewer(image, scale).swapaxes(0, 1), scale).swapaxes(0, 1).copy()
 
