@@ -26,7 +26,8 @@ from pipeline import config, networks
 from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
 from pipeline.networks import checkpoint
-from pipeline.prepare import image_files, splits
+from pipeline.prepare import splits
+from pipeline.prepare.images import list_images
 from pipeline.prepare.pairs import Making, make
 from pipeline.prepare.pairs import photographs as sources
 from pipeline.pruning import gate
@@ -46,7 +47,7 @@ def problem(folder: Path) -> Problem:
     params = config.read(ROOT / "params.yaml")
     machine = choose("cpu", 1, "auto")
     photos = ROOT / "data" / "photos"
-    paths = {path.name: path for path in image_files.list_images(photos)}
+    paths = {path.name: path for path in list_images(photos)}
     divided = splits.read_splits(photos / "splits.json", sorted(paths))
     chosen = {"train": divided["train"], "validation": divided["validation"][:8]}
     making = Making("super_resolution", scale=2, minimum=48)

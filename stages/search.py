@@ -6,9 +6,9 @@ import argparse
 import os
 
 from pipeline import config, records
-from pipeline.cli import Parser
+from pipeline.cli import Parser, guarded
 from pipeline.files import write_json
-from stages.command import guarded, writable
+from stages.command import writable
 from stages.common import RESULTS, control_of
 from stages.study import STORAGE, Study
 from stages.study.watch import stores_answer, watch

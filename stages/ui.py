@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.cli import Parser
+from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
 from pipeline.tracking import runs
-from stages.command import guarded
 
 
 def main() -> None:

@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import checks, config, cost, networks
-from pipeline.cli import command
+from pipeline.cli import command, guarded
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError, explained, first_line, place, raised
 from pipeline.evaluation import metrics
 from pipeline.prepare.pairs import Making, make, photographs
 from pipeline.training import setup
-from stages.command import guarded
 
 SECTION = config.Network(factory="mine:build", task="restoration", scale=1)
 IMAGE = torch.zeros(1, 3, 16, 16)
