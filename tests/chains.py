@@ -39,15 +39,11 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
         params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
         params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
         params["train"][network].pop("milestones", None)  # they lie beyond two steps
-        params["prune"]["networks"][network] |= {
-            "train_steps": 1,
-            "retrain_steps": 2,
-            "psnr_tolerance": 50,
-            "ssim_tolerance": 1,
-        }
+        params["retrain"][network] |= {"max_iterations": 2, "train_steps": 1, "retrain_steps": 2}
+        params["tolerance"][network] = {"psnr": 50, "ssim": 1}
         params["finetune"][network]["steps"] = 2
         params["analyze"][network]["size"] = [32, 32]
-    params["prune"] |= {"max_iterations": 2, "patience": 1}
+    params["prune"]["patience"] = 1
     params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
     params["evaluate"]["bootstrap"] = 200
     params["latency"] = {"sides": [32], "repeats": 1}

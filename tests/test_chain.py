@@ -160,7 +160,7 @@ def test_a_second_repro_does_nothing(repro: Path) -> None:
 
 def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     params = yaml.safe_load((repro / "params.yaml").read_text())
-    params["prune"]["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
+    params["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
     (repro / "params.yaml").write_text(yaml.safe_dump(params))
     stages = {line.split(":")[0] for line in run(repro, "dvc", "status").stdout.splitlines() if line[:1].isalpha()}
     run(repro, "git", "checkout", "-q", "params.yaml")
