@@ -448,14 +448,18 @@ def _listed(names: Any) -> str:
 
 def read(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file; UserError with one sentence on the first fault."""
-    values = read_yaml(path)
+    return checked_params(read_yaml(path), str(path))
+
+
+def checked_params(values: Any, where: str) -> Params:
+    """Values as parameters; UserError, begun by `where`, with one sentence on the first fault."""
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
-    params = checked(Params, values, str(path))
+        raise UserError(f"{where} must hold the sections {', '.join(Params.model_fields)}")
+    params = checked(Params, values, where)
     for method in params.methods:
         params.settings(method)
     for key, span in params.search.space.items():
         for end in (span.low, span.high):
             changed = {key: int(end) if whole_number(key) else end}
-            checked(Settings, params.settings(params.search.method).model_dump() | changed, f"{path}: search.space")
+            checked(Settings, params.settings(params.search.method).model_dump() | changed, f"{where}: search.space")
     return params

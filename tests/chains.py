@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from stages import preset
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
@@ -32,7 +34,7 @@ SPLITS = {
 
 def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
-    params = yaml.safe_load(path.read_text())
+    params = preset.values(path)
     params["precision"] = "fp32"
     small = {"edsr": {"blocks": 2, "channels": 8}, "sid": {"base": 4}}
     for network in params["networks"]:
@@ -58,7 +60,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
 
 def checkout(folder: Path, params: dict[str, Any]) -> Path:
     """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
-    for name in ("pipeline", "stages", "examples", ".dvc"):
+    for name in ("pipeline", "stages", "examples", "presets", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)

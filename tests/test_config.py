@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from dvc.utils.serialize import load_yaml
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.schema import read_yaml
+from stages import preset
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -43,14 +48,123 @@ def complaint(path: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid_with_what_it_takes_from_the_small_one(path: Path) -> None:
+    params = config.checked_params(preset.values(path), str(path))
+    assert set(params.run.networks) == set(params.networks) == set(params.tolerance)
+
+
+def test_params_yaml_is_the_small_preset() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets" / "small.yaml").read_bytes()
+
+
+def leaves(section: dict[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key that holds no section, with the keys above it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, *above, key)
+        else:
+            yield (*above, key), value
+
+
+@pytest.mark.parametrize("name", ["standard", "paper", "srresnet", "denoiser"])
+def test_a_preset_states_no_key_that_it_doesnt_change(name: str) -> None:
+    small = dict(leaves(GOOD))
+    sections = {keys[:n] for keys in small for n in range(1, len(keys))}
+    stated = dict(leaves(read_yaml(ROOT / "presets" / f"{name}.yaml")))
+    assert stated
+    for keys, value in stated.items():
+        if value is None:  # takes the key away
+            assert keys in small or keys in sections, keys
+        else:
+            assert small.get(keys, MISSING) != value, keys
+
+
+@pytest.mark.parametrize("name", ["small", "standard", "paper", "srresnet", "denoiser"])
+def test_a_preset_is_written_with_its_own_first_lines_and_the_small_ones_comments(name: str, tmp_path: Path) -> None:
+    path = ROOT / "presets" / f"{name}.yaml"
+    text = preset.rendered(path)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert read_yaml(tmp_path / "params.yaml") == preset.values(path)
+    assert text.splitlines()[0] == path.read_text(encoding="utf-8").splitlines()[0]
+    assert "# alpha at the first iteration\n" in text
+    assert "\n\nretrain: # what each pruning iteration trains" in text  # sections stay apart
+    assert "\n\n\n" not in text
+    assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+BASE = "networks: {a: {args: {x: 1, y: 2}, list: [1, 2]}, b: {z: 1}}\ntrain: {a: {lr: 1}, b: {lr: 2}}\nseed: 1\n"
+
+
 @pytest.mark.parametrize(
-    "path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=lambda p: p.name
+    ("changes", "networks", "train"),
+    [
+        ("networks: {a: {args: {y: 3}}}", {"a": {"args": {"x": 1, "y": 3}, "list": [1, 2]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: {list: [3]}}", {"a": {"args": {"x": 1, "y": 2}, "list": [3]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: {args: null}}", {"a": {"list": [1, 2]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: null, c: {}}", {"b": {"z": 1}, "c": {}}, "b"),
+        ("train: {a: null}", {"a": {"args": {"x": 1, "y": 2}, "list": [1, 2]}, "b": {"z": 1}}, "b"),
+    ],
 )
-def test_every_shipped_preset_is_valid(path: Path) -> None:
-    params = config.read(path)
-    assert set(params.run.networks) <= set(params.networks)
-    for method in params.methods:
-        assert params.settings(method).max_share <= 1
+def test_a_preset_merges_sections_replaces_the_rest_and_takes_away_by_null(
+    tmp_path: Path, changes: str, networks: dict[str, Any], train: str
+) -> None:
+    (tmp_path / "small.yaml").write_text(BASE)
+    (tmp_path / "mine.yaml").write_text(changes)
+    merged = preset.values(tmp_path / "mine.yaml")
+    assert (merged["networks"], "".join(merged["train"]), merged["seed"]) == (networks, train, 1)
+
+
+def test_a_preset_replaces_what_is_committed_or_a_preset_and_nobodys_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    params = Path("params.yaml")
+    small = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert preset.apply("small") == "preset: params.yaml is now the preset small"  # there was none
+    assert "is now the preset standard; `python -m stages.preset small` goes back" in preset.apply("standard")
+    assert config.read(params).retrain["edsr"].max_iterations == 5
+    assert preset.apply("standard") == "preset: params.yaml is the preset standard already"
+    assert preset.apply("small") == "preset: params.yaml is now the preset small"
+    assert params.read_text(encoding="utf-8") == small
+
+    params.write_text(small.replace("seed: 1", "seed: 2"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"params\.yaml has changes that are neither committed nor a preset"):
+        preset.apply("standard")
+    assert config.read(params).seed == 2
+    for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "mine"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *words], check=True)
+    preset.apply("standard")
+    assert config.read(params).seed == 1
+    with params.open("a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    with pytest.raises(UserError, match="neither committed nor a preset"):
+        preset.apply("small")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: -1\n", "presets/mine.yaml: seed is -1 but should be greater"),
+        ("sead: 1\n", "presets/mine.yaml: sead is an unknown key"),
+        ("seed: [\n", "presets/mine.yaml isn't YAML"),
+        ("", "presets/mine.yaml must hold sections"),
+        ("networks: null\n", "presets/mine.yaml: networks is missing"),
+        ("networks: 3\n", "presets/mine.yaml: networks is 3 but should be a section"),
+    ],
+)
+def test_a_faulty_preset_is_named_and_params_yaml_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    Path("presets/mine.yaml").write_text(text)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    with pytest.raises(UserError) as caught:
+        preset.apply("mine")
+    assert said in str(caught.value)
+    assert Path("params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 @pytest.mark.parametrize(
