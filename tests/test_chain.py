@@ -264,7 +264,9 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     done = stage(repro, "search", *words, "--trials", "3", "--apply")
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' (-S prune\.\w+=\S+ ?){3}\n", done.stdout
+        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' "
+        r"-S report.method=D (-S prune\.\w+=\S+ ?){3}\n",
+        done.stdout,
     ), done.stdout
     assert results(repro).keys() - before.keys() == {
         f"results/search/edsr-D/{name}" for name in ("trials.json", "importances.json", "history.png", "contour.png",
