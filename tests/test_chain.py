@@ -170,6 +170,15 @@ def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     }
 
 
+def test_the_reported_method_reruns_what_pictures_and_times_it_alone(repro: Path) -> None:
+    params = yaml.safe_load((repro / "params.yaml").read_text())
+    params["report"]["method"] = "A"
+    (repro / "params.yaml").write_text(yaml.safe_dump(params))
+    status = json.loads(run(repro, "dvc", "status", "--json").stdout)
+    run(repro, "git", "checkout", "-q", "params.yaml")
+    assert {name.partition("@")[0] for name in status} == {"evaluate", "latency", "report"}
+
+
 def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(repro: Path) -> None:
     client = MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
