@@ -63,8 +63,9 @@ def problem(folder: Path) -> Problem:
         train=images["train"],
         validation=images["validation"],
         recipe=recipe,
-        retrain=params.prune.networks["edsr"].model_copy(update={"train_steps": 10, "retrain_steps": 50}),
+        retrain=params.retrain["edsr"].model_copy(update={"max_iterations": 4, "train_steps": 10, "retrain_steps": 50}),
         gate=params.gate.model_copy(update={"max_psnr_drop": ALLOWED, "max_ssim_drop": 0.01}),
+        tolerance=(params.tolerance["edsr"].psnr, params.tolerance["edsr"].ssim),
         machine=machine,
         size=(1020, 1020),
         seed=1_000_003,
@@ -76,8 +77,8 @@ def problem(folder: Path) -> Problem:
     start = setup.quality(network)
     return Problem(
         setup=setup,
-        numbers=params.rules("D").model_copy(update={"max_iterations": 4, "max_share": 0.3}),
-        active=params.prune.methods["D"].rules,
+        numbers=params.settings("D").model_copy(update={"max_share": 0.3}),
+        active=params.methods["D"].rules,
         recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
         baseline=folder / "network.pt",
         target=gate.Target((start.mean_psnr,), (start.mean_ssim,)),

@@ -327,7 +327,9 @@ def control(results: Path, network: str, steps: int | None = None, iterations: i
     path = folder / "curve.json"
     points = curve(path, steps)
     if iterations is not None and len(points) != iterations + 1:
-        wrong(path, f"has {len(points)} points, but prune.max_iterations {iterations} makes {iterations + 1}")
+        wrong(
+            path, f"has {len(points)} points, but retrain.{network}.max_iterations {iterations} makes {iterations + 1}"
+        )
     end: Point = read(folder / "metrics.json", Point)
     if end["steps"] < points[-1]["steps"]:
         wrong(folder / "metrics.json", f"is {end['steps']} but {path} goes on to {points[-1]['steps']}", "steps")

@@ -33,7 +33,7 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
         end_with_parent()
     with guarded(name):
         params = config.read()
-        for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
+        for key, allowed in (("network", params.networks), ("method", params.methods)):
             if key in given and given[key] not in allowed:
                 raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
         if "network" in given:

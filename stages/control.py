@@ -12,7 +12,8 @@ from stages.common import RESULTS, finished, flat, images_of, scratch
 
 def control(params: config.Params, network: str) -> None:
     """Train one baseline on by as many iterations as pruning may take, and by the fine-tune."""
-    retrain, last, iterations = params.prune.networks[network], params.finetune[network], params.prune.max_iterations
+    retrain, last = params.retrain[network], params.finetune[network]
+    iterations = retrain.max_iterations
     with runs.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
@@ -22,10 +23,8 @@ def control(params: config.Params, network: str) -> None:
 
         wanted = params.networks[network]
         setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        training = {key: value for key, value in flat(retrain).items() if not key.endswith("_tolerance")}
         work = scratch(
-            "control", params, network, training, flat(last), iterations, flat(setup.recipe), baseline,
-            *images_of(network),
+            "control", params, network, flat(retrain), flat(last), flat(setup.recipe), baseline, *images_of(network)
         )  # fmt: skip
         progress = Progress(f"control {network}", setup.iteration_steps * iterations + last.steps)
         net, _ = checkpoint.load(baseline, wanted.factory)
@@ -51,7 +50,7 @@ def control(params: config.Params, network: str) -> None:
                 write_sealed(work / "curve.json", {"curve": curve})
             net = recipes.train_final(net, setup, last, work / "finetune.pt", progress)
         except NonFiniteLossError as error:
-            keys = f"prune.networks.{network} and finetune.{network}"
+            keys = f"retrain.{network} and finetune.{network}"
             raise UserError(f"control {network}: {error}; lower rates in {keys}, or a clip > 0, are needed") from None
         measured = setup.quality(net)
         total = iterations * setup.iteration_steps + last.steps

@@ -49,7 +49,7 @@ def evaluate(params: config.Params, network: str) -> None:
             summary[name] = row
         folder = RESULTS / "evaluate" / network
         write_text(folder / "images.csv", tables.images(scores))
-        shown = methods[-1]
+        shown = params.report.method
         drops = [base - own for base, own in zip(scores["baseline"].psnr, scores[shown].psnr, strict=True)]
         looks = crops.chosen(dict(zip(images.names, drops, strict=True)))
         for rule, name in looks.items():

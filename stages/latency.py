@@ -10,7 +10,7 @@ from stages.common import RESULTS
 
 
 def latency(params: config.Params, network: str) -> None:
-    """Time one network's baseline and the network of the last of run.methods side by side, at each of latency.sides."""
+    """Time one network's baseline and report.method's network side by side, at each of latency.sides."""
     wanted, asked = params.networks[network], params.latency
     with runs.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
         import torch
@@ -22,7 +22,7 @@ def latency(params: config.Params, network: str) -> None:
         from pipeline.training.setup import example
 
         torch.set_num_threads(params.threads)
-        method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
+        method, side, lanes = params.report.method, max(asked.sides), measured.lanes()
         original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
         checks.check_sides(wanted, asked.sides, original)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)

@@ -16,8 +16,9 @@ CROP = 96  # pixels; side of the picture that the UI shows by iteration
 
 def prune(params: config.Params, network: str, method: str) -> None:
     """Prune one network by one method until a stopping rule holds."""
-    numbers, active = params.rules(method), params.prune.methods[method].rules
-    settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
+    numbers, active = params.settings(method), params.methods[method].rules
+    settings = flat(numbers) | flat(params.retrain[network]) | flat(params.gate, "gate")
+    settings |= flat(params.tolerance[network], "tolerance")
     curve = control_of(params, network)[:-1]
     with runs.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
         from pipeline.evaluation import crops
@@ -33,7 +34,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
             "prune", params, network, method, settings, active, flat(setup.recipe), setup.size, asdict(target),
             baseline, *images_of(network),
         )  # fmt: skip
-        progress = Progress(f"prune {network} {method}", numbers.max_iterations * setup.iteration_steps)
+        progress = Progress(f"prune {network} {method}", params.retrain[network].max_iterations * setup.iteration_steps)
         net, _ = checkpoint.load(baseline, params.networks[network].factory)
         total = setup.cost(net)
         log = prune.prune(

@@ -19,7 +19,7 @@ from stages.study.worker import work
 def main() -> None:
     parser = Parser(prog="python -m stages.search", description=__doc__)
     parser.add_argument("--network", help="of params.yaml; without it, search.network")
-    parser.add_argument("--method", help="of prune.methods; without it, search.method")
+    parser.add_argument("--method", help="of methods; without it, search.method")
     parser.add_argument("--trials", type=int, help="in total, those of earlier calls included")
     parser.add_argument("--storage", help="sqlite:///FILE (search.db without it) or postgresql+psycopg://…")
     parser.add_argument("--study", help="its name; without it, made of the network, the method and the parameters")

@@ -74,15 +74,15 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
         validation=splits["validation"],
         recipe=recipe,
         retrain=config.Retrain(
+            max_iterations=3,
             train_steps=2,
             retrain_steps=3,
             train_lr=1e-4,
             retrain_lr=5e-4,
             retrain_lr_final=1e-5,
-            psnr_tolerance=0.0,
-            ssim_tolerance=0.0,
         ),
         gate=config.Gate(reference="baseline", max_psnr_drop=100.0, max_ssim_drop=2.0),
+        tolerance=(0.0, 0.0),
         machine=machine,
         size=(16, 16),
         seed=7,
@@ -90,13 +90,12 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
 
 
 @pytest.fixture
-def numbers() -> config.Rules:
-    """Round numbers for the rules; tests change what they are about with model_copy."""
-    return config.Rules(
+def numbers() -> config.Settings:
+    """Round settings for the rules; tests change what they are about with model_copy."""
+    return config.Settings(
         threshold_scale=1.0,
         threshold_growth=0.1,
         max_share=0.5,
-        max_iterations=3,
         patience=3,
         target_mac=0.0,
         sparsity=1e-5,

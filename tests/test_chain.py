@@ -160,7 +160,7 @@ def test_a_second_repro_does_nothing(repro: Path) -> None:
 
 def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     params = yaml.safe_load((repro / "params.yaml").read_text())
-    params["prune"]["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
+    params["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
     (repro / "params.yaml").write_text(yaml.safe_dump(params))
     stages = {line.split(":")[0] for line in run(repro, "dvc", "status").stdout.splitlines() if line[:1].isalpha()}
     run(repro, "git", "checkout", "-q", "params.yaml")
@@ -168,6 +168,15 @@ def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
         "prune@edsr-D",
         "prune@sid-D",
     }
+
+
+def test_the_reported_method_reruns_what_pictures_and_times_it_alone(repro: Path) -> None:
+    params = yaml.safe_load((repro / "params.yaml").read_text())
+    params["report"]["method"] = "A"
+    (repro / "params.yaml").write_text(yaml.safe_dump(params))
+    status = json.loads(run(repro, "dvc", "status", "--json").stdout)
+    run(repro, "git", "checkout", "-q", "params.yaml")
+    assert {name.partition("@")[0] for name in status} == {"evaluate", "latency", "report"}
 
 
 def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(repro: Path) -> None:
@@ -264,7 +273,9 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     done = stage(repro, "search", *words, "--trials", "3", "--apply")
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' (-S prune\.\w+=\S+ ?){3}\n", done.stdout
+        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' "
+        r"-S report.method=D (-S prune\.\w+=\S+ ?){3}\n",
+        done.stdout,
     ), done.stdout
     assert results(repro).keys() - before.keys() == {
         f"results/search/edsr-D/{name}" for name in ("trials.json", "importances.json", "history.png", "contour.png",

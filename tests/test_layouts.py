@@ -49,7 +49,7 @@ def params_of(network: str, section: dict[str, Any]) -> dict[str, Any]:
     values = copy.deepcopy(GOOD)
     values["run"]["networks"], values["prepare"] = [network], {network: section}
     values["networks"] |= TASKS
-    for part in (values["train"], values["analyze"], values["prune"]["networks"], values["finetune"]):
+    for part in (values["train"], values["analyze"], values["retrain"], values["tolerance"], values["finetune"]):
         part[network] = part.get(network) or part["edsr"]
     values["train"][network] = values["train"][network] | {"patch": 8}
     return values

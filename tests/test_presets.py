@@ -52,7 +52,7 @@ def test_every_layout_and_task_runs_to_the_report(tmp_path: Path) -> None:
         "task": "restoration",
         "scale": 1,
     }
-    for section in (params["train"], params["analyze"], params["prune"]["networks"], params["finetune"]):
+    for section in (params["train"], params["analyze"], params["retrain"], params["tolerance"], params["finetune"]):
         section["clean"] = section["edsr"]
     photos = "data/photos"
     params["prepare"] = {

@@ -34,7 +34,7 @@ TIMED = {
 
 
 def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time() -> None:
-    assert page.verdict(ROWS, ["A", "D"], "edsr", TIMED) == (
+    assert page.verdict(ROWS, ["A", "D"], "D", "edsr", TIMED) == (
         "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [−0.125, +0.625] against the "
         "baseline (no difference shown), +0.000 dB [−0.125, +0.625] against the control (no difference shown). "
         "Time at 256×256, of the baseline's: torch 80%, onnxruntime 100%."
@@ -42,9 +42,11 @@ def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time(
 
 
 def test_a_verdict_says_where_another_method_removed_more() -> None:
-    assert page.verdict(ROWS, ["D", "A"], "edsr", {**TIMED, "networks": []}).endswith("Method D removed more: 37.2%.")
+    assert page.verdict(ROWS, ["D", "A"], "A", "edsr", {**TIMED, "networks": []}).endswith(
+        "Method D removed more: 37.2%."
+    )
     assert "removed more" not in page.verdict(
-        [row("edsr", "A", 50, 0), row("edsr", "D", 50, 0)], ["A", "D"], "edsr", TIMED
+        [row("edsr", "A", 50, 0), row("edsr", "D", 50, 0)], ["A", "D"], "D", "edsr", TIMED
     )
 
 
@@ -61,11 +63,11 @@ def test_a_verdict_says_where_another_method_removed_more() -> None:
 def test_the_verdict_says_what_the_interval_shows(low: float, high: float, said: str) -> None:
     rows = [row("edsr", "D", 50.0, 0.1)]
     rows[0]["against_baseline"] = {"mean": (low + high) / 2, "low": low, "high": high}
-    assert f"against the baseline ({said}" in page.verdict(rows, ["D"], "edsr", TIMED)
+    assert f"against the baseline ({said}" in page.verdict(rows, ["D"], "D", "edsr", TIMED)
 
 
 def test_a_verdict_on_nothing_says_so() -> None:
-    assert "nothing was removed" in page.verdict([row("edsr", "D", 100, 0.1)], ["D"], "edsr", TIMED)
+    assert "nothing was removed" in page.verdict([row("edsr", "D", 100, 0.1)], ["D"], "D", "edsr", TIMED)
 
 
 def test_methods_are_told_by_what_they_add() -> None:

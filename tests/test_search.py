@@ -314,7 +314,7 @@ def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_remaining_iterations_can_leave_at_least() -> None:
-    numbers = config.read(ROOT / "params.yaml").rules("D").model_copy(
+    numbers = config.read(ROOT / "params.yaml").settings("D").model_copy(
         update={"max_share": 0.25, "depth_channels": 2, "depth_share": 0.5}
     )  # fmt: skip
 
@@ -336,7 +336,7 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
 @pytest.mark.parametrize("units", [(1,), (4,), (1, 4), (2, 3)])
 @pytest.mark.parametrize("active", [("adaptive",), ("adaptive", "depth")])
 def test_an_aligned_group_never_gives_more_than_the_bound(
-    numbers: config.Rules, units: tuple[int, ...], active: tuple[str, ...]
+    numbers: config.Settings, units: tuple[int, ...], active: tuple[str, ...]
 ) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.2})
     for original in range(1, 70):
@@ -350,7 +350,7 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
 
 
 @pytest.fixture
-def problem(setup: Setup, numbers: config.Rules, network, tmp_path: Path) -> Problem:
+def problem(setup: Setup, numbers: config.Settings, network, tmp_path: Path) -> Problem:
     checkpoint.save(tmp_path / "network.pt", network, "edsr", setup.network.args, {})
     start = setup.quality(network)
     reference = (start.mean_psnr, start.mean_ssim)
@@ -373,7 +373,7 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     network, _ = checkpoint.load(problem.baseline)
     (tmp_path / "chain").mkdir()
     log = prune.prune(
-        network, problem.setup, config.checked_rules(problem.numbers, values), problem.active, problem.target,
+        network, problem.setup, config.checked_settings(problem.numbers, values), problem.active, problem.target,
         tmp_path / "chain", Silent(),
     )  # fmt: skip
     last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
@@ -396,7 +396,7 @@ def test_a_trial_that_is_given_up_says_what_it_saved(problem: Problem, tmp_path:
 
     with pytest.raises(CannotWinError) as caught:
         measure(problem, {}, tmp_path / "trial", refuse)
-    whole = problem.numbers.max_iterations * problem.setup.iteration_steps + problem.recipe.steps
+    whole = problem.setup.retrain.max_iterations * problem.setup.iteration_steps + problem.recipe.steps
     assert caught.value.notes == {
         "steps": problem.setup.iteration_steps,
         "saved_share": 1 - problem.setup.iteration_steps / whole,
@@ -478,7 +478,7 @@ def test_the_winner_is_written_into_params_yaml_with_its_comments_kept(tmp_path:
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert [new.split("#")[0].strip() for _, new in changed] == ["threshold_scale: 0.8123", "sparsity: 3.2e-05"]
     assert "# alpha at the first iteration" in changed[0][1]
-    rules_now = config.read(path).rules("D")
+    rules_now = config.read(path).settings("D")
     assert (rules_now.threshold_scale, rules_now.sparsity) == (0.8123, 3.2e-05)
 
 

@@ -46,7 +46,7 @@ class Current:
 def prune(
     baseline: nn.Module,
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     active: tuple[str, ...],
     target: Target,
     scratch: Path,
@@ -76,7 +76,7 @@ def prune(
     progress.phase_over(setup.iteration_steps * (len(log) - 1))
 
     while True:
-        stop = stop_reason(log, numbers, total.mac)
+        stop = stop_reason(log, numbers, setup.retrain.max_iterations, total.mac)
         if stop:
             break
         number = len(log)
@@ -133,7 +133,7 @@ def prune(
     return log
 
 
-def stop_reason(log: list[Iteration], numbers: config.Rules, original_mac: int) -> str:
+def stop_reason(log: list[Iteration], numbers: config.Settings, max_iterations: int, original_mac: int) -> str:
     """The sentence of the first stopping rule that holds, or nothing."""
     accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
     rejected_in_a_row = len(log) - 1 - accepted[-1].number
@@ -141,7 +141,7 @@ def stop_reason(log: list[Iteration], numbers: config.Rules, original_mac: int) 
         return f"the MAC target of {100 * numbers.target_mac:g}% is reached"
     if rejected_in_a_row >= numbers.patience:
         return f"{rejected_in_a_row} rejections in a row"
-    if len(log) > numbers.max_iterations:
+    if len(log) > max_iterations:
         return "max_iterations"
     return ""
 

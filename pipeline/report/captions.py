@@ -62,7 +62,7 @@ TIMES = (
 
 def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], network: str) -> list[Picture]:
     """The pictures of one network in the report's order, times last. rows: those of the report's table."""
-    methods, shown, of = params.run.methods, params.run.methods[-1], (results, network)
+    methods, shown, of = params.run.methods, params.report.method, (results, network)
     curves = (f"train/{network}/curve.csv", f"control/{network}")
 
     def picture(heading: str, word: str, says: str, sources: tuple[str, ...], draw: Callable[[Path], None]) -> Picture:
@@ -111,7 +111,7 @@ def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], n
 def _path(results: Path, params: config.Params, network: str) -> Picture:
     """Every method's path, with what its fine-tunes said."""
     methods, gate = params.run.methods, params.gate
-    limit = gate.max_psnr_drop + params.prune.networks[network].psnr_tolerance
+    limit = gate.max_psnr_drop + params.tolerance[network].psnr
     said = (
         f"{method}: {'; '.join(records.attempts(results / 'finetune' / network / method / 'attempts.json'))}"
         for method in methods

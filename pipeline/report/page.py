@@ -37,12 +37,14 @@ blockquote { margin: 0; padding: .1rem 1rem; border-left: 4px solid #d55e00; fon
 """
 
 
-def verdict(rows: Sequence[dict[str, Any]], methods: Sequence[str], network: str, measured: dict[str, Any]) -> str:
-    """What the last method, whose pictures and times are shown, has removed and lost on the test images.
+def verdict(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], shown: str, network: str, measured: dict[str, Any]
+) -> str:
+    """What the method `shown`, report.method of params.yaml, has removed and lost on the test images.
 
     rows: the table's; measured: what `latency` has timed of the network.
     """
-    mine, shown = {row["solution"]: row for row in rows if row["network"] == network}, methods[-1]
+    mine = {row["solution"]: row for row in rows if row["network"] == network}
     row, most = mine[shown], min(methods, key=lambda method: mine[method]["mac"])
     if row["mac_percent"] == 100:
         said = f"**{network}, method {shown}: nothing was removed**, as no iteration held: see its path."
@@ -248,8 +250,11 @@ def markdown(
     `table`: the main one."""
     methods = params.run.methods
     parts = ["# What was pruned, what it saves, what it costs in quality", ""]
-    parts += [f"> {verdict(rows, methods, network, latency[network])}\n" for network in params.run.networks]
-    parts += [VERDICT_NOTE, described({method: params.prune.methods[method].rules for method in methods}), ""]
+    parts += [
+        f"> {verdict(rows, methods, params.report.method, network, latency[network])}\n"
+        for network in params.run.networks
+    ]
+    parts += [VERDICT_NOTE, described({method: params.methods[method].rules for method in methods}), ""]
     parts += ["## The table", table, _from("report/table.csv"), ""]
     factories = {name: params.networks[name].factory for name in params.run.networks}
     paper = beside_the_paper(rows, factories)
@@ -260,8 +265,8 @@ def markdown(
         measured = latency[network]
         parts += [f"## {network}", *(line for picture in drawn for line in shown(picture, network))]
         note = f"{TIME_NOTE.format(**measured)}{_from(f'latency/{network}/latency.json')}\n"
-        parts += ["### Where the time goes", times(measured), note, alignment(measured, methods[-1]), ""]
-        parts += [slow_layers(measured, methods[-1]), *shown(times_drawn, network)]
+        parts += ["### Where the time goes", times(measured), note, alignment(measured, params.report.method), ""]
+        parts += [slow_layers(measured, params.report.method), *shown(times_drawn, network)]
         if whole[network]:
             parts += ["### What stays whole", *(f"- {sentence}" for sentence in whole[network]), ""]
             parts += [_from(f"analyze/{network}/groups.json"), ""]
@@ -330,7 +335,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     synthetic = [n for n, task in tasks.items() if task == "low_light" and params.prepare[n].layout != "sid"]
     sets = [row for n, task in tasks.items() for row in tables.set_rows(results, n, params.run.methods, task)]
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
-    latency = {n: records.latency(results, n, params.run.methods[-1]) for n in params.run.networks}
+    latency = {n: records.latency(results, n, params.report.method) for n in params.run.networks}
     whole = {n: records.groups(results, n)["frozen"] for n in params.run.networks}
     pictures = {network: captions.pictures(results, params, rows, network) for network in params.run.networks}
     text = markdown(params, rows, latency, pictures, whole, table)
@@ -349,4 +354,7 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
         "index.html": html_page,
     }.items():
         write_bytes(folder / name, content.encode())
-    return [verdict(rows, params.run.methods, network, latency[network]) for network in params.run.networks]
+    return [
+        verdict(rows, params.run.methods, params.report.method, network, latency[network])
+        for network in params.run.networks
+    ]

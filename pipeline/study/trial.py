@@ -49,7 +49,7 @@ class Problem:
     """What the trials of a study share: the chain's baseline and control, which are never trained again."""
 
     setup: Setup
-    numbers: config.Rules
+    numbers: config.Settings
     active: tuple[str, ...]
     recipe: config.Finetune
     baseline: Path
@@ -77,10 +77,10 @@ def measure(
     Unfinished work lies in `work`, and is gone on with.
     """
     setup = problem.setup
-    numbers = config.checked_rules(problem.numbers, values)
+    numbers = config.checked_settings(problem.numbers, values)
     network, _ = checkpoint.load(problem.baseline, setup.network.factory)
     total, accepted, steps = setup.cost(network).mac, [], 0
-    whole = numbers.max_iterations * setup.iteration_steps + problem.recipe.steps
+    whole = setup.retrain.max_iterations * setup.iteration_steps + problem.recipe.steps
 
     def follow(iteration: iterations.Iteration) -> None:
         nonlocal steps
@@ -89,7 +89,7 @@ def measure(
             accepted.append(iteration)
         on_iteration(iteration, total)
         kept = accepted[-1].mac / total
-        left = numbers.max_iterations - iteration.number
+        left = setup.retrain.max_iterations - iteration.number
         tell(iteration.number, kept, kept * least_share(accepted[0], accepted[-1], numbers, problem.active, left))
 
     def tell(number: int, kept: float, at_least: float) -> None:
@@ -121,7 +121,7 @@ def _number(value: float) -> float:
 
 
 def least_share(
-    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Rules, active: Sequence[str], left: int
+    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Settings, active: Sequence[str], left: int
 ) -> float:
     """The smallest share of a network's present MACs that `left` more iterations can leave.
 

@@ -28,6 +28,7 @@ class Setup:
     recipe: config.Train
     retrain: config.Retrain
     gate: config.Gate
+    tolerance: tuple[float, float]  # what an iteration may miss the gate by: PSNR in dB, SSIM
     machine: Machine
     size: tuple[int, int]  # input height and width at which costs are counted
     seed: int
@@ -39,10 +40,6 @@ class Setup:
     @property
     def iteration_steps(self) -> int:
         return self.retrain.train_steps + self.retrain.retrain_steps
-
-    @property
-    def tolerance(self) -> tuple[float, float]:
-        return self.retrain.psnr_tolerance, self.retrain.ssim_tolerance
 
     def cost(self, network: nn.Module) -> cost.Cost:
         return cost.measure(network, self.size, channels(self.network))
@@ -99,8 +96,9 @@ def load_setup(params: config.Params, network: str, results: Path) -> Setup:
         train=load_images(data / "train", machine.device),
         validation=load_images(data / "validation", machine.device),
         recipe=params.train[network],
-        retrain=params.prune.networks[network],
+        retrain=params.retrain[network],
         gate=params.gate,
+        tolerance=(params.tolerance[network].psnr, params.tolerance[network].ssim),
         machine=machine,
         size=params.analyze[network].size,
         seed=params.seed * 1_000_003,

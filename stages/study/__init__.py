@@ -25,7 +25,7 @@ class Study:
         self.network, self.method = given.network or params.search.network, given.method or params.search.method
         for key, value, allowed in (
             ("network", self.network, params.networks),
-            ("method", self.method, params.prune.methods),
+            ("method", self.method, params.methods),
         ):
             if value not in allowed:
                 raise UserError(f"{key} {value!r} isn't in params.yaml, which has {', '.join(allowed)}")
@@ -36,11 +36,11 @@ class Study:
         for key, value in (("--trials", self.trials), ("--workers", given.workers)):
             if value < 1:
                 raise UserError(f"{key} is {value}; at least 1 is allowed")
-        overridden = set(params.search.space) & set(params.prune.methods[self.method].overrides)
+        overridden = set(params.search.space) & set(params.methods[self.method].overrides)
         if overridden:
-            where = f"prune.methods.{self.method}.overrides"
+            where = f"methods.{self.method}.overrides"
             raise UserError(f"search.space has {', '.join(sorted(overridden))}, which {where} sets: take it from one")
-        self.numbers = params.rules(self.method)
+        self.numbers = params.settings(self.method)
         for key, wanted in params.search.space.items():
             value = getattr(self.numbers, key)
             if not wanted.low <= value <= wanted.high:
@@ -49,11 +49,11 @@ class Study:
                     f"{wanted.high:g}: a study begins with the numbers that there are"
                 )
         fixed = {key: value for key, value in flat(self.numbers).items() if key not in params.search.space}
-        settings = (params.networks, params.train, params.prune.networks, params.finetune)
+        settings = (params.networks, params.train, params.retrain, params.tolerance, params.finetune)
         asked = (
             fixed,
             params.seed,
-            params.prune.methods[self.method].rules,
+            params.methods[self.method].rules,
             flat(params.gate),
             flat(params.search.space),
         )
@@ -83,7 +83,7 @@ class Study:
         return Problem(
             setup=load_setup(params, self.network, RESULTS),
             numbers=self.numbers,
-            active=params.prune.methods[self.method].rules,
+            active=params.methods[self.method].rules,
             recipe=params.finetune[self.network],
             baseline=RESULTS / "train" / self.network / "network.pt",
             target=gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),

@@ -31,6 +31,7 @@ def tell(study: Study, optuna_search: Any, opened: Any, best: Any, rows: list[di
     print(f"search: {_words(best.params)}")
     settings = " ".join(f"-S prune.{key}={value!r}" for key, value in best.params.items())
     alone = f"-S 'run.networks=[{study.network}]' -S 'run.methods=[{study.method}]'"  # what was searched, no more
+    alone += f" -S report.method={study.method}"
     print(f"search: the chain with it: dvc exp run {alone} {settings}")
     if study.given.apply:
         apply(Path("params.yaml"), best.params)
