@@ -23,7 +23,8 @@ from sqlalchemy.pool import NullPool
 LOCKED_SECONDS = 15.0  # a lock that is held for longer isn't another stage's write
 CONNECT_SECONDS = 10  # for a database server to answer
 KEY_LENGTH = 100  # characters; MLflow allows 250, but puts an image's key into a file name with 100 of its own
-SECRET_WORD = r"[\w.-]*(?:password|passwd|passphrase|pwd|token|secret|api_?key)[\w.-]*"
+SECRET = "(?:password|passwd|passphrase|pwd|token|secret|api_?key)"
+SECRET_WORD = rf"[\w.-]*{SECRET}[\w.-]*"
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 URL_VARIABLES = ("MLFLOW_TRACKING_URI", "STUDY_STORAGE")
 
@@ -54,9 +55,10 @@ def _fallback(text: str, character: str) -> str:
     def without(match: re.Match[str]) -> str:
         return match[0] if re.match("(?i)sqlite|file", match[1]) else f"{match[1]}//***@"
 
-    # the look behind begins a match at a word's start alone: tried at each character, a long word takes seconds
+    # the look behind begins a match at a word's start alone: tried at each character, a long word takes minutes
     text = re.sub(rf"(?s)(?<![\w+.-])([\w+.-]*:?)//{character}*@", without, text)
-    return re.sub(rf"(?i)\b({SECRET_WORD})(=|%3d)('[^']*'|\"[^\"]*\"|[^\s&;,'\"]*)", r"\1\2***", text)
+    word = rf"(?<![\w.-])(?=[\w.-]*?{SECRET})([\w.-]++)"
+    return re.sub(rf"(?i){word}(=|%3d)('[^']*'|\"[^\"]*\"|[^\s&;,'\"]*)", r"\1\2***", text)
 
 
 def _passwords(url: str) -> set[str]:

@@ -80,6 +80,13 @@ def test_what_holds_no_password_stays(text: str) -> None:
     assert stores.masked(text) == text
 
 
+@pytest.mark.parametrize("word", ["x" * 20_000, 10_000 * "a.", 2_500 * "password", "x" * 20_000 + "://u:secret@h"])
+def test_a_long_word_is_masked_at_once(word: str) -> None:
+    began = time.monotonic()
+    assert "secret" not in stores.masked(word)
+    assert time.monotonic() - began < 2  # 7 s, or minutes, where each of its characters may begin an address
+
+
 def test_a_text_is_stored_without_what_stores_refuse() -> None:
     assert stores.text("a\udc80\0b😀\n", 100) == "a\\udc80\\0b😀\n"
     assert len(stores.text("x" * 9000, 5000)) == 5000

@@ -63,3 +63,15 @@ def test_dvc_watches_all_that_a_stage_imports(stage: str) -> None:
     assert not missed
     idle = {dep for dep in watched if dep.startswith("pipeline") and not any(file.startswith(dep) for file in needed)}
     assert not idle
+
+
+@pytest.mark.parametrize(("package", "room"), [("optuna", "study"), ("mlflow", "tracking")])
+def test_optuna_and_mlflow_are_each_imported_in_one_room(package: str, room: str) -> None:
+    for file in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")]:
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+        assert package not in names or file.parent == ROOT / "pipeline" / room, file

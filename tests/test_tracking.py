@@ -54,19 +54,9 @@ def test_a_store_that_isnt_whole_is_named(uri: str, tmp_path: Path) -> None:
 # --- a store that was made before ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        store.client_and_experiment()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def ready(uri: str, made: Path, tmp_path: Path) -> MlflowClient:
-    shutil.copyfile(made, tmp_path / "mlflow.db")
+def ready(uri: str, new_store: Path, tmp_path: Path) -> MlflowClient:
+    shutil.copyfile(new_store, tmp_path / "mlflow.db")
     return MlflowClient(uri)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def test_a_view_of_many_networks_is_one_that_mlflow_keeps() -> None:
 
 
 @pytest.fixture
-def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+def tags(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
     """The experiment's tags in a store of its own."""
+    shutil.copyfile(new_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
