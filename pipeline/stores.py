@@ -40,8 +40,8 @@ def masked(text: str, *urls: str) -> str:
     known = [url for url in (*urls, *map(os.environ.get, URL_VARIABLES)) if url]
     for url in sorted(known, key=len, reverse=True):
         text = text.replace(url, _address(url))
-    found = {os.environ.get(name, "") for name in SECRET_VARIABLES}.union(*map(_passwords, known))
-    for word in sorted(filter(None, found), key=len, reverse=True):
+    secrets = {os.environ.get(name, "") for name in SECRET_VARIABLES}.union(*map(_passwords, known))
+    for word in sorted(filter(None, secrets), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", text)
     return _fallback(text, r"[^\s'\"]")
 
@@ -63,17 +63,19 @@ def _fallback(text: str, character: str) -> str:
 
 def _passwords(url: str) -> set[str]:
     """The passwords in an address, each as it is written and decoded."""
-    found = set(re.findall(rf"(?i)[?&;]{SECRET_WORD}=([^&;#]*)", url))
+    passwords = set(re.findall(rf"(?i)[?&;]{SECRET_WORD}=([^&;#]*)", url))
     if not re.match("(?i)sqlite|file", url):
-        found |= set(re.findall(r"(?s)//[^:/@]*:(.*)@", url))
+        passwords |= set(re.findall(r"(?s)//[^:/@]*:(.*)@", url))
     with contextlib.suppress(SQLAlchemyError, ValueError):
-        found.add(make_url(url).password or "")
+        passwords.add(make_url(url).password or "")
     with contextlib.suppress(ValueError):
-        found.add(urlsplit(url).password or "")
-        found |= {value for name, value in parse_qsl(urlsplit(url).query) if re.fullmatch(f"(?i){SECRET_WORD}", name)}
+        passwords.add(urlsplit(url).password or "")
+        passwords |= {
+            value for name, value in parse_qsl(urlsplit(url).query) if re.fullmatch(f"(?i){SECRET_WORD}", name)
+        }
     # of a password with @ or / in it, not written as %40 and %2F, a driver takes a piece for the host and names it
-    found |= {piece for word in found for piece in re.split("[@/:?#]", word) if len(piece) > 1}
-    return {form for word in found for form in (word, unquote(word), quote(word, safe="")) if form}
+    passwords |= {piece for word in passwords for piece in re.split("[@/:?#]", word) if len(piece) > 1}
+    return {form for word in passwords for form in (word, unquote(word), quote(word, safe="")) if form}
 
 
 def reason(error: BaseException, *urls: str) -> str:

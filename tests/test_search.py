@@ -344,8 +344,8 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
         left = original
         for left_iterations in range(1, 9):
             state = rules.GroupState("g", (0.1,) * left, original, 3.0, 1.0, units)
-            made = rules.plan([state], rules.State(9.0, 0.1), 9.0, active, eights, (3.0, 1.0))
-            left -= len(made.removed.get("g", ()))
+            step = rules.plan([state], rules.State(9.0, 0.1), 9.0, active, eights, (3.0, 1.0))
+            left -= len(step.removed.get("g", ()))
             first = iterations.Iteration(0, "accepted", "", 0, channels={"g": original})
             assert least_share(first, first, eights, active, left_iterations) <= (left / original) ** 2
 
@@ -370,7 +370,7 @@ def problem(setup: Setup, numbers: config.Rules, network, tmp_path: Path) -> Pro
 
 def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem, tmp_path: Path) -> None:
     values, told = {"threshold_scale": 0.9}, []
-    found = measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
+    trial = measure(problem, values, tmp_path / "trial", lambda *report: told.append(report))
     network, _ = checkpoint.load(problem.baseline)
     (tmp_path / "chain").mkdir()
     log = prune.prune(
@@ -380,17 +380,17 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
     pruned, _ = checkpoint.load(tmp_path / "chain" / f"accepted-{last.number:03d}.pt")
     recipes.train_final(pruned, problem.setup, problem.recipe, tmp_path / "chain" / "final.pt", Silent())
-    assert found.mac_percent == 100 * last.mac / log[0].mac
+    assert trial.mac_percent == 100 * last.mac / log[0].mac
     measured = problem.setup.quality(pruned)
-    assert found.notes["psnr_change"] == measured.mean_psnr - problem.final[0]
-    assert found.notes["ssim_change"] == measured.mean_ssim - problem.final[1]
-    assert found.notes["psnr_change_control"] == pytest.approx(found.notes["psnr_change"] - 0.1)
-    assert found.constraints["psnr_drop"] == -found.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
-    assert found.constraints["ssim_drop"] == -found.notes["ssim_change"] - problem.setup.gate.max_ssim_drop
+    assert trial.notes["psnr_change"] == measured.mean_psnr - problem.final[0]
+    assert trial.notes["ssim_change"] == measured.mean_ssim - problem.final[1]
+    assert trial.notes["psnr_change_control"] == pytest.approx(trial.notes["psnr_change"] - 0.1)
+    assert trial.constraints["psnr_drop"] == -trial.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
+    assert trial.constraints["ssim_drop"] == -trial.notes["ssim_change"] - problem.setup.gate.max_ssim_drop
     assert [number for number, _, _ in told] == [*range(len(log)), len(log) - 1]
     assert all(at_least <= kept for _, kept, at_least in told)
-    assert told[-1][1] == told[-1][2] == found.mac_percent
-    assert all(at_least <= found.mac_percent for _, _, at_least in told)  # the bound never rules out what came
+    assert told[-1][1] == told[-1][2] == trial.mac_percent
+    assert all(at_least <= trial.mac_percent for _, _, at_least in told)  # the bound never rules out what came
 
 
 def test_a_trial_that_is_given_up_says_what_it_saved(problem: Problem, tmp_path: Path) -> None:
@@ -492,15 +492,15 @@ def test_the_figures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
     worker.work(study, plain, Proposals(space, 1, {"x": 0.9, "y": 1e-3}), 8, DROP)
     (tmp_path / "trials.json").write_text(json.dumps(results.table(study, 8)))
     (tmp_path / "importances.json").write_text(json.dumps(results.importances(study)))
-    made = figures.draw(tmp_path)
-    assert {path.stem for path in made} == {"history", "contour", "importances", "tradeoff"}
-    assert all(2000 < path.stat().st_size < 300_000 for path in made)
+    paths = figures.draw(tmp_path)
+    assert {path.stem for path in paths} == {"history", "contour", "importances", "tradeoff"}
+    assert all(2000 < path.stat().st_size < 300_000 for path in paths)
     ranked = results.importances(study)
     assert ranked["x"] > ranked["y"]
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "sentence"),
     [
         ({"treshold": {"low": 1, "high": 2}}, "space has 'treshold', which can't be searched; 'threshold_scale'"),
         ({"max_iterations": {"low": 1, "high": 2}}, "max_iterations.*can't be searched"),
@@ -511,10 +511,10 @@ def test_the_figures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
         ({}, "search.space"),
     ],
 )
-def test_a_wrong_search_space_is_refused_by_name(tmp_path: Path, space: dict, said: str) -> None:
+def test_a_wrong_search_space_is_refused_by_name(tmp_path: Path, space: dict, sentence: str) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["search"]["space"] = space
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=sentence):
         config.read(path)

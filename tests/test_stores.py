@@ -19,9 +19,9 @@ ODD = [
 
 
 def test_every_name_becomes_a_key_that_mlflow_allows_and_no_other_name_has() -> None:
-    found = [stores.key(name) for name in ODD]
-    assert len(set(found)) == len(ODD)
-    for key in found:
+    keys = [stores.key(name) for name in ODD]
+    assert len(set(keys)) == len(ODD)
+    for key in keys:
         _validate_metric_name(key)
         assert set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-. /")
         assert 0 < len(key) <= stores.KEY_LENGTH
@@ -126,17 +126,19 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("how", "said"), WAYS.items())
-def test_a_spoiled_file_is_said_at_once(how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("how", "sentence"), WAYS.items())
+def test_a_spoiled_file_is_said_at_once(
+    how: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.3)
     path = tmp_path / "a b.db"
-    with sqlite3.connect(path) as made:
-        made.execute("CREATE TABLE t (x INTEGER)")
-    made.close()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE t (x INTEGER)")
+    database.close()
     stores.probe(f"sqlite:///{path}")
     held = spoil(path, how)
     began = time.monotonic()
-    with pytest.raises(stores.UnusableError, match=said):
+    with pytest.raises(stores.UnusableError, match=sentence):
         stores.probe(f"sqlite:///{path}")
     assert time.monotonic() - began < 3
     if held:

@@ -76,8 +76,8 @@ def test_names_that_are_no_keys_are_stored_and_stay_readable(ready: MlflowClient
         run.tags({"note": "a\n😀" * 5000, "best.(x)": "y"})
         run.table({"name": "\udc80"}, "table.json")
         runs.iteration(run, done, 100, "edsr", "D")
-    found = runs_of(ready)
-    stage, child = found["prune edsr D"], found["edsr D iteration 1"]
+    by_name = runs_of(ready)
+    stage, child = by_name["prune edsr D"], by_name["edsr D iteration 1"]
     assert {stage.info.status, child.info.status} == {"FINISHED"}
     assert stage.data.tags[f"image.{stores.key('validation IMG (3).jpg')}"] == "validation IMG (3).jpg"
     channels = {stores.key(f"channels.{name}"): count for name, count in groups.items()}
@@ -134,9 +134,9 @@ def test_runs_of_dead_processes_are_closed(by: str, ready: MlflowClient, monkeyp
         store.page("http://127.0.0.1:1")
     else:
         runs.study("a-study", {"reproduce": "x"})
-    found = {name: run.info.status for name, run in runs_of(ready).items()}
+    statuses = {name: run.info.status for name, run in runs_of(ready).items()}
     expected = {"chain": "KILLED", "killed": "KILLED", "below": "KILLED", "alive": "RUNNING"}
-    assert expected.items() <= found.items()
+    assert expected.items() <= statuses.items()
 
 
 def test_a_study_belongs_to_the_command_that_continues_it(ready: MlflowClient) -> None:

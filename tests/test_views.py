@@ -15,8 +15,8 @@ from pipeline.tracking import runs, store, views
 
 
 def test_a_view_is_the_envelope_that_the_pages_read() -> None:
-    made = views.tags(views.OF_ALL | views.of_chains(["edsr", "sid"]), 12)
-    envelope = json.loads(made["mlflow.sharedViewState.networks"])
+    saved = views.tags(views.OF_ALL | views.of_chains(["edsr", "sid"]), 12)
+    envelope = json.loads(saved["mlflow.sharedViewState.networks"])
     assert envelope | {"state": None} == {
         "name": "Networks by MACs kept", "createdAt": 12, "updatedAt": 12, "state": None
     }  # fmt: skip
@@ -25,15 +25,15 @@ def test_a_view_is_the_envelope_that_the_pages_read() -> None:
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`mac_percent`", True)
     assert state["selectedColumns"][0] == "metrics.`mac_percent`"
     assert state["columnOrder"] == state["selectedColumns"] == list(state["columnWidths"])
-    chains = json.loads(json.loads(made["mlflow.sharedViewState.chains-edsr-sid"])["state"])
+    chains = json.loads(json.loads(saved["mlflow.sharedViewState.chains-edsr-sid"])["state"])
     assert (chains["orderByKey"], chains["orderByAsc"]) == ("attributes.start_time", False)
     assert "metrics.`edsr_psnr_change_control`" in chains["selectedColumns"]
     assert chains["selectedColumns"][-1] == "tags.`reproduce`"
 
 
 def test_a_view_of_many_networks_is_one_that_mlflow_keeps() -> None:
-    made = views.tags(views.of_chains([f"network-with-a-long-name-{number}" for number in range(60)]), 12)
-    ((key, value),) = made.items()
+    saved = views.tags(views.of_chains([f"network-with-a-long-name-{number}" for number in range(60)]), 12)
+    ((key, value),) = saved.items()
     assert len(key) <= 250
     assert len(value) <= 20_000
 
