@@ -240,9 +240,9 @@ class Trial(TypedDict):
     trial: Whole
     state: Text
     params: dict[Text, Number]
-    mac_kept: NotRequired[Share]
+    mac_percent: NotRequired[Percent]
     feasible: NotRequired[Annotated[bool, Field(strict=True)]]
-    psnr_drop: NotRequired[Figure]
+    psnr_change: NotRequired[Figure]
 
 
 def read(path: Path, kind: type[T] | Any, also: Iterable[str] = ()) -> T:
@@ -490,7 +490,7 @@ def trials(folder: Path) -> list[Trial]:
     path = folder / "trials.json"
     found: list[Trial] = [trial for trial in read(path, list[Trial]) if trial["state"] in ("complete", "pruned")]
     for trial in found:
-        needed = {"mac_kept"} | ({"feasible", "psnr_drop"} if trial["state"] == "complete" else set())
+        needed = {"mac_percent"} | ({"feasible", "psnr_change"} if trial["state"] == "complete" else set())
         if needed - trial.keys():
             wrong(path, f"has no {', '.join(sorted(needed - trial.keys()))}", f"trial {trial['trial']}")
         if trial["params"].keys() != found[0]["params"].keys():

@@ -68,11 +68,11 @@ def evaluate(params: config.Params, network: str) -> None:
                 sets[name][solution] = metrics.measure_set(net, images, wanted.task)
         write_json(folder / "sets.json", sets)
         for name, row in summary.items():
-            said = runs.note(name if name in ("input", "baseline", "original") else "solution", network, name)
+            said = runs.note(name if name in ("input", "baseline", "control") else "solution", network, name)
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **said})
             told = {key: value for key, value in row.items() if not isinstance(value, dict)}
-            told["drop_baseline"] = -row["against_baseline"]["mean"]
-            told["drop_control"] = -row["against_original"]["mean"]
+            told["psnr_change_baseline"] = row["against_baseline"]["mean"]
+            told["psnr_change_control"] = row["against_original"]["mean"]
             child.metrics({key: round(value, 4) for key, value in told.items()})  # lists cut longer ones off
             child.end()
         for picture in sorted((folder / "pictures").rglob("*.png")):

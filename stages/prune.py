@@ -51,7 +51,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
             shutil.copyfile(path, networks / path.name)
             shown, _ = checkpoint.load(path, params.networks[network].factory)
             crop = crops.restored(setup.validation, 0, shown.to(setup.machine.device), CROP)
-            run.picture(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
+            run.image(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
         columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
         rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]

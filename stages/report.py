@@ -27,8 +27,8 @@ def report(params: config.Params) -> None:
             parent.tags({f"best.{network}": f"{best}: {found[best]['mac_percent']:.1f}% of the MACs"})
             told = {
                 "mac_percent": found[best]["mac_percent"],
-                "drop_baseline": -found[best]["against_baseline"]["mean"],
-                "drop_control": -found[best]["against_original"]["mean"],
+                "psnr_change_baseline": found[best]["against_baseline"]["mean"],
+                "psnr_change_control": found[best]["against_original"]["mean"],
             }
             parent.metrics({f"{network}_{key}": round(value, 4) for key, value in told.items()})
         runs.save_views(run, params.run.networks)

@@ -107,3 +107,16 @@ def numbers() -> config.Settings:
         balance_strength=2.0,
         balance_range=(0.5, 2.0),
     )
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, to be copied: making one takes seconds."""
+    from pipeline.tracking import store
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        store.client_and_experiment()
+    return folder / "mlflow.db"

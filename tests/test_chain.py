@@ -229,7 +229,7 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
         assert begin, told
         compared = shown(begin[1])  # the list that `make ui` begins with
         assert "Networks by MACs kept" in compared
-        assert {"mac_percent", "drop_baseline", "drop_control"} <= set(re.findall(r">(\w+)<", compared))
+        assert {"mac_percent", "psnr_change_baseline", "psnr_change_control"} <= set(re.findall(r">(\w+)<", compared))
         place = {name: compared.index(f">{name}<") for name in ("sid D", "edsr baseline")}
         assert place["sid D"] < place["edsr baseline"]  # fewest MACs first
         assert "edsr D iteration 1" not in compared  # other runs have lists of their own
@@ -240,7 +240,7 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
         assert "edsr pruned by method D" in path
         assert "mac_percent" in path
         iteration = shown(f"runs/{first.info.run_id}")
-        assert "psnr_drop" in iteration
+        assert "psnr_change" in iteration
         assert f"{first.data.tags['verdict']}: " in iteration
         artifacts = shown(f"runs/{chain.info.run_id}/artifacts/pictures/edsr-path.png")
         assert "edsr-path.png" in artifacts
@@ -285,7 +285,7 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     trials = json.loads((repro / "results/search/edsr-D/trials.json").read_text())
     assert len(trials) == 3
     applied = yaml.safe_load((repro / "params.yaml").read_text())["prune"]
-    best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_kept"])
+    best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_percent"])
     assert {key: applied[key] for key in best["params"]} == best["params"]
     again = stage(repro, "search", *words, "--trials", "3")
     assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
@@ -295,12 +295,13 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
     (study,) = client.search_runs([experiment], "tags.level = 'study'")
     assert study.info.status == "FINISHED"
-    assert study.data.metrics["mac_kept"] == best["mac_kept"]
+    assert study.data.metrics["mac_percent"] == best["mac_percent"]
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{study.info.run_id}'")
     assert {child.info.run_name for child in children} == {"trial 0", "trial 1", "trial 2"}
     won = next(child for child in children if child.info.run_name == f"trial {best['trial']}")
-    assert won.data.metrics["mac_kept"] == best["mac_kept"]
-    assert won.data.metrics.keys() >= {"psnr_drop_baseline", "psnr_drop_control", "feasible", "mac_percent"}
+    figures = ("mac_percent", "psnr_change", "ssim_change", "psnr_change_baseline", "psnr_change_control")
+    assert {key: won.data.metrics[key] for key in figures} == {key: best[key] for key in figures}  # not an iteration's
+    assert won.data.metrics["feasible"] == 1.0
     assert float(won.data.params["threshold_scale"]) == best["params"]["threshold_scale"]
     assert len(client.get_metric_history(won.info.run_id, "mac_percent")) > 1
     shutil.rmtree(repro / "results/search")

@@ -63,9 +63,10 @@ def spent(network: str, share: float) -> list[dict[str, Any]]:
 
 
 TRIALS = [
-    {"trial": 0, "state": "complete", "params": {"a": 1.0, "b": 2}, "mac_kept": 0.5, "feasible": True, "psnr_drop": 0},
+    {"trial": 0, "state": "complete", "params": {"a": 1.0, "b": 2}, "mac_percent": 50.0, "feasible": True}
+    | {"psnr_change": 0},
     {"trial": 1, "state": "fail", "params": {}, "reason": "it broke"},
-    {"trial": 2, "state": "pruned", "params": {"a": 1.5, "b": 2}, "mac_kept": 0.7},
+    {"trial": 2, "state": "pruned", "params": {"a": 1.5, "b": 2}, "mac_percent": 70.0},
 ]
 MADE: dict[str, Any] = {
     "train/net/metrics.json": {**QUALITY, "input_psnr": 28.0},
@@ -224,7 +225,7 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prune/net/D/log.json", (2, "psnr"), float("nan"), "entry 2 has quality that is no number"),
     ("prune/net/D/log.json", (2, "mac"), 2001, "entry 2 isn't a part of the baseline"),
     ("prune/net/D/log.json", (0, "verdict"), "rejected", "should be 'accepted': the baseline"),
-    ("search/net-D/trials.json", (0, "mac_kept"), 1.5, "entry 0, mac_kept is 1.5 but should be less than or equal"),
+    ("search/net-D/trials.json", (0, "mac_percent"), 101.5, "entry 0, mac_percent is 101.5 but should be less"),
 ]
 
 

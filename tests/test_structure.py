@@ -71,8 +71,8 @@ ORDER = [  # a room imports what stands before it here
 ]  # fmt: skip
 FILES = sorted(file for folder in ("pipeline", "stages") for file in (ROOT / folder).rglob("*.py"))
 AT_HOME = {  # package -> where alone it is imported
-    "mlflow": ("pipeline/tracking/", "stages/study/watch.py"),
-    "optuna": ("pipeline/study/", "stages/study/watch.py"),
+    "mlflow": ("pipeline/tracking/",),
+    "optuna": ("pipeline/study/",),
     "dvc": ("stages/dvc.py", "stages/mend.py"),
 }
 
