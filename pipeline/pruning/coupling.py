@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
-from pipeline.networks import duplicate
+from pipeline.networks import checkpoint, duplicate
+from pipeline.networks.checkpoint import tensors
 from pipeline.pruning.labels import owner
 from pipeline.pruning.tracing import follow
 
@@ -121,11 +120,6 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
     more = f" and {len(reasons) - 1} more like it" if len(reasons) > 1 else ""
     return f"channels of {', '.join(layers)} stay, because of {reasons[0]}{more}"
-
-
-def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer under every name it has."""
-    return dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
 
 
 def aliases(network: nn.Module) -> dict[str, list[str]]:
@@ -291,43 +285,9 @@ def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
 
     It computes what `masked` computes. Arguments and errors as for `kept_indices`.
     """
-    kept = kept_indices(network, coupling, removed)
-    small = duplicate(network)
-    shrunk: dict[int, torch.Tensor] = {}  # a shared weight is cut once and stays shared
-    whole = tensors(small)
-    for name, dims in kept.items():
-        tensor = whole[name]
-        if id(tensor) not in shrunk:
-            cut = tensor.detach()
-            for dim, indices in dims.items():
-                cut = cut.index_select(dim, torch.tensor(indices, device=cut.device))
-            is_parameter = isinstance(tensor, nn.Parameter)
-            shrunk[id(tensor)] = nn.Parameter(cut, requires_grad=tensor.requires_grad) if is_parameter else cut
-        path, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(path), leaf, shrunk[id(tensor)])
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in kept):
-        update_sizes(small.get_submodule(path))
-    return small
-
-
-def update_sizes(module: nn.Module) -> None:
-    """Bring a layer's size attributes in line with its tensors. Of a grouped convolution whole conv groups went."""
-    if isinstance(module, _ConvNd):
-        first, second = module.weight.shape[:2]
-        side = module.in_channels if module.transposed else module.out_channels  # length of dimension 0 before
-        if module.groups > 1:
-            module.groups = first // (side // module.groups)
-        if module.transposed:
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.in_channels, module.out_channels = second * module.groups, first
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(held) if held is not None else module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+    smaller = duplicate(network)
+    checkpoint.resize(smaller, kept_indices(network, coupling, removed))
+    return smaller
 
 
 def masked(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Module:
