@@ -215,7 +215,7 @@ class Retrain(Section):
         return self
 
 
-class Rules(Section):
+class Settings(Section):
     """The numbers of the pruning rules; `prune` holds the common ones, a method or network may hold its own."""
 
     threshold_scale: Scale  # alpha at the first iteration
@@ -237,7 +237,7 @@ class Rules(Section):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Rules:
+    def _ordered(self) -> Settings:
         for key in ("efficiency_range", "balance_range"):
             low, high = getattr(self, key)
             if not low <= 1 <= high:
@@ -260,7 +260,7 @@ class Method(Section):
         return self
 
 
-class Prune(Rules):
+class Prune(Settings):
     """The common numbers, the training of an iteration for each network, and the methods."""
 
     networks: dict[str, Retrain]
@@ -347,7 +347,7 @@ class Search(Section):
 
 # numbers of `prune` that leave the control as it is, which trains for max_iterations; the hardware gives `align`
 SEARCHABLE = tuple(
-    key for key in Rules.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range", "align")
+    key for key in Settings.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range", "align")
 )
 
 
@@ -433,15 +433,15 @@ class Params(Section):
             if network not in sections[key]:
                 raise UserError(f"network {network!r} isn't in {key}, which has {', '.join(sections[key])}")
 
-    def rules(self, method: str) -> Rules:
+    def rules(self, method: str) -> Settings:
         """The numbers for one method: those of `prune`, with the method's overrides."""
-        common = {key: getattr(self.prune, key) for key in Rules.model_fields}
-        return checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
+        common = {key: getattr(self.prune, key) for key in Settings.model_fields}
+        return checked(Settings, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
 
 
-def checked_rules(numbers: Rules, values: dict[str, float]) -> Rules:
+def checked_rules(numbers: Settings, values: dict[str, float]) -> Settings:
     """The numbers with some of them changed; UserError when one isn't allowed."""
-    return checked(Rules, numbers.model_dump() | values, "prune")
+    return checked(Settings, numbers.model_dump() | values, "prune")
 
 
 def _listed(names: Any) -> str:
@@ -459,5 +459,5 @@ def read(path: Path = Path("params.yaml")) -> Params:
     for key, wanted in params.search.space.items():
         for end in (wanted.low, wanted.high):
             changed = {key: int(end) if whole_number(key) else end}
-            checked(Rules, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
+            checked(Settings, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
     return params

@@ -90,9 +90,9 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
 
 
 @pytest.fixture
-def numbers() -> config.Rules:
+def numbers() -> config.Settings:
     """Round numbers for the rules; tests change what they are about with model_copy."""
-    return config.Rules(
+    return config.Settings(
         threshold_scale=1.0,
         threshold_growth=0.1,
         max_share=0.5,

@@ -288,7 +288,7 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
 def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     wrap: Callable[[nn.Module], nn.Module],
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -368,7 +368,7 @@ def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
 
 
 def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
-    setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build() -> nn.Module:
         def way(self: Any, x: Tensor) -> Tensor:

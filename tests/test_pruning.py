@@ -80,7 +80,7 @@ def still(setup: Setup) -> Setup:
     return replace(setup, retrain=setup.retrain.model_copy(update={"train_steps": 0, "retrain_steps": 0}))
 
 
-def run(network: nn.Module, setup: Setup, numbers: config.Rules, active: tuple[str, ...], scratch: Path, **more: Any):
+def run(network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any):
     more = {"target": EASY, "progress": Killed()} | more
     return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
@@ -128,7 +128,7 @@ def test_a_target_follows_the_controls_curve_and_then_stays() -> None:
     assert [target.at(n) for n in range(3)] == [(30.0, 0.8), (30.5, 0.9), (30.5, 0.9)]
 
 
-def test_each_stopping_rule_says_so(numbers: config.Rules) -> None:
+def test_each_stopping_rule_says_so(numbers: config.Settings) -> None:
     limits = numbers.model_copy(update={"target_mac": 0.3, "patience": 2, "max_iterations": 3})
     accepted, rejected = Iteration(0, "accepted", "", 0, mac=100), Iteration(1, "rejected", "", 1, mac=20)
     assert prune.stop_reason([accepted], limits, 100) == ""
@@ -201,7 +201,7 @@ def test_all_the_rows_behind_a_shuffled_channel_count() -> None:
     assert importance.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
 
 
-def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Rules) -> None:
+def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Settings) -> None:
     network = Residual()
     found, reference, _ = grouped(network)
     shares = {"first+1": 2.0, "inner": 0.5}
@@ -218,7 +218,7 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     assert importance.regulariser(found, reference, shares, alone, A) is None
 
 
-def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Rules) -> None:
+def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Settings) -> None:
     network = Residual()
     found, reference, groups = grouped(network)
     shares = dict.fromkeys(groups, 1.0)
@@ -287,7 +287,7 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
 
 
 def test_method_d_prunes_as_it_always_did(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     fine = numbers.model_copy(update={"threshold_scale": 0.86, "threshold_growth": 0.02, "max_share": 0.6})
     lively = replace(setup, retrain=setup.retrain.model_copy(update={"train_lr": 2e-3, "retrain_lr": 2e-3}))
@@ -299,7 +299,7 @@ def test_method_d_prunes_as_it_always_did(
 
 
 def test_no_iteration_takes_more_than_its_share_of_a_group(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     eager = numbers.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3, "max_iterations": 5})
     log = run(network, still(setup), eager, A, tmp_path)
@@ -313,7 +313,7 @@ def test_no_iteration_takes_more_than_its_share_of_a_group(
 
 @pytest.mark.parametrize("channels", [24, 20])  # a multiple of 8, and none
 def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
-    setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+    setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
 ) -> None:
     args = {"scale": 2, "blocks": 2, "channels": channels}
     wide = replace(setup, network=setup.network.model_copy(update={"args": args}))
@@ -348,7 +348,7 @@ def test_a_groups_units_are_its_channels_in_each_layer(make: Callable, expected:
 
 @pytest.mark.parametrize(("active", "left"), [(A, 1), (B, 4)])
 def test_pruning_ends_at_each_groups_floor(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path,
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], active: tuple[str, ...], left: int,
 ) -> None:  # fmt: skip
     greedy = numbers.model_copy(
@@ -363,7 +363,7 @@ def test_pruning_ends_at_each_groups_floor(
 
 
 def test_the_depth_rule_leaves_the_strongest_channels(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[[1, 4, 6]] *= 3
@@ -383,7 +383,7 @@ def disagree(network: nn.Module) -> None:
 
 
 def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     disagree(network)
     deep = numbers.model_copy(update={"max_iterations": 6, "max_share": 0.15, "balance_strength": 6.0})
@@ -397,7 +397,7 @@ def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
 
 
 def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = copy.deepcopy(network)
     patient = numbers.model_copy(update={"patience": 2, "max_iterations": 9, "threshold_scale": 3.0})
@@ -414,7 +414,7 @@ def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
 
 
 def test_groups_that_fail_alone_are_frozen_until_none_is_left(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patient = numbers.model_copy(update={"patience": 50, "max_iterations": 50, "threshold_scale": 3.0})
     log = run(network, still(setup), patient, A, tmp_path, target=IMPOSSIBLE)
@@ -424,7 +424,7 @@ def test_groups_that_fail_alone_are_frozen_until_none_is_left(
 
 
 def test_each_iteration_says_what_was_measured_and_who_gave_what(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     log = run(network, still(setup), numbers.model_copy(update={"max_iterations": 1}), A, tmp_path)
     given = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
@@ -438,7 +438,7 @@ def test_each_iteration_says_what_was_measured_and_who_gave_what(
 
 @pytest.mark.parametrize("phase", [0, 1], ids=["train", "retrain"])
 def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, phase: int
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, phase: int
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2 + phase))  # iteration 2
     log = run(network, broken, numbers, A, tmp_path)
@@ -450,7 +450,7 @@ def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
 
 
 def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2))
     log = run(network, broken, numbers, A, tmp_path, target=IMPOSSIBLE)
@@ -460,7 +460,7 @@ def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
 
 
 def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ruin(trained: nn.Module, *_: Any, seed: int, **__: Any) -> None:
         if seed == setup.seed + 2:  # the first part of iteration 1
@@ -506,7 +506,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     undisturbed: dict[str, dict[str, bytes]], kill: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
@@ -521,7 +521,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain")
     write, calls = prune.write_sealed, []
@@ -541,7 +541,7 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
 
 
 def test_a_run_goes_on_where_a_group_has_one_channel_left(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[1:] *= 1e-3
@@ -555,7 +555,7 @@ def test_a_run_goes_on_where_a_group_has_one_channel_left(
 
 
 def test_a_finished_run_called_again_gives_its_log_and_trains_nothing(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     log = run(copy.deepcopy(network), setup, numbers, D, tmp_path)
     before, seen = contents(tmp_path), []
@@ -690,7 +690,7 @@ def test_a_killed_fine_tune_goes_on_to_the_same_bits(
 
 
 def test_the_method_works_on_sids_concatenations(
-    splits: dict, setup: Setup, numbers: config.Rules, tmp_path: Path
+    splits: dict, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     """Only what needs no picture: groups, magnitudes, costs and cuts of a U-Net."""
     sid = networks.build("sid", {"base": 4})
@@ -712,7 +712,7 @@ def test_the_method_works_on_sids_concatenations(
 def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     network: nn.Module,
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     damage: str,

@@ -124,7 +124,7 @@ def test_what_is_left_is_rounded_up_to_a_multiple(
     assert rules.select(magnitudes, threshold, keep, at_most, step) == tuple(range(gone))
 
 
-def test_a_share_below_a_step_lets_one_step_go(numbers: config.Rules) -> None:
+def test_a_share_below_a_step_lets_one_step_go(numbers: config.Settings) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.15})
     groups = {
         "small": group("small", tuple(0.01 * j for j in range(16))),  # 15% are 2 channels
@@ -135,7 +135,7 @@ def test_a_share_below_a_step_lets_one_step_go(numbers: config.Rules) -> None:
     assert made.removed == {"small": tuple(range(8)), "large": tuple(range(16))}
 
 
-def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Rules) -> None:
+def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Settings) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 1.0})
     shuffled = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(4,))  # 20 channels of its layer
     made = rules.plan([shuffled], State(0.25, 0.1), 0.25, ("adaptive",), eights, TOTAL)
@@ -144,7 +144,7 @@ def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: co
     assert rules.plan([both], State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL).removed == {}
 
 
-def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Rules) -> None:
+def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Settings) -> None:
     fours = numbers.model_copy(update={"align": 4, "max_share": 0.1})
     eight = group("eight", (0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3, 1.4))
     found = rules.next_plan([eight], State(0.5, 0.5), ("adaptive",), fours, TOTAL)
@@ -161,7 +161,7 @@ def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Rules) -> No
     ],
 )
 def test_a_group_at_its_aligned_floor_cant_give(
-    numbers: config.Rules, active: tuple[str, ...], left: int, floor: int
+    numbers: config.Settings, active: tuple[str, ...], left: int, floor: int
 ) -> None:
     eights = numbers.model_copy(update={"align": 8})
     low = group("low", (0.1,) * left, original=68)
@@ -187,7 +187,7 @@ PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
     ],
 )
 def test_each_rule_set_has_its_own_threshold(
-    numbers: config.Rules, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
+    numbers: config.Settings, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
 ) -> None:
     made = rules.plan([COSTLY, CHEAP], PRESSED, 1.0, active, numbers, TOTAL)
     assert (made.thresholds["costly"], made.thresholds["cheap"]) == pytest.approx(thresholds)
@@ -195,7 +195,7 @@ def test_each_rule_set_has_its_own_threshold(
     assert made.alpha == 1.0
 
 
-def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.Rules) -> None:
+def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.Settings) -> None:
     ten = group("ten", tuple(0.1 * i for i in range(10)))
     for share, gone in ((0.3, 3), (0.39, 3), (0.05, 1), (1.0, 9)):  # one at least; one channel stays
         capped = numbers.model_copy(update={"max_share": share})
@@ -204,20 +204,20 @@ def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.R
         }
 
 
-def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(numbers: config.Rules) -> None:
+def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(numbers: config.Settings) -> None:
     hundred = group("hundred", tuple(0.01 * i for i in range(100)))
     capped = numbers.model_copy(update={"max_share": 0.29})  # 0.29 * 100 is a little below 29 in binary
     assert len(rules.plan([hundred], State(9.0, 0.1), 9.0, ("adaptive",), capped, TOTAL).removed["hundred"]) == 29
 
 
-def test_the_floor_is_a_share_of_the_original_under_depth_and_one_channel_else(numbers: config.Rules) -> None:
+def test_the_floor_is_a_share_of_the_original_under_depth_and_one_channel_else(numbers: config.Settings) -> None:
     left = group("left", (0.1, 0.2, 0.3, 0.4), original=12)  # keeps max(2, 12/4) = 3
     assert rules.floor(left, ("adaptive", "depth"), numbers) == 3
     assert rules.floor(left, ("adaptive",), numbers) == 1
     assert rules.plan([left], State(9.0, 0.1), 9.0, ("adaptive", "depth"), numbers, TOTAL).removed == {"left": (0,)}
 
 
-def test_alpha_rises_only_until_something_goes(numbers: config.Rules) -> None:
+def test_alpha_rises_only_until_something_goes(numbers: config.Settings) -> None:
     weak, strong = group("weak", (0.9, 1.2)), group("strong", (2.0, 2.0))
     found = rules.next_plan([weak, strong], State(0.5, 0.2), ("adaptive",), numbers, TOTAL)
     assert found.alpha == pytest.approx(0.5 * 1.2**4)  # 0.864 is still below 0.9, 1.0368 isn't
@@ -225,7 +225,7 @@ def test_alpha_rises_only_until_something_goes(numbers: config.Rules) -> None:
     assert rules.next_plan([weak], State(0.95, 0.2), ("adaptive",), numbers, TOTAL).alpha == 0.95
 
 
-def test_nothing_is_planned_when_no_group_can_give(numbers: config.Rules) -> None:
+def test_nothing_is_planned_when_no_group_can_give(numbers: config.Settings) -> None:
     pair, single = group("pair", (0.1, 0.2), original=4), group("single", (0.1,))
     state = State(1.0, 0.1)
     assert rules.next_plan([single], state, ("adaptive",), numbers, TOTAL) is None
@@ -236,11 +236,11 @@ def test_nothing_is_planned_when_no_group_can_give(numbers: config.Rules) -> Non
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_magnitudes_that_are_no_numbers_end_the_search(numbers: config.Rules, broken: float) -> None:
+def test_magnitudes_that_are_no_numbers_end_the_search(numbers: config.Settings, broken: float) -> None:
     assert rules.next_plan([group("g", (broken, broken))], State(1.0, 0.1), ("adaptive",), numbers, TOTAL) is None
 
 
-def test_only_suspects_are_pressed_after_a_rejection(numbers: config.Rules) -> None:
+def test_only_suspects_are_pressed_after_a_rejection(numbers: config.Settings) -> None:
     first, second = group("first", (0.1, 2.0)), group("second", (0.5, 2.0))
     state = State(0.3, 0.1, suspects=("second",))
     found = rules.next_plan([first, second], state, ("adaptive",), numbers, TOTAL)
@@ -248,7 +248,7 @@ def test_only_suspects_are_pressed_after_a_rejection(numbers: config.Rules) -> N
     assert found.alpha > 0.5
 
 
-def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(numbers: config.Rules) -> None:
+def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(numbers: config.Settings) -> None:
     state = State(0.8, 0.025, {}, frozenset({"c"}), ("a",))
     done = Plan(1.0, {}, {"a": (0, 1)})
     now = [group("a", (1.0, 1.0), original=4), group("b", (1.0,) * 4)]  # pruned by 0.5 and 0; mean 0.25
@@ -260,7 +260,7 @@ def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_r
     assert again.balance == pytest.approx({"a": 0.5, "b": 2.0})  # exp(-1) and exp(1), limited
 
 
-def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(numbers: config.Rules) -> None:
+def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(numbers: config.Settings) -> None:
     found = [group("a", (1.0,) * 4, mac=10.0), group("b", (1.0,) * 4, mac=5.0), group("c", (1.0,) * 4, mac=1.0)]
     done = Plan(1.2, {}, {"a": (0,), "b": (0, 1, 2), "c": (0,)})  # they save 10, 15 and 1
     after = rules.after_rejected(State(1.0, 0.1), done, found)

@@ -336,7 +336,7 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
 @pytest.mark.parametrize("units", [(1,), (4,), (1, 4), (2, 3)])
 @pytest.mark.parametrize("active", [("adaptive",), ("adaptive", "depth")])
 def test_an_aligned_group_never_gives_more_than_the_bound(
-    numbers: config.Rules, units: tuple[int, ...], active: tuple[str, ...]
+    numbers: config.Settings, units: tuple[int, ...], active: tuple[str, ...]
 ) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.2})
     for original in range(1, 70):
@@ -350,7 +350,7 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
 
 
 @pytest.fixture
-def problem(setup: Setup, numbers: config.Rules, network, tmp_path: Path) -> Problem:
+def problem(setup: Setup, numbers: config.Settings, network, tmp_path: Path) -> Problem:
     checkpoint.save(tmp_path / "network.pt", network, "edsr", setup.network.args, {})
     start = setup.quality(network)
     reference = (start.mean_psnr, start.mean_ssim)

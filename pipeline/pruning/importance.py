@@ -58,7 +58,7 @@ def units(group: coupling.Group) -> tuple[int, ...]:
 
 
 def regulariser(
-    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], numbers: config.Rules, active
+    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], numbers: config.Settings, active
 ) -> Callable[[nn.Module], Tensor] | None:
     """`sparsity`: group lasso over coupled channels, each group weighted by its share of the MACs under `efficiency`.
     `imbalance`: variance over groups of their mean relative magnitude, under `balance`.

@@ -46,7 +46,7 @@ class Current:
 def prune(
     baseline: nn.Module,
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     active: tuple[str, ...],
     target: Target,
     scratch: Path,
@@ -133,7 +133,7 @@ def prune(
     return log
 
 
-def stop_reason(log: list[Iteration], numbers: config.Rules, original_mac: int) -> str:
+def stop_reason(log: list[Iteration], numbers: config.Settings, original_mac: int) -> str:
     """The sentence of the first stopping rule that holds, or nothing."""
     accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
     rejected_in_a_row = len(log) - 1 - accepted[-1].number

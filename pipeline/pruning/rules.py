@@ -111,7 +111,7 @@ def select(magnitudes: Sequence[float], threshold: float, keep: int, at_most: in
 def plan(
     groups: Sequence[GroupState], state: State, alpha: float, rules: Sequence[str], numbers, total: tuple[float, float]
 ) -> Plan:
-    """The thresholds at `alpha` and what falls below them. `numbers` is config.Rules; `total` the MACs and weights."""
+    """The thresholds at `alpha` and what falls below them. `numbers` is config.Settings; `total` the MACs and weights."""
     thresholds, removed = {}, {}
     for group in groups:
         e = b = 1.0

@@ -49,7 +49,7 @@ class Problem:
     """What the trials of a study share: the chain's baseline and control, which are never trained again."""
 
     setup: Setup
-    numbers: config.Rules
+    numbers: config.Settings
     active: tuple[str, ...]
     recipe: config.Finetune
     baseline: Path
@@ -121,7 +121,7 @@ def _number(value: float) -> float:
 
 
 def least_share(
-    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Rules, active: Sequence[str], left: int
+    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Settings, active: Sequence[str], left: int
 ) -> float:
     """The smallest share of a network's present MACs that `left` more iterations can leave.
 
