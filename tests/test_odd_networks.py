@@ -198,7 +198,7 @@ def test_everything_inside_is_pruned_counted_measured_and_saved(
     reference = reference_magnitudes(network, coupling)
     whole = {group.name: group.channels for group in coupling.groups}
     states = group_states(network, cost.measure(network, (8, 8), 3), coupling, reference, whole)
-    assert all(min(state.magnitudes) > 0 for state in states)
+    assert all(min(state.importances) > 0 for state in states)
     assert all(state.mac > 0 for state in states if state.name in convolutions)  # linear layers count nothing
 
     removed = random_removal(coupling, random.Random(1))

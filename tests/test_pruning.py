@@ -80,7 +80,9 @@ def still(setup: Setup) -> Setup:
     return replace(setup, retrain=setup.retrain.model_copy(update={"train_steps": 0, "retrain_steps": 0}))
 
 
-def run(network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any):
+def run(
+    network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
+):
     more = {"target": EASY, "progress": Killed()} | more
     return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
@@ -325,7 +327,7 @@ def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
         assert iteration.verdict == "accepted"
         assert all(n % 8 == 0 or n == log[0].widths[layer] for layer, n in iteration.widths.items())
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), 8)  # one multiple is left, in two steps each
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     last, _ = checkpoint.load(max(tmp_path.glob("accepted-*.pt")))
     layers = wide.cost(last).layers
     assert [layer.in_channels for layer in layers] == [3, 8, 8, 8, 8, 8, 8, 8]
@@ -357,7 +359,7 @@ def test_pruning_ends_at_each_groups_floor(
     log = run(network, still(setup), greedy, active, tmp_path)
     assert [i.verdict for i in log] == ["accepted"] * 2
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), left)
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     smallest, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert smallest(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
 
@@ -420,7 +422,7 @@ def test_groups_that_fail_alone_are_frozen_until_none_is_left(
     log = run(network, still(setup), patient, A, tmp_path, target=IMPOSSIBLE)
     assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves of what gave, until one fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
 
 
 def test_each_iteration_says_what_was_measured_and_who_gave_what(
@@ -428,7 +430,7 @@ def test_each_iteration_says_what_was_measured_and_who_gave_what(
 ) -> None:
     log = run(network, still(setup), numbers.model_copy(update={"max_iterations": 1}), A, tmp_path)
     given = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
-    assert log[1].reason.endswith(f"against the baseline; gave: {given}")
+    assert log[1].reason.endswith(f"against the baseline; pruned: {given}")
     assert log[1].widths["body.0.conv1"] == log[1].channels[FIRST]
     kept, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert log[1].psnr == pytest.approx(setup.quality(kept).mean_psnr, abs=1e-4)

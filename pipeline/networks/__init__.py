@@ -122,11 +122,14 @@ def duplicate(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in left if tensor.grad_fn is not None})
 
 
-def input_channels(name: str) -> int:
-    """Channels of the network's input: 3 (RGB) or 4 (packed Bayer). A factory's network is taken to read RGB.
+def input_channels(name: str, task: str | None = None) -> int:
+    """Channels of the network's input: 4 (packed Bayer) or 3 (RGB).
 
-    Raises UserError for an unknown name.
+    The task of params.yaml tells, where there is one: low_light has 4. Without it the name does; a factory's network is
+    then taken to read RGB. Raises UserError for an unknown name.
     """
+    if task is not None:
+        return 4 if task == "low_light" else 3
     if ":" in name:
         return 3
     if name not in _INPUT_CHANNELS:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors, save_tensors
 from pipeline.networks import build, input_channels
 
@@ -126,8 +126,7 @@ def _rebuilt(content: dict[str, Any]) -> nn.Module:
                 tensor.data = tensor.data.to(state[key].dtype)
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"state_dict does not load: {reason}") from error
+        raise UserError(f"state_dict does not load: {joined(error)}") from error
     return network.eval()
 
 
@@ -257,8 +256,8 @@ def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.is_floating_point():
         largest = tensor.abs().amax().item() if tensor.numel() else 0.0
         if not largest <= LARGEST:  # also true for NaN
-            said = f"{largest:.2g}" if math.isfinite(largest) else "infinite values or NaN"
-            raise UserError(f"'{key}' must be finite and at most {LARGEST:g}, but holds {said}")
+            value = f"{largest:.2g}" if math.isfinite(largest) else "infinite values or NaN"
+            raise UserError(f"'{key}' must be finite and at most {LARGEST:g}, but holds {value}")
 
 
 def _plain(value: Any, where: str) -> Any:

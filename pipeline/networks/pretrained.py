@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors
 from pipeline.networks import checkpoint, rebuilt
 from pipeline.networks.edsr import RGB_MEAN
@@ -86,7 +86,7 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     try:
         network.load_state_dict(ours)
     except RuntimeError as error:  # a module of the user's may ask for more than tensors
-        raise UserError(f"{path} doesn't load into the network '{factory}': {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} doesn't load into the network '{factory}': {joined(error)}") from None
     return ", ".join(told)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line, joined
 from pipeline.networks import build, duplicate
 
 _SHOWN = 3  # names in a sentence
@@ -40,8 +40,7 @@ def check(name: str, args: dict[str, Any], network: nn.Module, example: Tensor) 
     try:
         twin.load_state_dict(network.state_dict())
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"network '{name}' that is built twice isn't the same: {reason}") from None
+        raise UserError(f"network '{name}' that is built twice isn't the same: {joined(error)}") from None
     names, difference = compare(network, twin, example)
     if difference:
         raise UserError(
@@ -54,7 +53,7 @@ def check(name: str, args: dict[str, Any], network: nn.Module, example: Tensor) 
 def same(network: nn.Module, loaded: nn.Module, example: Tensor) -> None:
     """UserError, naming what differs, unless a loaded network computes what the one that was saved does.
 
-    What a training leaves beside the state_dict is no fault as long as the output doesn't depend on it.
+    What a training leaves beside the state_dict does no harm as long as the output doesn't depend on it.
     """
     names, difference = compare(network, loaded, example)
     if difference:
@@ -198,8 +197,7 @@ def _copied(network: nn.Module) -> nn.Module:
     try:
         return duplicate(network)
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
-        reason = " ".join(str(error).split())
-        raise UserError(f"{type(network).__name__} can't be copied (copy.deepcopy): {reason}") from None
+        raise UserError(f"{type(network).__name__} can't be copied (copy.deepcopy): {first_line(error)}") from None
 
 
 def _apart(one: Tensor | None, other: Tensor | None) -> str:

@@ -480,8 +480,8 @@ def iteration_figures(done: Any, original_mac: int) -> dict[str, float]:
         "bw": done.bw,
         "psnr": done.psnr,
         "ssim": done.ssim,
-        "psnr_drop": done.psnr_drop,
-        "ssim_drop": done.ssim_drop,
+        "psnr_change": done.psnr_change,
+        "ssim_change": done.ssim_change,
         "alpha": done.alpha,
         "accepted": float(done.verdict == "accepted"),
     }

@@ -31,7 +31,7 @@ class View:
 
 
 SOLUTION = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
-ITERATION = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
+ITERATION = ("mac_percent", "psnr_change", "#verdict", "#network", "#method", "psnr", "ssim")
 OF_ALL = {
     COMPARE: View("Networks by MACs kept", "solution", SOLUTION, "mac_percent"),
     "iterations": View("Iterations by MACs kept", "iteration", ITERATION, "mac_percent"),

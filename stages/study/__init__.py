@@ -77,17 +77,16 @@ class Study:
         from pipeline.training.setup import load_setup
 
         params = self.params
-        *curve, end = control_of(params, self.network)
-        against_control = params.gate.reference == "control"
-        points, final = (curve, end) if against_control else (curve[:1], curve[0])
+        points = control_of(params, self.network)
+        target, final = gate.targets(params.gate.reference, points)
         return Problem(
             setup=load_setup(params, self.network, RESULTS),
             numbers=self.numbers,
             active=params.prune.methods[self.method].rules,
             recipe=params.finetune[self.network],
             baseline=RESULTS / "train" / self.network / "network.pt",
-            target=gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),
-            final=(final["psnr"], final["ssim"]),
-            rivals={"baseline": curve[0]["psnr"], "control": end["psnr"]},
+            target=target,
+            final=final,
+            rivals={"baseline": points[0]["psnr"], "control": points[-1]["psnr"]},
             ssim=params.search.ssim,
         )
