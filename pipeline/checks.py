@@ -106,12 +106,11 @@ def _multiple_of(section: config.Network, network: nn.Module) -> str:
         return not misfit(section, (1, height, width), network)
 
     # first some multiples of many numbers, because a search in a network that takes nothing is long
-    multiple = (
-        cost.multiple(takes) if any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224)) else 0
-    )
-    return (
-        f"; the network takes heights and widths that are multiples of {multiple}" if multiple and multiple > 1 else ""
-    )
+    promising = any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224))
+    multiple = cost.multiple(takes) if promising else None
+    if multiple is None or multiple == 1:
+        return ""
+    return f"; the network takes heights and widths that are multiples of {multiple}"
 
 
 def _cut(name: str, hint: str) -> str:
@@ -123,13 +122,12 @@ def _cut(name: str, hint: str) -> str:
 def check_patch(name: str, section: config.Network, recipe: config.Train, network: nn.Module) -> None:
     """UserError unless the network takes patches of the training's size, and a batch of them fits in memory."""
     side, batch = recipe.patch, recipe.batch
-    pixels = (
-        4 * batch * side**2 * (input_channels(section.factory, section.task) + 3 * section.scale**2)
-    )  # bytes of inputs and targets
+    channels = input_channels(section.factory, section.task)
+    pixels = 4 * batch * side**2 * (channels + 3 * section.scale**2)  # bytes of inputs and targets
     reason = misfit(section, (1, side, side), network)
     if reason:
         raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(section, network)}")
-    spent = cost.measure(network, (side, side), input_channels(section.factory, section.task))
+    spent = cost.measure(network, (side, side), channels)
     weights = 4 * sum(p.nbytes for p in network.parameters() if p.requires_grad)  # with gradients, and Adam's two
     # What goes into each convolution waits for the way back: about half of the activations, 2 bytes each in bfloat16.
     _fits_memory(f"train.{name}: batch {batch} of patch {side}", pixels + weights + batch * spent.activations)
@@ -173,13 +171,8 @@ def check_size(name: str, section: config.Network, size: tuple[int, int], networ
 
 def _frame(section: config.Network, size: tuple[int, int], network: nn.Module) -> int:
     """Bytes that one image takes at least: what goes into and comes out of the network's widest layer, in float32."""
-    return 4 * max(
-        (
-            layer.activations
-            for layer in cost.measure(network, size, input_channels(section.factory, section.task)).layers
-        ),
-        default=0,
-    )
+    spent = cost.measure(network, size, input_channels(section.factory, section.task))
+    return 4 * max((layer.activations for layer in spent.layers), default=0)
 
 
 def _fits_memory(what: str, needed: int) -> None:

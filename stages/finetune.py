@@ -36,8 +36,8 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         progress.close()
 
         figures = {
-            "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw, "psnr": measured.mean_psnr,
-            "ssim": measured.mean_ssim, "psnr_change": measured.mean_psnr - target[0],
+            "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw,
+            "psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "psnr_change": measured.mean_psnr - target[0],
             "ssim_change": measured.mean_ssim - target[1], "steps": finetuned.steps,
         }  # fmt: skip
         folder = RESULTS / "finetune" / network / method

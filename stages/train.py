@@ -79,7 +79,7 @@ def train(params: config.Params, network: str) -> None:
 
 
 def warn(setup: Setup, net: nn.Module, psnr: float, start: float, weights: str | None) -> None:
-    """Warn of a baseline that is no better than its input; where its weights come from a file, say what could be wrong."""
+    """Warn of a baseline that is no better than its input, and say what may be wrong with weights from a file."""
     if not math.isfinite(psnr):
         raise UserError(f"train.{setup.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
     if psnr > start:

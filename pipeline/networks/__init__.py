@@ -1,5 +1,8 @@
 """The networks to prune, by name.
 
+edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
+what was saved, pretrained.py reads other projects' weights.
+
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """
 
@@ -82,9 +85,9 @@ def affordable(name: str, args: dict[str, Any]) -> None:
         _new(name, network)
         needed = sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
     if needed > memory():
-        given = ", ".join(f"{key}: {value!r}" for key, value in args.items())
+        listed = ", ".join(f"{key}: {value!r}" for key, value in args.items())
         raise UserError(
-            f"network '{name}': with args {{{given}}} its parameters take {gigabytes(needed)} of memory, "
+            f"network '{name}': with args {{{listed}}} its parameters take {gigabytes(needed)} of memory, "
             f"but this machine has {gigabytes(memory())}"
         )
 

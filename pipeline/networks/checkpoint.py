@@ -133,8 +133,8 @@ def _rebuilt(content: dict[str, Any]) -> nn.Module:
 def resize(network: nn.Module, kept: Kept) -> None:
     """Cut a network's parameters and buffers down to the kept indices, in place, with the modules' channel counts.
 
-    The one place where channels go: pruning calls it, and so does `load`. Values, requires_grad and tensors shared between modules are preserved. Raises UserError, naming the tensor, when
-    kept does not fit the network.
+    The one place where channels are removed: pruning calls it, and so does `load`. Values, requires_grad and tensors
+    that modules share are preserved. Raises UserError, naming the tensor, when kept does not fit the network.
     """
     whole = tensors(network)
     smaller: dict[int, Tensor] = {}  # by the whole tensor's id, so that a shared tensor stays shared

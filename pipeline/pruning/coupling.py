@@ -94,7 +94,7 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     for part, reason in labels.freezes:
         roots = {labels.root(int(label)) for label in np.unique(part)}
         fixed |= roots
-        layers = tuple(dict.fromkeys(layer for layer, made in makers if roots & made))
+        layers = tuple(dict.fromkeys(layer for layer, outputs in makers if roots & outputs))
         if reason and layers:
             whole[layers][reason] = None
     doubts: dict[int, str] = {}  # channels behind sizes that may be numbers: a trial decides
@@ -105,7 +105,7 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})
     if idle:
-        whole[idle]["a traced forward that doesn't run them"] = None
+        whole[idle]["the traced forward, in which these layers don't run"] = None
     candidates = {
         group: next((doubts[root] for root in roots if root in doubts), "")
         for group, roots in families(sites, fixed, names)
@@ -118,8 +118,9 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
 
 
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
+    """Why the channels of some layers can't be removed: the first reason, and how many more there are."""
     more = f" and {len(reasons) - 1} more like it" if len(reasons) > 1 else ""
-    return f"channels of {', '.join(layers)} stay, because of {reasons[0]}{more}"
+    return f"channels of {', '.join(layers)} can't be removed because of {reasons[0]}{more}"
 
 
 def aliases(network: nn.Module) -> dict[str, list[str]]:
@@ -147,9 +148,11 @@ def families(
             places[root][number].append(index)
     gathered: dict[tuple, list[int]] = defaultdict(list)
     for root, at in places.items():
-        made = [number for number in at if sites[number][2] == "output"]
-        if made:
-            gathered[made[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(root)
+        producers = [number for number in at if sites[number][2] == "output"]
+        if producers:
+            gathered[producers[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(
+                root
+            )
 
     groups = []
     for (first, _, signature), roots in sorted(gathered.items()):  # an order that a removal doesn't change
