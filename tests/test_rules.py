@@ -42,7 +42,7 @@ def test_depth_keeps_the_larger_of_a_number_and_a_share(baseline: int, n_min: in
         (0.0, 0.0, 1.0, 1.0),  # nothing to compare
     ],
 )
-def test_efficiency_presses_what_costs_more_macs_for_its_weights(
+def test_efficiency_prefers_what_costs_more_macs_for_its_weights(
     mac: float, weights: float, power: float, factor: float
 ) -> None:
     assert rules.mac_efficiency(mac, weights, *TOTAL, power, (0.5, 2.0)) == pytest.approx(factor)
@@ -51,14 +51,14 @@ def test_efficiency_presses_what_costs_more_macs_for_its_weights(
 @pytest.mark.parametrize(
     ("before", "pruned", "after"),
     [
-        (1.0, 0.1, math.exp(0.4)),  # lags behind the mean of 0.3: pressed more
-        (1.0, 0.5, math.exp(-0.4)),  # ahead of it: pressed less
+        (1.0, 0.1, math.exp(0.4)),  # lags behind the mean of 0.3: a higher threshold
+        (1.0, 0.5, math.exp(-0.4)),  # ahead of it: a lower one
         (1.2, 0.3, 1.2),
         (1.5, 0.1, 2.0),  # 2.24, limited
         (0.6, 0.5, 0.5),  # 0.40, limited
     ],
 )
-def test_balance_presses_a_lagging_group_more(before: float, pruned: float, after: float) -> None:
+def test_balance_raises_the_threshold_of_a_lagging_group(before: float, pruned: float, after: float) -> None:
     assert rules.balance(before, pruned, 0.3, 2.0, (0.5, 2.0)) == pytest.approx(after)
 
 
@@ -173,7 +173,7 @@ def test_a_group_at_its_aligned_floor_cant_be_pruned(
 
 COSTLY = group("costly", (0.9, 1.1, 1.3, 1.7), mac=4.5)  # e = 4.5/1 over 3 = 1.5
 CHEAP = group("cheap", (0.9, 1.1, 1.3, 1.7), mac=1.8)  # e = 0.6
-PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
+STATE = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
 def test_each_rule_set_has_its_own_threshold(
     numbers: config.Settings, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
 ) -> None:
-    plan = rules.plan([COSTLY, CHEAP], PRESSED, 1.0, active, numbers, TOTAL)
+    plan = rules.plan([COSTLY, CHEAP], STATE, 1.0, active, numbers, TOTAL)
     assert (plan.thresholds["costly"], plan.thresholds["cheap"]) == pytest.approx(thresholds)
     assert plan.removed == removed
     assert plan.alpha == 1.0
@@ -254,9 +254,9 @@ def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_r
     now = [group("a", (1.0, 1.0), baseline=4), group("b", (1.0,) * 4)]  # pruned by 0.5 and 0; mean 0.25
     after = rules.after_accepted(state, done, now, ("adaptive", "efficiency"), numbers)
     assert after == State(1.1, 0.1, {}, frozenset({"c"}), ())
-    pressed = rules.after_accepted(state, done, now, ("adaptive", "balance"), numbers)
-    assert pressed.balance == pytest.approx({"a": math.exp(-0.5), "b": math.exp(0.5)})
-    again = rules.after_accepted(pressed, done, now, ("adaptive", "balance"), numbers)
+    balanced = rules.after_accepted(state, done, now, ("adaptive", "balance"), numbers)
+    assert balanced.balance == pytest.approx({"a": math.exp(-0.5), "b": math.exp(0.5)})
+    again = rules.after_accepted(balanced, done, now, ("adaptive", "balance"), numbers)
     assert again.balance == pytest.approx({"a": 0.5, "b": 2.0})  # exp(-1) and exp(1), limited
 
 
