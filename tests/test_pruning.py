@@ -432,7 +432,7 @@ def test_groups_that_fail_alone_are_frozen_until_none_is_left(
 ) -> None:
     patient = numbers.model_copy(update={"patience": 50, "max_iterations": 50, "threshold_scale": 3.0})
     log = run(network, still(setup), patient, A, tmp_path, target=IMPOSSIBLE)
-    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves of what was pruned, until one fails alone
+    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves, until one group fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
     assert "no group can be pruned any further" in capsys.readouterr().err
 
