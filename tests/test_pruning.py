@@ -481,7 +481,7 @@ def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
             for parameter in trained.parameters():
                 parameter.data.fill_(math.nan)
 
-    monkeypatch.setattr(prune, "fit", ruin)
+    monkeypatch.setattr(recipes, "fit", ruin)
     log = run(network, setup, numbers.model_copy(update={"max_iterations": 2}), A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "rejected", "accepted"]
     assert log[1].reason == "the loss is not finite at step 2"
