@@ -110,18 +110,18 @@ class PathRow(TypedDict):
     number: Whole
     verdict: Literal["accepted", "rejected"]
     mac: Count
-    psnr_drop: Figure
+    psnr_change: Figure
 
 
 class Tuned(TypedDict):
-    """finetune/NETWORK/METHOD/metrics.json; the drops are against the gate's reference."""
+    """finetune/NETWORK/METHOD/metrics.json; the changes are against the gate's reference."""
 
-    mac_kept: Share
-    bw_kept: Share
+    mac_percent: Percent
+    bw_percent: Percent
     psnr: Psnr
     ssim: Ssim
-    psnr_drop: Drop
-    ssim_drop: Drop
+    psnr_change: Drop
+    ssim_change: Drop
     steps: Whole
 
 
@@ -432,16 +432,18 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], in
         accepted = row["verdict"] == "accepted"
         if row["number"] != number or not (number or accepted) or row["mac"] > found[0]["mac"]:
             wrong(path, "isn't the log of a pruning: iterations from 0 on, the accepted baseline first, none larger")
-        if accepted and not abs(row["psnr_drop"]) <= 100:  # also NaN
-            wrong(path, f"is {row['psnr_drop']:g} but should be a finite number of dB", f"row {number + 1}",
-                  "psnr_drop")  # fmt: skip
+        if accepted and not abs(row["psnr_change"]) <= 100:  # also NaN
+            wrong(path, f"is {row['psnr_change']:g} but should be a finite number of dB", f"row {number + 1}",
+                  "psnr_change")  # fmt: skip
     tuned = results / "finetune" / network / method / "metrics.json"
-    kept = read(tuned, Tuned)["mac_kept"]
+    percent = read(tuned, Tuned)["mac_percent"]
     held = [
-        row["number"] for row in found if row["verdict"] == "accepted" and _equal(row["mac"] / found[0]["mac"], kept)
+        row["number"]
+        for row in found
+        if row["verdict"] == "accepted" and _equal(100 * row["mac"] / found[0]["mac"], percent)
     ]
     if not held:
-        wrong(tuned, f"is {kept:g}, which no accepted iteration of {path} has", "mac_kept")
+        wrong(tuned, f"is {percent:g}, which no accepted iteration of {path} has", "mac_percent")
     return found, held[-1]
 
 

@@ -85,8 +85,8 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
         ("evaluate/sid/looks.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
         ("evaluate/sid/looks.json", b"{}", "has no largest loss"),
         ("finetune/sid/D/attempts.json", b'["a", 1]', "entry 1 is 1 but should be a valid string; dvc repro -s -f"),
-        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_drop"),
-        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_drop\n0,accepted\n", "has no rows with"),
+        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_change"),
+        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_change\n0,accepted\n", "has no rows with"),
         ("evaluate/sid/pictures/largest-loss/D.png", b"\x89PNG", "can't be read as a picture: it is damaged"),
         ("evaluate/sid/pictures/largest-loss/D.png", None, "can't be read as a picture: No such file"),
     ],
@@ -130,8 +130,8 @@ def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
     ]
     tuned = json.loads((repro / "results/finetune/sid/D/metrics.json").read_text())
     assert figures["sid"]["D"].keys() == {"mac_percent", "validation_drop", "test_drop_baseline", "test_drop_control"}
-    assert figures["sid"]["D"]["mac_percent"] == pytest.approx(100 * tuned["mac_kept"])
-    assert figures["sid"]["D"]["validation_drop"] == tuned["psnr_drop"]
+    assert figures["sid"]["D"]["mac_percent"] == pytest.approx(tuned["mac_percent"])
+    assert figures["sid"]["D"]["validation_drop"] == -tuned["psnr_change"]
     test = json.loads((repro / "results/evaluate/sid/metrics.json").read_text())
     for rival, key in (("baseline", "test_drop_baseline"), ("original", "test_drop_control")):
         assert figures["sid"]["D"][key] == pytest.approx(test[rival]["psnr"] - test["D"]["psnr"])

@@ -1,4 +1,4 @@
-"""The pruning loop: gate, magnitudes, regularisation, roll-back, resuming and paying back."""
+"""The pruning loop: gate, importance, regularisation, roll-back, resuming and the fine-tune."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, finetune, importance, prune, rules
-from pipeline.pruning.gate import Target, judge
+from pipeline.pruning.gate import Target, judge, targets
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
 from pipeline.training import loop, recipes
@@ -113,7 +113,7 @@ def same_bits(first: nn.Module, second: nn.Module) -> bool:
         (30.0, math.nan, True, False),
     ],
 )
-def test_the_gate_holds_both_figures_and_lends_only_when_told(
+def test_the_gate_holds_both_figures_and_has_a_tolerance_only_when_told(
     psnr: float, ssim: float, tolerance: bool, passes: bool
 ) -> None:
     gate = config.Gate(reference="baseline", max_psnr_drop=0.1, max_ssim_drop=0.01)
@@ -127,6 +127,18 @@ def test_the_gate_says_by_how_much_and_what_is_allowed() -> None:
     assert judge((29.5, 0.8), (30.0, 0.9), gate, (0.05, 0.01))[1] == (
         "PSNR -0.5000 dB and SSIM -0.10000 against the control: PSNR may drop by 0.15 dB and SSIM may drop by 0.02"
     )
+
+
+@pytest.mark.parametrize(
+    ("reference", "psnr", "ssim", "final"),
+    [("baseline", (30.0,), (0.8,), (30.0, 0.8)), ("control", (30.0, 31.0), (0.8, 0.85), (32.0, 0.9))],
+)
+def test_the_gates_reference_is_the_baseline_or_the_controls_curve_and_its_end(
+    reference: Any, psnr: tuple[float, ...], ssim: tuple[float, ...], final: tuple[float, float]
+) -> None:
+    qualities = ((0, 30.0, 0.8), (10, 31.0, 0.85), (15, 32.0, 0.9))
+    points: Any = [{"steps": steps, "psnr": p, "ssim": s} for steps, p, s in qualities]
+    assert targets(reference, points) == (Target(psnr, ssim), final)
 
 
 def test_a_target_follows_the_controls_curve_and_then_stays() -> None:
@@ -148,7 +160,7 @@ def test_each_stopping_rule_says_so(numbers: config.Settings) -> None:
     assert prune.stop_reason([*two[:2], large, replace(rejected, number=3)], limits, 3, 100) == "max_iterations"
 
 
-# --- magnitudes and regularisation --------------------------------------------------------------------------------
+# --- importance and regularisation --------------------------------------------------------------------------------
 
 
 class Residual(nn.Module):
@@ -331,7 +343,7 @@ def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
         assert iteration.verdict == "accepted"
         assert all(n % 8 == 0 or n == log[0].widths[layer] for layer, n in iteration.widths.items())
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), 8)  # one multiple is left, in two steps each
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     last, _ = checkpoint.load(max(tmp_path.glob("accepted-*.pt")))
     layers = wide.cost(last).layers
     assert [layer.in_channels for layer in layers] == [3, 8, 8, 8, 8, 8, 8, 8]
@@ -363,7 +375,7 @@ def test_pruning_ends_at_each_groups_floor(
     log = run(network, within(still(setup), 9), greedy, active, tmp_path)
     assert [i.verdict for i in log] == ["accepted"] * 2
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), left)
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     smallest, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert smallest(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
 
@@ -424,17 +436,17 @@ def test_groups_that_fail_alone_are_frozen_until_none_is_left(
 ) -> None:
     patient = numbers.model_copy(update={"patience": 50, "threshold_scale": 3.0})
     log = run(network, within(still(setup), 50), patient, A, tmp_path, target=IMPOSSIBLE)
-    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves of what gave, until one fails alone
+    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves, until one group fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
 
 
-def test_each_iteration_says_what_was_measured_and_who_gave_what(
+def test_each_iteration_says_what_was_measured_and_pruned(
     network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     log = run(network, within(still(setup), 1), numbers, A, tmp_path)
-    given = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
-    assert log[1].reason.endswith(f"against the baseline; gave: {given}")
+    pruned = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
+    assert log[1].reason.endswith(f"against the baseline; pruned: {pruned}")
     assert log[1].widths["body.0.conv1"] == log[1].channels[FIRST]
     kept, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert log[1].psnr == pytest.approx(setup.quality(kept).mean_psnr, abs=1e-4)
@@ -473,7 +485,7 @@ def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
             for parameter in trained.parameters():
                 parameter.data.fill_(math.nan)
 
-    monkeypatch.setattr(prune, "fit", ruin)
+    monkeypatch.setattr(recipes, "fit", ruin)
     log = run(network, within(setup, 2), numbers, A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "rejected", "accepted"]
     assert log[1].reason == "the loss is not finite at step 2"

@@ -47,7 +47,7 @@ def iteration(number: int, verdict: str, lineage: int, mac: int, **more: Any) ->
 
 LOG = [
     iteration(0, "accepted", 0, 2000),
-    iteration(1, "rejected", 1, 1800, psnr=float("nan"), psnr_drop=float("nan")),
+    iteration(1, "rejected", 1, 1800, psnr=float("nan"), psnr_change=float("nan")),
     iteration(2, "accepted", 1, 1000),
 ]
 
@@ -72,16 +72,17 @@ MADE: dict[str, Any] = {
     "train/net/metrics.json": {**QUALITY, "input_psnr": 28.0},
     "train/net/curve.csv": "step,psnr,loss\n2,29.5,0.1\n4,30.0,\n",
     "control/net/curve.json": [{"steps": 3 * n, "psnr": 30.0 + n / 8, "ssim": 0.9} for n in range(3)],
-    "control/net/metrics.json": {"steps": 10, **QUALITY, "psnr_gain": 0.0},
+    "control/net/metrics.json": {"steps": 10, **QUALITY, "psnr_change_baseline": 0.0},
     "analyze/net/groups.json": {
         "groups": [{"name": "g", "channels": 8, "producers": ["head"], "readers": ["tail"], "mac_per_channel": 2.5}],
         "frozen": ["tail stays whole"],
     },
     "analyze/net/layers.csv": "layer,channels,mac,weights,mac_per_weight\nhead,8,1000,200,5.0\ntail,3,1000,200,5.0\n",
     "prune/net/D/log.json": [asdict(one) for one in LOG],
-    "prune/net/D/path.csv": "number,verdict,mac,psnr_drop\n0,accepted,2000,0\n1,rejected,1800,nan\n2,accepted,1000,0\n",
-    "finetune/net/D/metrics.json": {"mac_kept": 0.5, "bw_kept": 0.5, **QUALITY, "psnr_drop": 0.1, "ssim_drop": 0.0,
-                                    "steps": 13},
+    "prune/net/D/path.csv": "number,verdict,mac,psnr_change\n0,accepted,2000,0\n"
+    "1,rejected,1800,nan\n2,accepted,1000,0\n",
+    "finetune/net/D/metrics.json": {"mac_percent": 50.0, "bw_percent": 50.0, **QUALITY, "psnr_change": -0.1,
+                                    "ssim_change": 0.0, "steps": 13},
     "finetune/net/D/attempts.json": ["iteration 2: holds"],
     "evaluate/net/metrics.json": {"input": solution(28.0), "baseline": solution(30.0, 100),
                                   "original": solution(30.5, 100), "D": solution(30.25, 50)},
@@ -200,7 +201,7 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("evaluate/net/widths.json", ("D", "head"), 9, "D, head is 9, but the layer has 8 channels"),
     ("evaluate/net/widths.json", ("D", "neck"), 9, "D has other layers than"),
     ("evaluate/net/looks.json", ("median", 1), 0.75, "has a largest loss that is no largest"),
-    ("finetune/net/D/metrics.json", ("mac_kept",), 0.9, "mac_kept is 0.9, which no accepted iteration of"),
+    ("finetune/net/D/metrics.json", ("mac_percent",), 90.0, "mac_percent is 90, which no accepted iteration of"),
     ("latency/net/latency.json", ("networks", 1, "network"), "E", "networks, entry 1, network is 'E'"),
     ("latency/net/latency.json", ("networks", 0, "side"), 32, "networks, entry 1 has no baseline before it"),
     ("latency/net/latency.json", ("side",), 32, "networks has no row of D at the side 32"),
@@ -244,7 +245,7 @@ def test_figures_that_contradict_each_other_are_said(
 
 @pytest.mark.parametrize("content", ["0,rejected,9,0\n", "1,accepted,9,0\n", "0,accepted,9,0\n1,rejected,10,0\n"])
 def test_a_path_that_no_pruning_takes_is_said(results: Path, content: str) -> None:
-    write_text(results / "prune/net/D/path.csv", f"number,verdict,mac,psnr_drop\n{content}")
+    write_text(results / "prune/net/D/path.csv", f"number,verdict,mac,psnr_change\n{content}")
     assert "isn't the log of a pruning" in said(lambda: records.path_of(results, "net", "D"), "path.csv")
 
 

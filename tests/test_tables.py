@@ -47,7 +47,14 @@ def results(tmp_path: Path) -> Path:
     write_json(tmp_path / "evaluate/edsr/metrics.json", found)
     write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0, "ssim": 0.9, "input_psnr": 28.5})
     write_json(tmp_path / "control/edsr/metrics.json", {"psnr": 31.5, "ssim": 0.9, "steps": 70})
-    tuned = {"mac_kept": 0.5, "bw_kept": 0.5, "psnr": 31.5625, "ssim": 0.9, "psnr_drop": -0.0625, "ssim_drop": 0.0}
+    tuned = {
+        "mac_percent": 50.0,
+        "bw_percent": 50.0,
+        "psnr": 31.5625,
+        "ssim": 0.9,
+        "psnr_change": 0.0625,
+        "ssim_change": 0.0,
+    }
     tuned["steps"] = 40
     write_json(tmp_path / "finetune/edsr/D/metrics.json", tuned)
     return tmp_path

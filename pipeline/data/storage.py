@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import records
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import again, read_sealed, replacing, write_sealed
 
 Prepared = dict[str, np.ndarray]
@@ -149,8 +149,7 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy names no common class for what a damaged header raises
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as a prepared split ({reason}); {again(path)}") from None
+        raise UserError(f"{path}: cannot be read as a prepared split ({first_line(error)}); {again(path)}") from None
 
 
 def _form(split: Prepared, key: str) -> tuple[tuple[int, ...], set[str]]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pipeline.networks import duplicate
+from pipeline.networks import checkpoint, duplicate
+from pipeline.networks.checkpoint import tensors
 from pipeline.pruning.labels import Labels, owner
 from pipeline.pruning.tracing import follow
 
@@ -99,7 +99,7 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     for part, reason in labels.freezes:
         roots = {labels.root(int(label)) for label in np.unique(part)}
         fixed |= roots
-        layers = tuple(dict.fromkeys(layer for layer, made in makers if roots & made))
+        layers = tuple(dict.fromkeys(layer for layer, outputs in makers if roots & outputs))
         if reason and layers:
             whole[layers][reason] = None
     pictured, through = image_channels(labels)
@@ -116,7 +116,7 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})
     if idle:
-        whole[idle]["a traced forward that doesn't run them"] = None
+        whole[idle]["the traced forward, in which these layers don't run"] = None
     candidates = {
         group: next((doubts[root] for root in roots if root in doubts), "")
         for group, roots in families(sites, fixed, names)
@@ -153,13 +153,9 @@ def image_channels(labels: Labels) -> tuple[set[int], list[str]]:
 
 
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
+    """Why the channels of some layers can't be removed: the first reason, and how many more there are."""
     more = f" and {len(reasons) - 1} more like it" if len(reasons) > 1 else ""
-    return f"channels of {', '.join(layers)} stay, because of {reasons[0]}{more}"
-
-
-def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer under every name it has."""
-    return dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    return f"channels of {', '.join(layers)} can't be removed because of {reasons[0]}{more}"
 
 
 def aliases(network: nn.Module) -> dict[str, list[str]]:
@@ -187,9 +183,11 @@ def families(
             places[root][number].append(index)
     gathered: dict[tuple, list[int]] = defaultdict(list)
     for root, at in places.items():
-        made = [number for number in at if sites[number][2] == "output"]
-        if made:
-            gathered[made[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(root)
+        producers = [number for number in at if sites[number][2] == "output"]
+        if producers:
+            gathered[producers[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(
+                root
+            )
 
     groups = []
     for (first, _, signature), roots in sorted(gathered.items()):  # an order that a removal doesn't change
@@ -443,43 +441,9 @@ def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
 
     It computes what `masked` computes. Arguments and errors as for `kept_indices`.
     """
-    kept = kept_indices(network, coupling, removed)
-    small = duplicate(network)
-    shrunk: dict[int, torch.Tensor] = {}  # a shared weight is cut once and stays shared
-    whole = tensors(small)
-    for name, dims in kept.items():
-        tensor = whole[name]
-        if id(tensor) not in shrunk:
-            cut = tensor.detach()
-            for dim, indices in dims.items():
-                cut = cut.index_select(dim, torch.tensor(indices, device=cut.device))
-            is_parameter = isinstance(tensor, nn.Parameter)
-            shrunk[id(tensor)] = nn.Parameter(cut, requires_grad=tensor.requires_grad) if is_parameter else cut
-        path, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(path), leaf, shrunk[id(tensor)])
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in kept):
-        update_sizes(small.get_submodule(path))
-    return small
-
-
-def update_sizes(module: nn.Module) -> None:
-    """Bring a layer's size attributes in line with its tensors. Of a grouped convolution whole conv groups went."""
-    if isinstance(module, _ConvNd):
-        first, second = module.weight.shape[:2]
-        side = module.in_channels if module.transposed else module.out_channels  # length of dimension 0 before
-        if module.groups > 1:
-            module.groups = first // (side // module.groups)
-        if module.transposed:
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.in_channels, module.out_channels = second * module.groups, first
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(held) if held is not None else module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+    smaller = duplicate(network)
+    checkpoint.resize(smaller, kept_indices(network, coupling, removed))
+    return smaller
 
 
 def masked(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Module:

@@ -198,7 +198,7 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
         shares = [100 * row["mac"] / rows[0]["mac"] for row in rows]
         good = [number for number, row in enumerate(rows) if row["verdict"] == "accepted"]
         bad = [number for number in range(len(rows)) if number not in good]
-        for axes, values in ((quality, [-row["psnr_drop"] for row in rows]), (cost, shares)):
+        for axes, values in ((quality, [row["psnr_change"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
             axes.plot(

@@ -40,7 +40,7 @@ def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list
         elif solution in methods:
             path = results / "finetune" / network / solution / "metrics.json"
             tuned: records.Tuned = records.read(path, records.Tuned)
-            row |= {"validation_drop": tuned["psnr_drop"], "steps": tuned["steps"]}
+            row |= {"validation_drop": -tuned["psnr_change"], "steps": tuned["steps"]}
         table.append(row)
     return table
 

@@ -102,17 +102,15 @@ class Study:
         from pipeline.training.setup import load_setup
 
         params = self.params
-        *curve, end = control
-        against_control = params.gate.reference == "control"
-        points, final = (curve, end) if against_control else (curve[:1], curve[0])
+        target, final = gate.targets(params.gate.reference, control)
         return Problem(
             setup=load_setup(params, self.network, self.results),
             settings=self.settings,
             active=params.methods[self.method].rules,
             recipe=params.finetune[self.network],
             baseline=self.baseline,
-            target=gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points)),
-            final=(final["psnr"], final["ssim"]),
-            rivals={"baseline": curve[0]["psnr"], "control": end["psnr"]},
+            target=target,
+            final=final,
+            rivals={"baseline": control[0]["psnr"], "control": control[-1]["psnr"]},
             ssim=params.search.ssim,
         )

@@ -297,8 +297,8 @@ def iteration_figures(done: Any, baseline_mac: int) -> dict[str, float]:
         "bw": done.bw,
         "psnr": done.psnr,
         "ssim": done.ssim,
-        "psnr_change": 0.0 - done.psnr_drop,
-        "ssim_change": 0.0 - done.ssim_drop,
+        "psnr_change": done.psnr_change,
+        "ssim_change": done.ssim_change,
         "alpha": done.alpha,
         "accepted": float(done.verdict == "accepted"),
     }
