@@ -305,9 +305,10 @@ class Latency(Section):
 
 
 class Report(Section):
-    """The report's pictures."""
+    """The report's figures."""
 
-    crop: Annotated[int, Field(ge=16, le=4096)]  # side of the picture's crops, in output pixels
+    method: str = "D"  # the one of run.methods that is timed and pictured
+    crop: Annotated[int, Field(ge=16, le=4096)]  # side of the crops, in output pixels
 
 
 class Range(Section):

@@ -38,9 +38,9 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         progress.close()
 
         figures = {
-            "mac_kept": spent.mac / whole.mac, "bw_kept": spent.bw / whole.bw, "psnr": measured.mean_psnr,
-            "ssim": measured.mean_ssim, "psnr_drop": target[0] - measured.mean_psnr,
-            "ssim_drop": target[1] - measured.mean_ssim, "steps": done.steps,
+            "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw,
+            "psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "psnr_change": measured.mean_psnr - target[0],
+            "ssim_change": measured.mean_ssim - target[1], "steps": done.steps,
         }  # fmt: skip
         folder = RESULTS / "finetune" / network / method
         wanted = params.networks[network]
@@ -48,7 +48,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         write_json(folder / "attempts.json", done.attempts)
         write_json(folder / "metrics.json", figures)
         run.metrics(figures, recipe.steps)
-        run.tell(f"**Result: {100 * figures['mac_kept']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
+        run.tell(f"**Result: {figures['mac_percent']:.1f}% of the MACs.** {'; '.join(done.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
         run.model(net, channels(setup.network), f"{network}-{method}")

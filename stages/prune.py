@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 
 from pipeline import config
-from pipeline.files import write_json, write_text
+from pipeline.files import write_csv, write_json
 from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
@@ -52,18 +52,17 @@ def prune(params: config.Params, network: str, method: str) -> None:
             crop = crops.restored(setup.validation, 0, shown.to(setup.machine.device), CROP)
             run.picture(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
-        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
-        rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]
-        write_text(folder / "path.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_change")
+        write_csv(folder / "path.csv", [columns, *([getattr(iteration, key) for key in columns] for iteration in log)])
         last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
         totals = {
             "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,
-            "mac_kept": last.mac / total.mac, "psnr_drop": last.psnr_drop,
+            "mac_percent": 100 * last.mac / total.mac, "psnr_change": last.psnr_change,
         }  # fmt: skip
         write_json(folder / "metrics.json", totals)
-        run.metrics({"result_mac_percent": 100 * totals["mac_kept"], "result_psnr_drop": last.psnr_drop})
+        run.metrics({"result_mac_percent": totals["mac_percent"], "result_psnr_change": last.psnr_change})
         run.tell(
-            f"**Result: iteration {last.number}, {100 * totals['mac_kept']:.1f}% of the MACs**, before the fine-tune."
+            f"**Result: iteration {last.number}, {totals['mac_percent']:.1f}% of the MACs**, before the fine-tune."
         )
         run.artifact(folder / "log.json")
         finished(work)

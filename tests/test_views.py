@@ -26,7 +26,7 @@ def test_a_view_is_the_envelope_that_the_pages_read() -> None:
     assert state["columnOrder"] == state["selectedColumns"] == list(state["columnWidths"])
     chains = json.loads(json.loads(made["mlflow.sharedViewState.chains-edsr-sid"])["state"])
     assert (chains["orderByKey"], chains["orderByAsc"]) == ("attributes.start_time", False)
-    assert "metrics.`edsr_drop_control`" in chains["selectedColumns"]
+    assert "metrics.`edsr_psnr_change_control`" in chains["selectedColumns"]
     assert chains["selectedColumns"][-1] == "tags.`reproduce`"
 
 

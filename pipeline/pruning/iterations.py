@@ -33,8 +33,8 @@ class Iteration:
     bw: Whole = 0
     psnr: Figure = 0.0  # dB, validation
     ssim: Figure = 0.0
-    psnr_drop: Figure = 0.0  # dB against the gate's reference; negative: better than it
-    ssim_drop: Figure = 0.0
+    psnr_change: Figure = 0.0  # dB against the gate's reference; plus is better
+    ssim_change: Figure = 0.0
 
 
 def read_log(path: Path) -> list[Iteration]:
@@ -53,7 +53,7 @@ def read_log(path: Path) -> list[Iteration]:
             continue
         if one.lineage != accepted:
             records.wrong(path, f"is {one.lineage}, but {accepted} accepted iterations lie before", place, "lineage")
-        if not all(math.isfinite(figure) for figure in (one.psnr, one.ssim, one.psnr_drop, one.ssim_drop)):
+        if not all(math.isfinite(figure) for figure in (one.psnr, one.ssim, one.psnr_change, one.ssim_change)):
             records.wrong(path, "has quality that is no number though it was accepted", place)
         if not 1 <= one.mac <= log[0].mac or one.widths.keys() != log[0].widths.keys():
             records.wrong(path, "isn't a part of the baseline by its mac or widths", place)

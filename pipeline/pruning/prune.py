@@ -170,7 +170,7 @@ def _record(number, verdict, reason, current: Current, setup: Setup, target: Tar
         widths={layer.name: layer.out_channels for layer in spent.layers},
         mac=spent.mac, weights=spent.weights, activations=spent.activations, bw=spent.bw,
         psnr=measured.mean_psnr, ssim=measured.mean_ssim,
-        psnr_drop=aim[0] - measured.mean_psnr, ssim_drop=aim[1] - measured.mean_ssim,
+        psnr_change=measured.mean_psnr - aim[0], ssim_change=measured.mean_ssim - aim[1],
     )  # fmt: skip
 
 

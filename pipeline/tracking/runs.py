@@ -44,23 +44,21 @@ NOTES = {
     "analyze": "Costs of {network} before pruning, by layer, and its groups of coupled channels.",
     "control": "{network} with nothing removed, given the training that a pruned network gets: what the extra training "
     "alone is worth.",
-    "prune": "{network} pruned by method {method}. By step, that is by iteration: MACs kept (mac_percent), PSNR drop "
+    "prune": "{network} pruned by method {method}. By step, that is by iteration: MACs kept (mac_percent), PSNR change "
     "against the gate's reference, channels and threshold of each group, a crop of a validation picture. The runs "
     "below are the iterations, accepted and rejected, with the reason.",
-    "finetune": "The last training of {network} as method {method} left it; psnr_drop and ssim_drop are what the gate "
-    "judged, attempts.json says what was undone. The model takes images of any height and width.",
-    "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, drop_baseline "
-    "and drop_control in dB, negative is better.",
+    "finetune": "The last training of {network} as method {method} left it; psnr_change and ssim_change are what the "
+    "gate judged, attempts.json says what was undone. The model takes images of any height and width.",
+    "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, "
+    "psnr_change_baseline and psnr_change_control in dB, plus is better.",
     "input": "What {network} is given, unrestored, on the test images.",
     "baseline": "{network} as it was trained, on the test images: what the others are measured against.",
-    "original": "The control: {network} with nothing removed, given the training that a pruned network gets, on the "
-    "test images.",
     "solution": "{network} pruned by method {method} and fine-tuned, on the test images: MACs kept (mac_percent), PSNR "
-    "drop in dB against the baseline and against the control, negative is better.",
+    "change in dB against the baseline and against the control, plus is better.",
     "trial": "One trial of a study: {network} pruned by method {method} with the parameters below; mac_kept, and by "
     "step its iterations.",
-    "latency": "Measured time and memory of {network}, original and pruned; on another machine they are others.",
-    "report": "The table, the report (index.html opens offline) and the pictures.",
+    "latency": "Measured time and memory of {network}, baseline and pruned; on another machine they are others.",
+    "report": "The table, the report (index.html opens offline) and its figures.",
 }
 VIEWS = "Lists to begin with: *Views*, above on the right, in *Model training*."
 # what the chain itself rewrites is no change
@@ -480,8 +478,8 @@ def iteration_figures(done: Any, original_mac: int) -> dict[str, float]:
         "bw": done.bw,
         "psnr": done.psnr,
         "ssim": done.ssim,
-        "psnr_drop": done.psnr_drop,
-        "ssim_drop": done.ssim_drop,
+        "psnr_change": done.psnr_change,
+        "ssim_change": done.ssim_change,
         "alpha": done.alpha,
         "accepted": float(done.verdict == "accepted"),
     }

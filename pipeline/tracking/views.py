@@ -30,8 +30,8 @@ class View:
     least: str | None = None  # the metric whose least value stands first; none: the latest run does
 
 
-SOLUTION = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
-ITERATION = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
+SOLUTION = ("mac_percent", "psnr_change_baseline", "psnr_change_control", "#network", "#method", "psnr", "ssim")
+ITERATION = ("mac_percent", "psnr_change", "#verdict", "#network", "#method", "psnr", "ssim")
 OF_ALL = {
     COMPARE: View("Networks by MACs kept", "solution", SOLUTION, "mac_percent"),
     "iterations": View("Iterations by MACs kept", "iteration", ITERATION, "mac_percent"),
@@ -42,7 +42,7 @@ OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "
 
 def of_chains(networks: Sequence[str]) -> dict[str, View]:
     """The view of the chains that ran over these networks, with columns for each one's end."""
-    ends = tuple(f"{n}_{end}" for n in networks[:SHOWN] for end in ("mac_percent", "drop_baseline", "drop_control"))
+    ends = tuple(f"{network}_{key}" for network in networks[:SHOWN] for key in SOLUTION[:3])
     return {
         stores.key("-".join(("chains", *networks))): View(
             f"Chains of {', '.join(networks)}"[:WORDS], "chain", (*ends, "#reproduce")
