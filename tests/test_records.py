@@ -85,9 +85,10 @@ MADE: dict[str, Any] = {
     },
     "analyze/net/layers.csv": "layer,channels,mac,weights,mac_per_weight\nhead,8,1000,200,5.0\ntail,3,1000,200,5.0\n",
     "prune/net/D/log.json": [asdict(one) for one in LOG],
-    "prune/net/D/path.csv": "number,verdict,mac,psnr_change\n0,accepted,2000,0\n1,rejected,1800,nan\n2,accepted,1000,0\n",
-    "finetune/net/D/metrics.json": {"mac_percent": 50.0, "bw_percent": 50.0, **QUALITY, "psnr_change": -0.1, "ssim_change": 0.0,
-                                    "steps": 13},
+    "prune/net/D/path.csv": "number,verdict,mac,psnr_change\n0,accepted,2000,0\n1,rejected,1800,nan\n"
+                            "2,accepted,1000,0\n",
+    "finetune/net/D/metrics.json": {"mac_percent": 50.0, "bw_percent": 50.0, **QUALITY, "psnr_change": -0.1,
+                                    "ssim_change": 0.0, "steps": 13},
     "finetune/net/D/attempts.json": ["iteration 2: holds"],
     "evaluate/net/metrics.json": {"input": solution(28.0), "baseline": solution(30.0, 100),
                                   "control": solution(30.5, 100), "D": solution(30.25, 50)},
