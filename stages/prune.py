@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 
 from pipeline import config
-from pipeline.files import write_json, write_text
+from pipeline.files import write_csv, write_json
 from pipeline.pruning import gate
 from pipeline.tracking import runs
 from stages.command import main
@@ -53,8 +53,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
             run.image(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
         columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_change")
-        rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]
-        write_text(folder / "path.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        write_csv(folder / "path.csv", [columns, *([getattr(iteration, key) for key in columns] for iteration in log)])
         last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
         totals = {
             "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,

@@ -43,14 +43,14 @@ def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
     assert [(row["network"], row["solution"]) for row in rows] == [
         (network, solution)
         for network, given in (("edsr", "bicubic"), ("sid", "amplified input"))
-        for solution in (given, "baseline", "original", "A", "D")
+        for solution in (given, "baseline", "control", "A", "D")
     ]
     for row in rows:
         assert 5 < float(row["psnr"]) < 60
         if row["solution"] in ("A", "D"):
             assert 0 < float(row["mac_percent"]) < 100
             assert float(row["against_baseline_low"]) <= float(row["against_baseline_mean"])
-        if row["solution"] == "original":
+        if row["solution"] == "control":
             assert float(row["mac_percent"]) == 100
     markdown = (repro / "results/report/table.md").read_text()
     assert markdown.count("\n| edsr") == markdown.count("\n| sid") == 5
@@ -61,15 +61,15 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
     assert len(page) < 3_000_000
     for network in ("edsr", "sid"):
         assert re.search(rf"<strong>{network}, method [AD]: \d+% of the MACs removed</strong>", page)
-        pictures = list((repro / "results/report/pictures").glob(f"{network}-*.png"))
+        figures = list((repro / "results/report/figures").glob(f"{network}-*.png"))
         assert {"layers", "widths", "path", "thresholds", "tradeoff", "training", "times"} < {
-            picture.stem.removeprefix(f"{network}-") for picture in pictures
+            figure.stem.removeprefix(f"{network}-") for figure in figures
         }
-        assert all(3_000 < picture.stat().st_size < 300_000 for picture in pictures)
+        assert all(3_000 < figure.stat().st_size < 300_000 for figure in figures)
     example = (repro / "results/report/example.png").read_bytes()
-    assert example == (repro / "results/report/pictures/edsr-largest-loss.png").read_bytes()  # never the flattering one
-    assert page.count("data:image/png") == len(list((repro / "results/report/pictures").iterdir()))
-    assert 'src="pictures' not in page
+    assert example == (repro / "results/report/figures/edsr-largest-loss.png").read_bytes()  # never the flattering one
+    assert page.count("data:image/png") == len(list((repro / "results/report/figures").iterdir()))
+    assert 'src="figures' not in page
     assert "paper (%)" in (repro / "results/report/report.md").read_text()
 
 
@@ -81,14 +81,14 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
             None,
             "can't be read: No such file or directory; the stage that writes it must run first: dvc repro latency@sid",
         ),
-        ("latency/sid/latency.json", b"{}", "has no processor, lanes"),
-        ("evaluate/sid/looks.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
-        ("evaluate/sid/looks.json", b"{}", "has no largest loss"),
+        ("latency/sid/latency.json", b"{}", "has no processor, simd_width"),
+        ("evaluate/sid/samples.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
+        ("evaluate/sid/samples.json", b"{}", "has no largest loss"),
         ("finetune/sid/D/attempts.json", b'["a", 1]', "entry 1 is 1 but should be a valid string; dvc repro -s -f"),
         ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_change"),
         ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_change\n0,accepted\n", "has no rows with"),
-        ("evaluate/sid/pictures/largest-loss/D.png", b"\x89PNG", "can't be read as a picture: it is damaged"),
-        ("evaluate/sid/pictures/largest-loss/D.png", None, "can't be read as a picture: No such file"),
+        ("evaluate/sid/frames/largest-loss/D.png", b"\x89PNG", "can't be read as an image: it is damaged"),
+        ("evaluate/sid/frames/largest-loss/D.png", None, "can't be read as an image: No such file"),
     ],
 )
 def test_a_report_of_broken_results_is_one_sentence_and_leaves_the_last_one(
@@ -115,7 +115,7 @@ def test_names_of_layers_and_images_are_shown_as_they_are(repro: Path, tmp_path:
     folder = tmp_path / "report"
     page.write(tmp_path / "results", folder, config.read(repro / "params.yaml"))
     html = (folder / "index.html").read_text()
-    assert html.count("data:image/png") == len(list((folder / "pictures").iterdir()))
+    assert html.count("data:image/png") == len(list((folder / "figures").iterdir()))
     assert "Looking closer, " in html
     assert re.search(r"<h3>Looking closer, [a-z ]+: a\]b\*c_d\|&lt;i&gt;e\*\d\.jpg", html)
 
@@ -129,21 +129,21 @@ def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
         ("sid", ["A", "D"]),
     ]
     tuned = json.loads((repro / "results/finetune/sid/D/metrics.json").read_text())
-    assert figures["sid"]["D"].keys() == {"mac_percent", "validation_drop", "test_drop_baseline", "test_drop_control"}
+    assert figures["sid"]["D"].keys() == {"mac_percent", "psnr_change", "psnr_change_baseline", "psnr_change_control"}
     assert figures["sid"]["D"]["mac_percent"] == pytest.approx(tuned["mac_percent"])
-    assert figures["sid"]["D"]["validation_drop"] == -tuned["psnr_change"]
+    assert figures["sid"]["D"]["psnr_change"] == tuned["psnr_change"]
     test = json.loads((repro / "results/evaluate/sid/metrics.json").read_text())
-    for rival, key in (("baseline", "test_drop_baseline"), ("original", "test_drop_control")):
-        assert figures["sid"]["D"][key] == pytest.approx(test[rival]["psnr"] - test["D"]["psnr"])
+    for rival, key in (("baseline", "psnr_change_baseline"), ("control", "psnr_change_control")):
+        assert figures["sid"]["D"][key] == pytest.approx(test["D"]["psnr"] - test[rival]["psnr"])
 
 
-def test_dvc_plots_the_curves_and_the_reports_pictures(repro: Path) -> None:
+def test_dvc_plots_the_curves_and_the_reports_figures(repro: Path) -> None:
     done = run(repro, "dvc", "plots", "show", "--json")
     shown = json.loads(done.stdout)["data"]
-    assert "results/report/pictures/edsr-path.png" in shown  # they open without a network; the curves need a script
+    assert "results/report/figures/edsr-path.png" in shown  # they open without a network; the curves need a script
     for path, field in {
         "train/sid/curve.csv": "psnr", "analyze/edsr/layers.csv": "mac", "prune/edsr/D/path.csv": "psnr",
-        "evaluate/sid/images.csv": "psnr_drop",
+        "evaluate/sid/images.csv": "psnr_change",
     }.items():  # fmt: skip
         (plot,) = shown[f"results/{path}"]
         assert field in plot["content"]["data"]["values"][0], path  # its template was found and filled
@@ -242,7 +242,7 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
         iteration = shown(f"runs/{first.info.run_id}")
         assert "psnr_change" in iteration
         assert f"{first.data.tags['verdict']}: " in iteration
-        artifacts = shown(f"runs/{chain.info.run_id}/artifacts/pictures/edsr-path.png")
+        artifacts = shown(f"runs/{chain.info.run_id}/artifacts/figures/edsr-path.png")
         assert "edsr-path.png" in artifacts
         assert re.search(r'<img[^>]+src="blob:', artifacts)
     images = [artifact.path for artifact in client.list_artifacts(prune.info.run_id, "images")]

@@ -33,7 +33,7 @@ class Iteration:
     bw: Whole = 0
     psnr: Figure = 0.0  # dB, validation
     ssim: Figure = 0.0
-    psnr_change: Figure = 0.0  # dB against the gate's reference; plus: better than it
+    psnr_change: Figure = 0.0  # dB against the gate's reference; plus is better
     ssim_change: Figure = 0.0
 
 

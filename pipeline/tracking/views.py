@@ -42,8 +42,7 @@ OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "
 
 def of_chains(networks: Sequence[str]) -> dict[str, View]:
     """The view of the chains that ran over these networks, with columns for each one's end."""
-    figures = ("mac_percent", "psnr_change_baseline", "psnr_change_control")
-    ends = tuple(f"{network}_{figure}" for network in networks[:SHOWN] for figure in figures)
+    ends = tuple(f"{network}_{key}" for network in networks[:SHOWN] for key in SOLUTION[:3])
     return {
         stores.key("-".join(("chains", *networks))): View(
             f"Chains of {', '.join(networks)}"[:WORDS], "chain", (*ends, "#reproduce")
