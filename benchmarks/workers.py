@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import postgres  # noqa: E402
 
-from pipeline import search  # noqa: E402
+from pipeline.study import search  # noqa: E402
 
 TRIALS, SECONDS, ROUNDS = 48, 2.0, 3
 

@@ -16,7 +16,7 @@ from pipeline.files import read_json, replacing, write_bytes
 from pipeline.latency import layer_times
 from pipeline.report import captions, tables
 
-PAPER = Path(__file__).parents[1] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
+PAPER = Path(__file__).parents[2] / "data" / "table1.json"  # the printed results of the ICIP 2019 paper
 UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
 COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw": "BW"}
 

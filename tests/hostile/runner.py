@@ -21,7 +21,7 @@ import yaml
 from chains import ENVIRONMENT, ROOT, SPLITS, checkout, tiny
 
 LOADED = ["torch", "torch.export", "torchvision", "mlflow", "optuna", "skimage.metrics", "pydantic", "ruamel.yaml"]
-TIMEOUT = 300  # s; against a hang, not against a busy machine
+TIMEOUT = 3600  # s; against a hang, not against a busy machine
 
 
 @dataclass(frozen=True)
