@@ -8,13 +8,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro search test attack lint format ui
+.PHONY: help setup repro search test test-fast attack lint format ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report; PRESET=standard"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
-	@echo "make test    the tests"
+	@echo "make test    the tests, and lint: style and types"
+	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
+	@echo "make format  puts the code into its form"
 	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
-	@echo "make format  the code's layout, and what ruff can mend"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
 	@echo "make setup   .venv with the pinned requirements"
 
@@ -41,9 +42,13 @@ search: setup
 test: setup lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-fast: setup
+	python -m pytest -n 2 --dist loadfile -m "not attack and not slow" $(ARGS)
+
 lint: setup
 	ruff check .
 	ruff format --check .
+	mypy
 
 format: setup
 	ruff check --fix .

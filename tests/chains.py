@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forks
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -83,11 +88,32 @@ def checkout(folder: Path, params: dict[str, Any]) -> Path:
 LIMIT = 3600  # s; against a hang, not against a busy machine
 
 
+@cache
+def forking() -> str:
+    """The folder of this process's forks.py, which has torch and MLflow loaded; it ends with this process."""
+    folder = tempfile.mkdtemp(prefix="forks-")
+    server = subprocess.Popen(
+        [sys.executable, "-I", str(ROOT / "tests/forks.py"), folder],
+        stdin=subprocess.PIPE,
+        env=ENVIRONMENT
+        | {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"},
+    )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    until = time.monotonic() + LIMIT
+    while not Path(folder, "socket").exists():
+        assert server.poll() is None, "forks.py has ended"
+        assert time.monotonic() < until, "forks.py hangs"
+        time.sleep(0.02)
+    return folder
+
+
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; what DVC runs as `python -m` is forked from a Python that has the large libraries loaded."""
+    shim = {"PATH": f"{forking()}:{ENVIRONMENT['PATH']}"} if words[0] == "dvc" else {}
     return subprocess.run(
         words,
         cwd=folder,
-        env={**ENVIRONMENT, **environment},
+        env={**ENVIRONMENT, **shim, **environment},
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -95,8 +121,22 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+def module(folder: Path, *words: str, limit: float = LIMIT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m WORDS`, in a process that is forked from one with the large libraries loaded; stdin is empty."""
+    with (
+        open(os.devnull) as empty,
+        tempfile.TemporaryFile("w+", errors="replace") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as err,
+    ):
+        files = (empty.fileno(), out.fileno(), err.fileno())
+        status = forks.ask(forking(), [*words], str(folder), {**ENVIRONMENT, **environment}, files, limit)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+
 def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", f"stages.{name}", *arguments, **environment)
+    return module(folder, f"stages.{name}", *arguments, **environment)
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -20,6 +20,16 @@ from pipeline.training.device import Machine, choose
 
 TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
+# Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.
+SLOW = {"test_chain", "test_presets", "test_search", "test_stops", "test_examples", "test_user_networks", "test_export",
+        "test_latency", "test_tracking", "test_odd_networks"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW or item.path.parent.name == "hostile":
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:

@@ -352,7 +352,7 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
     began = time.monotonic()
     while child.poll() is None and not list(folder.glob(".scratch/prune-*/log.json")):
         time.sleep(0.02)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 900
     time.sleep(moment * 0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()

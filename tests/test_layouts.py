@@ -251,7 +251,7 @@ def prepare(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     words = (sys.executable, "-m", "stages.prepare", *words)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=3600, check=False)
 
 
 def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:

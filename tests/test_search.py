@@ -440,7 +440,7 @@ def kill_one_of_three(address: str, tmp_path: Path) -> None:
     workers = [start_worker(address, 9, 1.0, log) for log in logs]
     wait_for(logs[0], 1)
     workers[0].send_signal(signal.SIGKILL)
-    assert [each.wait(timeout=120) for each in workers[1:]] == [0, 0]
+    assert [each.wait(timeout=3600) for each in workers[1:]] == [0, 0]
     study = storage.open_study(address, "study", {"baseline": "one"}, 1)
     trials = study.get_trials()
     ends = slots.slots(study, 9)
