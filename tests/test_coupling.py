@@ -254,7 +254,7 @@ def test_an_operation_that_mixes_channels_or_is_unknown_freezes_and_is_named(par
     coupling = check(network)
     assert list(summary(coupling)) == ["enter", "part.2"]
     assert len(coupling.frozen) == 1
-    assert coupling.frozen[0].startswith("channels of part.0 stay")
+    assert coupling.frozen[0].startswith("channels of part.0 can't be removed")
     assert named in coupling.frozen[0]
 
 

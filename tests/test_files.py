@@ -279,7 +279,7 @@ def test_a_sealed_file_is_as_it_was_written_or_refused(tmp_path: Path) -> None:
     files.write_sealed(path, value)
     assert files.read_sealed(path) == {"state": {"alpha": 0.1}, "cuts": [{"head": [1, 2]}]}
     path.write_text(path.read_text().replace("0.1", "0.3"))
-    with pytest.raises(UserError, match=r"log\.json is damaged: it isn't as it was written"):
+    with pytest.raises(UserError, match=r"log\.json isn't as it was written"):
         files.read_sealed(path)
 
 

@@ -185,7 +185,7 @@ def test_an_end_that_is_partly_infinite_or_flat_costs_no_group_unless_it_shows_n
     coupling = find_groups(Ending(end), EXAMPLE)
     if request.node.callspec.id == "nothing finite":
         reason = "a trial of its removal that gives no finite output"
-        assert coupling.frozen == (f"channels of first stay, because of {reason}",)
+        assert coupling.frozen == (f"channels of first can't be removed because of {reason}",)
     else:
         assert [group.name for group in coupling.groups] == ["first"]
     middle = Residual(Halves(8))
@@ -203,7 +203,7 @@ def test_an_end_that_new_weights_leave_flat_is_tried_with_the_networks_own() -> 
 def test_a_removal_that_shows_nothing_is_refused_for_that_reason() -> None:
     coupling = find_groups(Ending(lambda y: y * 0 + 1, Residual(Halves(8))), EXAMPLE)
     assert coupling.groups == ()
-    assert {sentence.partition(" stay, because of ")[2] for sentence in coupling.frozen} == {UNSEEN}
+    assert {sentence.partition(" can't be removed because of ")[2] for sentence in coupling.frozen} == {UNSEEN}
 
 
 class Single(nn.Module):
@@ -224,7 +224,7 @@ class Single(nn.Module):
 def test_a_forward_in_float32_alone_has_each_group_judged_by_its_own_effect() -> None:
     coupling = find_groups(Single(), EXAMPLE)
     assert [group.name for group in coupling.groups] == ["trunk.0", "side.0"]
-    assert coupling.frozen == (f"channels of wrong stay, because of {OTHER}",)
+    assert coupling.frozen == (f"channels of wrong can't be removed because of {OTHER}",)
 
 
 def test_a_forward_that_changes_its_input_in_place_keeps_its_groups() -> None:
@@ -324,7 +324,7 @@ def test_what_a_user_has_frozen_up_to_the_image_is_named_in_one_sentence() -> No
     coupling = find_groups(network, EXAMPLE)
     reason = "kernels that training doesn't change (sub, add, head), through which they are the image's"
     assert [group.name for group in coupling.groups] == ["body.body.0"]
-    assert coupling.frozen == (f"channels of sub, head, body.body.2, tail, add stay, because of {reason}",)
+    assert coupling.frozen == (f"channels of sub, head, body.body.2, tail, add can't be removed because of {reason}",)
 
     coupling = find_groups(still(topologies.edsr()), EXAMPLE)
     assert coupling.groups == ()

@@ -217,3 +217,16 @@ def test_no_password_is_stored(ready: MlflowClient, monkeypatch: pytest.MonkeyPa
     stored = str(runs_of(ready)["train edsr"].data)
     assert "secret" not in stored
     assert "hush-hush" not in stored
+
+
+def test_the_stages_of_one_dvc_process_share_a_session_and_those_of_another_dont(tmp_path: Path) -> None:
+    dvc = tmp_path / "dvc"
+    asks = "from pipeline.tracking.processes import session; print(session())"
+    dvc.write_text(f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {asks!r}])\n")
+    plain = {key: value for key, value in os.environ.items() if key not in ("DVC_EXP_NAME", "REPRO_SESSION")}
+    words = [sys.executable, str(dvc)]
+    one, other = (
+        subprocess.run(words, env=plain, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
+    )
+    assert one[0] == one[1] != other[0] == other[1]
+    assert one[0].startswith("dvc-")

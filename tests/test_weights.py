@@ -456,9 +456,7 @@ def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(setup: Se
     network, least = Ranged(low), setup.validate(nn.Upsample(scale_factor=2, mode="bilinear"))
     found = setup.validate(network)
     assert found < least
-    said = (
-        rf"warning: train\.tiny: the baseline's PSNR of {found:.3f} dB is no better than .* with pixels in {name}, in"
-    )
+    said = rf"train\.tiny: the baseline's PSNR of {found:.3f} dB is no better than .* with pixels in {name}, in"
     with pytest.warns(UserWarning, match=said):
         train.warn(setup, network, found, least, "given.pt")
     with pytest.warns(UserWarning, match=r"no better than its input's 90\.000 dB; given\.pt was trained for something"):
