@@ -88,9 +88,7 @@ def warn(setup: Setup, net: nn.Module, psnr: float, start: float, given: str | N
 
     found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
     hint = measured_range(net, setup.validate, start) if given else "it needs more steps, or another lr"
-    warnings.warn(
-        f"train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2
-    )
+    warnings.warn(f"train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2)
 
 
 if __name__ == "__main__":
