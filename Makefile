@@ -8,11 +8,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help setup repro search test attack lint ui
+.PHONY: help setup repro search test test-fast attack lint format ui
 help:
-	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report"
+	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report; PRESET=standard"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
-	@echo "make test    the tests"
+	@echo "make test    the tests, and lint: style and types"
+	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
+	@echo "make format  puts the code into its form"
 	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
 	@echo "make setup   .venv with the pinned requirements"
@@ -29,8 +31,9 @@ setup: .venv/ready
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# PPID is make: the chain ends with it. exec leaves no shell in between.
+# PRESET: params.yaml is written from it first. PPID is make: the chain ends with it. exec leaves no shell in between.
 repro: setup
+	$(if $(PRESET),@python -m stages.preset "$(PRESET)")
 	@exec python -m stages.repro $$PPID
 
 search: setup
@@ -39,9 +42,17 @@ search: setup
 test: setup lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-fast: setup
+	python -m pytest -n 2 --dist loadfile -m "not attack and not slow" $(ARGS)
+
 lint: setup
 	ruff check .
 	ruff format --check .
+	mypy
+
+format: setup
+	ruff check --fix .
+	ruff format .
 
 # One worker and no job runner: a third of the start-up time and memory.
 ui: setup

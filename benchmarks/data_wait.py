@@ -68,7 +68,7 @@ def main() -> None:
     machine = choose(params.device, params.threads, params.precision)
     with tempfile.TemporaryDirectory() as folder:
         for network in params.run.networks:
-            part = layouts.faultless(params, network).parts["train"]
+            part = layouts.checked(params, network).parts["train"]
             storage.save_split(Path(folder) / network, *pairs.make(part.sources, part.making))
             images = Timed(load_images(Path(folder) / network, machine.device))
             recipe = params.train[network].model_copy(update={"steps": STEPS})

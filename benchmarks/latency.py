@@ -52,8 +52,8 @@ def variants() -> dict[str, dict[str, nn.Module]]:
     narrow = {name: count - gone.get(name, 0) for name, count in whole.items()}
     part = {g.name: round(0.65 * g.channels) for g in coupling.find_groups(sid, example(sid)).groups}
     return {
-        "edsr": {"original": edsr, "A": pruned(edsr, narrow), "A, to 8": pruned(edsr, aligned(narrow, 8))},
-        "sid": {"original": sid, "65%": pruned(sid, part), "65%, to 8": pruned(sid, aligned(part, 8)),
+        "edsr": {"baseline": edsr, "A": pruned(edsr, narrow), "A, to 8": pruned(edsr, aligned(narrow, 8))},
+        "sid": {"baseline": sid, "65%": pruned(sid, part), "65%, to 8": pruned(sid, aligned(part, 8)),
                 "65%, to 16": pruned(sid, aligned(part, 16))},
     }  # fmt: skip
 
@@ -65,13 +65,13 @@ def aligned(kept: dict[str, int], multiple: int) -> dict[str, int]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{network_times.processor()}, {network_times.lanes()} numbers at once, one thread\n")
+    print(f"{network_times.processor()}, {network_times.simd_width()} numbers at once, one thread\n")
     print("| network | variant | MAC (%) | runtime | input | time (%) | time / MAC | range (ms) |")
     print("| --- | --- | ---: | --- | --- | ---: | ---: | --- |")
     for network, nets in variants().items():
         macs = {name: measure(net, (256, 256), channels(net)).mac for name, net in nets.items()}
-        share = {name: macs[name] / macs["original"] for name in nets}
-        rows, _ = network_times.measure(nets, SIDES, channels(nets["original"]), REPEATS, 1)
+        share = {name: macs[name] / macs["baseline"] for name in nets}
+        rows, _ = network_times.measure(nets, SIDES, channels(nets["baseline"]), REPEATS, 1)
         for row in rows:
             name = row["network"]
             print(
@@ -85,12 +85,12 @@ def main() -> None:
 
 def layers(network: str, nets: dict[str, nn.Module]) -> None:
     """Name the layers that take much more time than their MACs let expect, and say why."""
-    rows = layer_times.measure(nets, SIDES[0], channels(nets["original"]), REPEATS)
+    rows = layer_times.measure(nets, SIDES[0], channels(nets["baseline"]), REPEATS)
     for name in list(nets)[1:]:
         outside = next(r for r in rows if r["network"] == name and r["layer"] == layer_times.OUTSIDE)
         print(f"\n{network}, {name}: {layer_times.OUTSIDE} {100 * outside['ratio']:.0f}% of the time; above "
               f"{layer_times.SLOW} times their share of the MACs in torch, the costliest first:")  # fmt: skip
-        for one in layer_times.falling_short(rows, name, network_times.lanes()):
+        for one in layer_times.falling_short(rows, name, network_times.simd_width()):
             print(f"- {one['layer']}: MAC {100 * one['mac']:.0f}%, time {100 * one['time']:.0f}%, "
                   f"{1e3 * one['over']:.1f} ms beyond; {one['why']}")  # fmt: skip
 

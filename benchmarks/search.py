@@ -26,27 +26,31 @@ from pipeline import config, networks
 from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
 from pipeline.networks import checkpoint
-from pipeline.prepare import image_files, splits
+from pipeline.prepare import splits
+from pipeline.prepare.images import list_images
 from pipeline.prepare.pairs import Making, make
 from pipeline.prepare.pairs import photographs as sources
 from pipeline.pruning import gate
-from pipeline.study import search
+from pipeline.study import slots
+from pipeline.study.sampler import Proposals, distributions, gaussian_process
+from pipeline.study.storage import open_study
 from pipeline.study.trial import Outcome, Problem, Report, Values, measure
+from pipeline.study.worker import work
 from pipeline.training.device import choose
 from pipeline.training.loop import fit
 from pipeline.training.setup import Setup
 
 ROOT = Path(__file__).parents[1]
 SEEDS, TRIALS = 4, 14
-ALLOWED = 0.1  # dB; so small a network has nothing to spare, and trials of seconds pay nothing back
+ALLOWED = 0.1  # dB; so small a network has nothing to spare, and a fine-tune of seconds wins nothing back
 
 
-def problem(folder: Path) -> Problem:
-    """A trained baseline and how it is pruned; validation on eight pictures."""
+def small_problem(folder: Path) -> Problem:
+    """A trained baseline and how it is pruned; validation on eight images."""
     params = config.read(ROOT / "params.yaml")
     machine = choose("cpu", 1, "auto")
     photos = ROOT / "data" / "photos"
-    paths = {path.name: path for path in image_files.list_images(photos)}
+    paths = {path.name: path for path in list_images(photos)}
     divided = splits.read_splits(photos / "splits.json", sorted(paths))
     chosen = {"train": divided["train"], "validation": divided["validation"][:8]}
     making = Making("super_resolution", scale=2, minimum=48)
@@ -62,8 +66,9 @@ def problem(folder: Path) -> Problem:
         train=images["train"],
         validation=images["validation"],
         recipe=recipe,
-        retrain=params.prune.networks["edsr"].model_copy(update={"train_steps": 10, "retrain_steps": 50}),
+        retrain=params.retrain["edsr"].model_copy(update={"max_iterations": 4, "train_steps": 10, "retrain_steps": 50}),
         gate=params.gate.model_copy(update={"max_psnr_drop": ALLOWED, "max_ssim_drop": 0.01}),
+        tolerance=(params.tolerance["edsr"].psnr, params.tolerance["edsr"].ssim),
         machine=machine,
         size=(1020, 1020),
         seed=1_000_003,
@@ -75,8 +80,8 @@ def problem(folder: Path) -> Problem:
     start = setup.quality(network)
     return Problem(
         setup=setup,
-        numbers=params.rules("D").model_copy(update={"max_iterations": 4, "max_share": 0.3}),
-        active=params.prune.methods["D"].rules,
+        settings=params.settings("D").model_copy(update={"max_share": 0.3}),
+        active=params.methods["D"].rules,
         recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
         baseline=folder / "network.pt",
         target=gate.Target((start.mean_psnr,), (start.mean_ssim,)),
@@ -86,29 +91,29 @@ def problem(folder: Path) -> Problem:
     )
 
 
-def best_by_trial(given: Problem, folder: Path, seed: int, sampler: str) -> tuple[list[float], float, float]:
+def best_by_trial(problem: Problem, folder: Path, seed: int, sampler: str) -> tuple[list[float], float, float]:
     """Best feasible MACs (%) after each trial; seconds of the trials themselves, and of all that is around them."""
-    space = search.distributions(config.read(ROOT / "params.yaml").search.space)
-    study = search.open_study(f"sqlite:///{folder / 'search.db'}", f"{sampler}-{seed}", {})
-    defaults = {key: getattr(given.numbers, key) for key in space}
+    space = distributions(config.read(ROOT / "params.yaml").search.space)
+    study = open_study(f"sqlite:///{folder / 'search.db'}", f"{sampler}-{seed}", {})
+    defaults = {key: getattr(problem.settings, key) for key in space}
     inside = 0.0
 
     def run(number: int, values: Values, report: Report) -> Outcome:
         nonlocal inside
         began = time.monotonic()
         try:
-            return measure(given, values, folder / f"{sampler}-{seed}-{number}", report)
+            return measure(problem, values, folder / f"{sampler}-{seed}-{number}", report)
         finally:
             inside += time.monotonic() - began
 
-    make = search.gaussian_process if sampler == "default" else lambda s: optuna.samplers.RandomSampler(seed=s)
+    make = gaussian_process if sampler == "default" else lambda s: optuna.samplers.RandomSampler(seed=s)
     began = time.monotonic()
-    search.work(study, run, search.Proposals(space, seed, defaults, make), TRIALS, given.constraints)
+    work(study, run, Proposals(space, seed, defaults, make), TRIALS, problem.constraints)
     around = time.monotonic() - began - inside
     best, path = 100.0, []
-    for trial in search.slots(study, TRIALS).values():
-        if trial.state == optuna.trial.TrialState.COMPLETE and search.feasible(trial):
-            best = min(best, 100 * trial.value)
+    for trial in slots.slots(study, TRIALS).values():
+        if trial.state == optuna.trial.TrialState.COMPLETE and slots.feasible(trial):
+            best = min(best, trial.value)
         path.append(best)
     return path, inside, around
 
@@ -116,21 +121,21 @@ def best_by_trial(given: Problem, folder: Path, seed: int, sampler: str) -> tupl
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = problem(folder)
-        found: dict[str, list[list[float]]] = {"default": [], "random": []}
+        problem = small_problem(folder)
+        paths_of: dict[str, list[list[float]]] = {"default": [], "random": []}
         inside = around = 0.0
         for seed in range(1, SEEDS + 1):
-            for sampler, paths in found.items():
-                path, spent, rest = best_by_trial(given, folder, seed, sampler)
+            for sampler, paths in paths_of.items():
+                path, spent, rest = best_by_trial(problem, folder, seed, sampler)
                 paths.append(path)
                 if sampler == "default":
                     inside, around = inside + spent, around + rest
                 print(f"seed {seed} {sampler}: {path[-1]:.1f}% of the MACs", file=sys.stderr)
         print(f"best feasible MACs (%) by trial: median of {SEEDS} seeds [lowest, highest]")
-        print("| trials | " + " | ".join(found) + " |\n| ---: | ---: | ---: |")
+        print("| trials | " + " | ".join(paths_of) + " |\n| ---: | ---: | ---: |")
         for count in (1, 4, 8, 12, TRIALS):
             cells = []
-            for paths in found.values():
+            for paths in paths_of.values():
                 values = [path[count - 1] for path in paths]
                 cells.append(f"{statistics.median(values):.1f} [{min(values):.1f}, {max(values):.1f}]")
             print(f"| {count} | " + " | ".join(cells) + " |")

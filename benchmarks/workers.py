@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import postgres  # noqa: E402
 
-from pipeline import search  # noqa: E402
+from pipeline.study.storage import open_study  # noqa: E402
 
 TRIALS, SECONDS, ROUNDS = 48, 2.0, 3
 
@@ -32,7 +32,7 @@ def seconds(storage: str, name: str, workers: int, folder: Path) -> float:
     log = folder / f"{name}.log"
     words = [sys.executable, str(ROOT / "tests" / "search_worker.py"), storage, name]
     words += [str(TRIALS), str(SECONDS), "20", str(log), "random"]
-    search.open_study(storage, name, {"baseline": "one"})
+    open_study(storage, name, {"baseline": "one"})
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     running = [subprocess.Popen(words, env=environment) for _ in range(workers)]
     while not log.exists():

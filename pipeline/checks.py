@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pipeline import config, cost
 from pipeline.errors import UserError, explained, under
-from pipeline.networks import affordable, build, duplicate, gigabytes, memory, rebuilt
+from pipeline.networks import affordable, build, duplicate, gigabytes, input_channels, memory, rebuilt
 from pipeline.pruning.tracing import follow
 from pipeline.training.device import choose
 from pipeline.training.loop import backward, forward
-from pipeline.training.setup import Setup, channels, example, misfit
+from pipeline.training.setup import Setup, example, misfit
 
 if TYPE_CHECKING:
     from pipeline.prepare.layouts import Part
@@ -52,10 +52,10 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
 
 def check_output(name: str, section: config.Network, example: Tensor, network: nn.Module) -> None:
     """UserError unless the network, in evaluation mode, makes of an input what its task asks for."""
-    wanted = (1, 3, section.scale * example.shape[2], section.scale * example.shape[3])
+    shape = (1, 3, section.scale * example.shape[2], section.scale * example.shape[3])
     needed = (
         f"networks.{name}: of an input {tuple(example.shape)} the task {section.task} with scale {section.scale} "
-        f"needs an output {wanted} in torch.float32, but"
+        f"needs an output {shape} in torch.float32, but"
     )
     try:
         with torch.random.fork_rng(devices=[]), explained(f"{needed} it fails"), torch.no_grad():
@@ -64,7 +64,7 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
         raise UserError(f"{error}{_multiple_of(section, network)}") from error
     if not isinstance(output, Tensor):
         raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}")
-    if output.shape != wanted or output.dtype != torch.float32:
+    if output.shape != shape or output.dtype != torch.float32:
         raise UserError(f"{needed} it gives {tuple(output.shape)} {output.dtype}")
     if not output.isfinite().all():
         raise UserError(f"{needed} it gives infinite values or NaN")
@@ -105,25 +105,29 @@ def _multiple_of(section: config.Network, network: nn.Module) -> str:
     def takes(height: int, width: int) -> bool:
         return not misfit(section, (1, height, width), network)
 
-    # a look at multiples of many numbers, since a search in a network that takes nothing is long
-    found = cost.multiple(takes) if any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224)) else 0
-    return f"; the network takes heights and widths that are multiples of {found}" if found and found > 1 else ""
+    # first some multiples of many numbers, because a search in a network that takes nothing is long
+    promising = any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224))
+    multiple = cost.multiple(takes) if promising else None
+    if multiple is None or multiple == 1:
+        return ""
+    return f"; the network takes heights and widths that are multiples of {multiple}"
 
 
 def _cut(name: str, hint: str) -> str:
-    """How to make pictures fit, where a multiple is all that they lack."""
+    """How to make images fit, where a multiple is all that they lack."""
     number = hint.rpartition(" ")[2]
-    return f", and networks.{name}.multiple: {number} makes `prepare` cut pictures to such" if hint else ""
+    return f", and networks.{name}.multiple: {number} makes `prepare` cut images to such" if hint else ""
 
 
 def check_patch(name: str, section: config.Network, recipe: config.Train, network: nn.Module) -> None:
     """UserError unless the network takes patches of the training's size, and a batch of them fits in memory."""
     side, batch = recipe.patch, recipe.batch
-    pixels = 4 * batch * side**2 * (channels(section) + 3 * section.scale**2)  # bytes of inputs and targets
+    channels = input_channels(section.factory, section.task)
+    pixels = 4 * batch * side**2 * (channels + 3 * section.scale**2)  # bytes of inputs and targets
     reason = misfit(section, (1, side, side), network)
     if reason:
         raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(section, network)}")
-    spent = cost.measure(network, (side, side), channels(section))
+    spent = cost.measure(network, (side, side), channels)
     weights = 4 * sum(p.nbytes for p in network.parameters() if p.requires_grad)  # with gradients, and Adam's two
     # What goes into each convolution waits for the way back: about half of the activations, 2 bytes each in bfloat16.
     _fits_memory(f"train.{name}: batch {batch} of patch {side}", pixels + weights + batch * spent.activations)
@@ -132,21 +136,21 @@ def check_patch(name: str, section: config.Network, recipe: config.Train, networ
 def check_images(
     name: str, section: config.Network, sizes: Sequence[tuple[int, int]], names: Sequence[str], network: nn.Module
 ) -> None:
-    """UserError unless the network takes whole pictures of these sizes (height and width of the input, in pixels)."""
+    """UserError unless the network takes whole images of these sizes (height and width of the input, in pixels)."""
     if not len(sizes):
         return
-    first = {tuple(map(int, size)): picture for size, picture in zip(reversed(sizes), reversed(names), strict=True)}
+    first = {tuple(map(int, size)): image for size, image in zip(reversed(sizes), reversed(names), strict=True)}
     some = sorted(first)[:: len(first) // SIZES + 1]  # photographs may all differ in size
     for height, width in some:
-        picture, reason = first[height, width], misfit(section, (1, height, width), network)
+        image, reason = first[height, width], misfit(section, (1, height, width), network)
         if reason:
             hint = _multiple_of(section, network)
             raise UserError(
-                f"networks.{name}: of {picture}, an input of {width}×{height} pixels, nothing can be made: {reason}"
+                f"networks.{name}: of {image}, an input of {width}×{height} pixels, nothing can be made: {reason}"
                 f"{hint}{_cut(name, hint)}"
             )
-    (height, width), picture = max(first.items(), key=lambda one: one[0][0] * one[0][1])
-    _fits_memory(f"networks.{name}: {picture}", _frame(section, (height, width), network))
+    (height, width), image = max(first.items(), key=lambda one: one[0][0] * one[0][1])
+    _fits_memory(f"networks.{name}: {image}", _frame(section, (height, width), network))
 
 
 def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
@@ -167,7 +171,8 @@ def check_size(name: str, section: config.Network, size: tuple[int, int], networ
 
 def _frame(section: config.Network, size: tuple[int, int], network: nn.Module) -> int:
     """Bytes that one image takes at least: what goes into and comes out of the network's widest layer, in float32."""
-    return 4 * max((layer.activations for layer in cost.measure(network, size, channels(section)).layers), default=0)
+    spent = cost.measure(network, size, input_channels(section.factory, section.task))
+    return 4 * max((layer.activations for layer in spent.layers), default=0)
 
 
 def _fits_memory(what: str, needed: int) -> None:

@@ -1,12 +1,14 @@
-"""What the commands `python -m pipeline.NAME` share: how they refuse what they were given, and how they end."""
+"""How commands (`python -m pipeline.NAME`, `python -m stages.NAME`) read arguments and end on an error."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from pipeline.errors import UserError, place, raised
 
@@ -19,25 +21,70 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{masked(message)}; --help tells what is allowed")
 
 
-def command(run: Callable[[], str]) -> int:
-    """Do a command's work and print what it says. Returns the exit status.
+@contextmanager
+def guarded(name: str = "") -> Iterator[None]:
+    """The one way in which a command ends on an error: SystemExit after one sentence on stderr.
 
-    0, or 2 after one sentence on stderr about what the user gave. A reader that has seen enough and closed the pipe
-    (`| head -1`) is no fault.
+    Status 2 for bad input, for what a user's network raises, and for files that can't be written; 130 for Ctrl-C.
+    With `name` the sentences begin "NAME: error: " and "NAME: warning: ". Other exceptions pass: they are bugs.
+    """
+    located, printed = warnings.formatwarning, set()
+
+    def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
+        text = f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+        if text in printed:  # two networks may have one folder
+            return ""
+        printed.add(text)
+        return text
+
+    if name:
+        warnings.formatwarning = plain
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"{name}: stopped; the same command goes on from the last saved point" if name else "stopped",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"{name}: error: {sentence}" if name else sentence, file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is printed of an exception; None for a bug of this project, which needs its traceback."""
+    if isinstance(error, UserError):
+        from pipeline.stores import masked
+
+        return masked(str(error))
+    if place(error):  # a user's network may fail anywhere that it runs
+        return raised(error)
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror or error}; free space and writable folders are needed"
+    return None
+
+
+def command(run: Callable[[], str]) -> int:
+    """Do a command's work and print the text that it returns. Returns the exit status: 0, or `guarded`'s.
+
+    A reader that has seen enough and closed the pipe (`| head -1`) is no error.
     """
     try:
-        try:
-            print(run())
-        finally:  # --help ends argparse by SystemExit, with its text still in the buffer
-            print(end="", flush=True)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # what is left in the buffer would fail once more when Python ends: it goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:  # a user's network may fail anywhere that it runs
-        if not place(error):
+        with guarded():
+            try:
+                try:
+                    print(run())
+                finally:  # --help ends argparse by SystemExit, with its text still in the buffer
+                    print(end="", flush=True)
+            except BrokenPipeError:  # the rest of the buffer would fail once more when Python ends: it goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        if not end.code:  # --help
             raise
-        print(raised(error), file=sys.stderr)
-        return 2
+        return int(end.code)
     return 0

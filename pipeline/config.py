@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.schema import checked, read_yaml, shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-RESERVED = ("baseline", "original", "input", "target")  # the table's other rows
+RESERVED = ("baseline", "control", "input", "target")  # the table's other rows
 
 # Upper bounds are far above what anyone trains with: they tell a slip of the finger before it ends in no memory
 Count = Annotated[int, Field(ge=1, le=100_000)]
@@ -27,7 +27,7 @@ Rate = Annotated[float, Field(gt=0, le=10)]  # learning rate, or regularisation'
 LastRate = Annotated[float, Field(ge=0, le=10)]
 Scale = Annotated[float, Field(gt=0, le=1000)]  # of what is about 1 in use
 Strength = Annotated[float, Field(ge=0, le=1000)]
-Loan = Annotated[float, Field(ge=0, le=100)]  # dB, or SSIM
+Miss = Annotated[float, Field(ge=0, le=100)]  # dB, or SSIM
 Drop = Annotated[float, Field(ge=-100, le=100)]  # dB, or SSIM
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -58,13 +58,14 @@ class Network(Section):
     factory: Text
     args: dict[str, Any] = {}
     task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
-    scale: Annotated[int, Field(ge=1, le=8)] = 2  # output pixels per input pixel; 2 for packed Bayer
+    # output pixels per input pixel, along a side; no key of low_light, which goes from packed Bayer to twice its sides
+    scale: Annotated[int, Field(ge=1, le=8)] = 2
     multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="after")
     def _fits(self) -> Network:
-        if self.task == "low_light" and self.scale != 2:
-            raise ValueError(f"scale is {self.scale}, but low_light goes from packed Bayer to twice its sides: 2")
+        if self.task == "low_light" and "scale" in self.model_fields_set:
+            raise ValueError("scale is no key of the task low_light, which always makes 2 pixels per input pixel")
         if self.task == "restoration" and self.scale != 1:
             raise ValueError(f"scale is {self.scale}, but restoration keeps an image's size: 1")
         return self
@@ -199,15 +200,14 @@ class Analyze(Section):
 
 
 class Retrain(Section):
-    """What one pruning iteration trains for one network."""
+    """What each pruning iteration trains for one network, and the control as well, with nothing removed."""
 
+    max_iterations: Count  # of pruning, and exactly so many of the control
     train_steps: Steps  # with regularisation, before channels go
     retrain_steps: Steps  # after they went
     train_lr: Rate  # constant
     retrain_lr: Rate  # falls to retrain_lr_final by a cosine
     retrain_lr_final: LastRate = 0.0
-    psnr_tolerance: Loan  # dB, lent to an iteration and paid back by the fine-tune, or the iteration is undone
-    ssim_tolerance: Loan
 
     @model_validator(mode="after")
     def _fits(self) -> Retrain:
@@ -215,15 +215,14 @@ class Retrain(Section):
         return self
 
 
-class Rules(Section):
-    """The numbers of the pruning rules; `prune` holds the common ones, a method or network may hold its own."""
+class Settings(Section):
+    """The settings of the pruning rules: `prune` holds the common ones, a method's overrides change some of them."""
 
     threshold_scale: Scale  # alpha at the first iteration
     threshold_growth: Scale  # relative growth of alpha after an accepted iteration
     max_share: Annotated[float, Field(gt=0, le=1)]  # of a group's channels that one iteration may remove
-    max_iterations: Count
     patience: Count  # rejections in a row after which pruning stops
-    target_mac: Share  # share of the original MACs at which pruning stops
+    target_mac: Share  # share of the baseline's MACs at which pruning stops
     sparsity: Strength  # strength of the group lasso
     imbalance: Strength  # strength of the variance of the groups' mean magnitudes; under `balance` alone
     depth_channels: Count  # n_min: channels that a group keeps under `depth`
@@ -237,7 +236,7 @@ class Rules(Section):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Rules:
+    def _ordered(self) -> Settings:
         for key in ("efficiency_range", "balance_range"):
             low, high = getattr(self, key)
             if not low <= 1 <= high:
@@ -260,19 +259,19 @@ class Method(Section):
         return self
 
 
-class Prune(Rules):
-    """The common numbers, the training of an iteration for each network, and the methods."""
-
-    networks: dict[str, Retrain]
-    methods: dict[str, Method]
-
-
 class Gate(Section):
     """What an iteration must hold to be accepted, on validation images."""
 
     reference: Literal["baseline", "control"]
     max_psnr_drop: Drop  # dB; negative: a gain is asked for
     max_ssim_drop: Drop
+
+
+class Tolerance(Section):
+    """What an iteration may miss the gate by. The fine-tune must make up for it, or it undoes the iteration."""
+
+    psnr: Miss  # dB
+    ssim: Miss
 
 
 class Finetune(Section):
@@ -305,13 +304,14 @@ class Latency(Section):
 
 
 class Report(Section):
-    """The report's pictures."""
+    """What the report shows of one method more than of the others."""
 
-    crop: Annotated[int, Field(ge=16, le=4096)]  # side of the picture's crops, in output pixels
+    method: str  # of run.methods: the one that is timed, and whose figures the report draws
+    crop: Annotated[int, Field(ge=16, le=4096)]  # side of the figures' crops, in output pixels
 
 
 class Range(Section):
-    """Where a study looks for one number of `prune`."""
+    """Where a study looks for one setting of `prune`."""
 
     low: Finite
     high: Finite
@@ -327,7 +327,7 @@ class Range(Section):
 
 
 class Search(Section):
-    """An Optuna study: which numbers of `prune` keep fewest MACs at no drop."""
+    """An Optuna study: which settings of `prune` keep fewest MACs at no drop."""
 
     network: str
     method: str
@@ -345,14 +345,12 @@ class Search(Section):
         return self
 
 
-# numbers of `prune` that leave the control as it is, which trains for max_iterations; the hardware gives `align`
-SEARCHABLE = tuple(
-    key for key in Rules.model_fields if key not in ("max_iterations", "efficiency_range", "balance_range", "align")
-)
+# all that are single numbers, but for `align`, which the hardware gives
+SEARCHABLE = tuple(key for key in Settings.model_fields if key not in ("efficiency_range", "balance_range", "align"))
 
 
 def whole_number(key: str) -> bool:
-    """Whether a number of `prune` is a count."""
+    """Whether a setting of `prune` is a count."""
     return key in ("patience", "depth_channels")
 
 
@@ -368,8 +366,11 @@ class Params(Section):
     prepare: dict[str, Prepare]
     train: dict[str, Train]
     analyze: dict[str, Analyze]
-    prune: Prune
+    retrain: dict[str, Retrain]
+    prune: Settings
+    methods: dict[str, Method]
     gate: Gate
+    tolerance: dict[str, Tolerance]
     finetune: dict[str, Finetune]
     evaluate: Evaluate
     latency: Latency
@@ -381,13 +382,8 @@ class Params(Section):
         for key, names in (("run.networks", self.run.networks), ("run.methods", self.run.methods)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} names {max(names, key=names.count)!r} twice")
-        for key, names in (("networks", self.networks), ("prune.methods", self.prune.methods)):
+        for key, names in (("networks", self.networks), ("methods", self.methods)):
             _names(names, key, RESERVED)  # they become folders, DVC stages and names of runs
-        for name, method in self.prune.methods.items():
-            if "max_iterations" in method.overrides:  # the control trains for the common number
-                raise ValueError(
-                    f"prune.methods.{name}.overrides can't hold max_iterations: it is common to all methods"
-                )
         for network, section in self.prepare.items():  # each is a stage of dvc.yaml, which needs train.NETWORK too
             for key, owner in (("networks", self.networks), ("train", self.train)):
                 if network not in owner:
@@ -402,7 +398,8 @@ class Params(Section):
                 ("prepare", self.prepare),
                 ("train", self.train),
                 ("analyze", self.analyze),
-                ("prune.networks", self.prune.networks),
+                ("retrain", self.retrain),
+                ("tolerance", self.tolerance),
                 ("finetune", self.finetune),
             ):
                 if network not in section:
@@ -410,38 +407,39 @@ class Params(Section):
                         f"run.networks names {shown(network)}, which {key} doesn't have; it has {_listed(section)}"
                     )
         for method in self.run.methods:
-            if method not in self.prune.methods:
+            if method not in self.methods:
                 raise ValueError(
-                    f"run.methods names {shown(method)}, which prune.methods doesn't have; "
-                    f"it has {_listed(self.prune.methods)}"
+                    f"run.methods names {shown(method)}, which methods doesn't have; it has {_listed(self.methods)}"
                 )
-        for key, name, allowed in (
-            ("network", self.search.network, self.networks),
-            ("method", self.search.method, self.prune.methods),
+        for key, name, owner, allowed in (
+            ("report.method", self.report.method, "run.methods", self.run.methods),
+            ("search.network", self.search.network, "networks", self.networks),
+            ("search.method", self.search.method, "methods", self.methods),
         ):
             if name not in allowed:
-                raise ValueError(f"search.{key} is {shown(name)}; allowed here: {_listed(allowed)}")
+                raise ValueError(f"{key} is {shown(name)}, which {owner} doesn't have; it has {_listed(allowed)}")
         return self
 
     def require(self, network: str, *keys: str) -> None:
         """UserError unless a network has its section in each of these keys; all that stages read when none is named."""
         sections = {
             "prepare": self.prepare, "train": self.train, "analyze": self.analyze,
-            "prune.networks": self.prune.networks, "finetune": self.finetune,
+            "retrain": self.retrain, "tolerance": self.tolerance, "finetune": self.finetune,
         }  # fmt: skip
         for key in keys or sections:
             if network not in sections[key]:
                 raise UserError(f"network {network!r} isn't in {key}, which has {', '.join(sections[key])}")
 
-    def rules(self, method: str) -> Rules:
-        """The numbers for one method: those of `prune`, with the method's overrides."""
-        common = {key: getattr(self.prune, key) for key in Rules.model_fields}
-        return checked(Rules, common | self.prune.methods[method].overrides, f"prune.methods.{method}.overrides")
+    def settings(self, method: str) -> Settings:
+        """The settings of one method: those of `prune`, with the method's overrides."""
+        return checked(
+            Settings, self.prune.model_dump() | self.methods[method].overrides, f"methods.{method}.overrides"
+        )
 
 
-def checked_rules(numbers: Rules, values: dict[str, float]) -> Rules:
-    """The numbers with some of them changed; UserError when one isn't allowed."""
-    return checked(Rules, numbers.model_dump() | values, "prune")
+def checked_settings(settings: Settings, changes: dict[str, float]) -> Settings:
+    """The settings with some of them changed; UserError when one isn't allowed."""
+    return checked(Settings, settings.model_dump() | changes, "prune")
 
 
 def _listed(names: Any) -> str:
@@ -450,14 +448,18 @@ def _listed(names: Any) -> str:
 
 def read(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file; UserError with one sentence on the first fault."""
-    values = read_yaml(path)
+    return checked_params(read_yaml(path), str(path))
+
+
+def checked_params(values: Any, where: str) -> Params:
+    """Values as parameters; UserError, begun by `where`, with one sentence on the first fault."""
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
-    params = checked(Params, values, str(path))
-    for method in params.prune.methods:
-        params.rules(method)
-    for key, wanted in params.search.space.items():
-        for end in (wanted.low, wanted.high):
+        raise UserError(f"{where} must hold the sections {', '.join(Params.model_fields)}")
+    params = checked(Params, values, where)
+    for method in params.methods:
+        params.settings(method)
+    for key, span in params.search.space.items():
+        for end in (span.low, span.high):
             changed = {key: int(end) if whole_number(key) else end}
-            checked(Rules, params.rules(params.search.method).model_dump() | changed, f"{path}: search.space")
+            checked(Settings, params.settings(params.search.method).model_dump() | changed, f"{where}: search.space")
     return params

@@ -45,11 +45,11 @@ def under(key: str) -> Iterator[None]:
 
 def raised(error: BaseException) -> str:
     """What an exception says in one line, and where a user's code raised it: "KeyError: 'w', at mine/net.py:12"."""
-    said, at, name = first_line(error), place(error), type(error).__name__
+    line, at, name = first_line(error), place(error), type(error).__name__
     if name in VALUES_NEEDED:
         text = "a shape or a branch depends on the values of tensors"
     else:  # torch raises RuntimeError for nearly everything, so that its name tells nothing
-        text = said if said == name or type(error) is RuntimeError else f"{name}: {said}"
+        text = line if line == name or type(error) is RuntimeError else f"{name}: {line}"
     return f"{text}, at {at}" if at else text
 
 
@@ -61,6 +61,11 @@ def first_line(error: BaseException) -> str:
         lines = []
     text = "".join(c if c.isprintable() else " " for c in next((line for line in lines if line.strip()), "")).strip()
     return (text if len(text) <= LONGEST else f"{text[:LONGEST]} …") or type(error).__name__
+
+
+def joined(error: BaseException) -> str:
+    """All lines of an exception's text in one: for torch's load_state_dict, whose first line names no key."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def place(error: BaseException) -> str:

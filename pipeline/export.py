@@ -99,7 +99,7 @@ def input_shapes(network: nn.Module, channels: tuple[int, ...]) -> tuple[Shape, 
 def run(network: nn.Module, image: Tensor) -> Tensor:
     """The network's output; UserError when its forward fails or gives anything but one tensor."""
     with torch.no_grad(), explained(f"{type(network).__name__} fails on an input {tuple(image.shape)}"):
-        output = network(image)
+        output = network(image.clone())  # a forward may change its input
     if not isinstance(output, Tensor):
         raise UserError(f"{type(network).__name__} gives {type(output).__name__} and not one tensor")
     return output
@@ -143,14 +143,14 @@ def compare(content: bytes, network: nn.Module, shape: Shape, path: Path) -> flo
     size = f"an input of {' × '.join(map(str, shape))}"
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run(None, {"input": image.numpy()})[0])
+        output = torch.from_numpy(session.run(None, {"input": image.numpy()})[0])
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"{path} isn't written: onnxruntime fails on {size}: {first_line(error)}") from error
     expected = run(network, image)
-    if found.shape != expected.shape:
-        shapes = f"{tuple(found.shape)} where torch gives {tuple(expected.shape)}"
+    if output.shape != expected.shape:
+        shapes = f"{tuple(output.shape)} where torch gives {tuple(expected.shape)}"
         raise UserError(f"{path} isn't written: onnxruntime gives {shapes} on {size}")
-    difference = (found - expected).abs().max().item()
+    difference = (output - expected).abs().max().item()
     if not difference <= TOLERANCE:  # also true for NaN
         raise UserError(
             f"{path} isn't written: it differs from torch by {difference:.1e} on {size}; {TOLERANCE:g} is allowed"

@@ -23,7 +23,8 @@ from sqlalchemy.pool import NullPool
 LOCKED_SECONDS = 15.0  # a lock that is held for longer isn't another stage's write
 CONNECT_SECONDS = 10  # for a database server to answer
 KEY_LENGTH = 100  # characters; MLflow allows 250, but puts an image's key into a file name with 100 of its own
-SECRET_WORD = r"[\w.-]*(?:password|passwd|passphrase|pwd|token|secret|api_?key)[\w.-]*"
+SECRET = "(?:password|passwd|passphrase|pwd|token|secret|api_?key)"
+SECRET_WORD = rf"[\w.-]*{SECRET}[\w.-]*"
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 URL_VARIABLES = ("MLFLOW_TRACKING_URI", "STUDY_STORAGE")
 
@@ -39,8 +40,8 @@ def masked(text: str, *urls: str) -> str:
     known = [url for url in (*urls, *map(os.environ.get, URL_VARIABLES)) if url]
     for url in sorted(known, key=len, reverse=True):
         text = text.replace(url, _address(url))
-    found = {os.environ.get(name, "") for name in SECRET_VARIABLES}.union(*map(_passwords, known))
-    for word in sorted(filter(None, found), key=len, reverse=True):
+    secrets = {os.environ.get(name, "") for name in SECRET_VARIABLES}.union(*map(_passwords, known))
+    for word in sorted(filter(None, secrets), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", text)
     return _fallback(text, r"[^\s'\"]")
 
@@ -54,23 +55,27 @@ def _fallback(text: str, character: str) -> str:
     def without(match: re.Match[str]) -> str:
         return match[0] if re.match("(?i)sqlite|file", match[1]) else f"{match[1]}//***@"
 
-    text = re.sub(rf"(?s)([\w+.-]*:?)//{character}*@", without, text)
-    return re.sub(rf"(?i)\b({SECRET_WORD})(=|%3d)('[^']*'|\"[^\"]*\"|[^\s&;,'\"]*)", r"\1\2***", text)
+    # the look behind begins a match at a word's start alone: tried at each character, a long word takes minutes
+    text = re.sub(rf"(?s)(?<![\w+.-])([\w+.-]*:?)//{character}*@", without, text)
+    word = rf"(?<![\w.-])(?=[\w.-]*?{SECRET})([\w.-]++)"
+    return re.sub(rf"(?i){word}(=|%3d)('[^']*'|\"[^\"]*\"|[^\s&;,'\"]*)", r"\1\2***", text)
 
 
 def _passwords(url: str) -> set[str]:
     """The passwords in an address, each as it is written and decoded."""
-    found = set(re.findall(rf"(?i)[?&;]{SECRET_WORD}=([^&;#]*)", url))
+    passwords = set(re.findall(rf"(?i)[?&;]{SECRET_WORD}=([^&;#]*)", url))
     if not re.match("(?i)sqlite|file", url):
-        found |= set(re.findall(r"(?s)//[^:/@]*:(.*)@", url))
+        passwords |= set(re.findall(r"(?s)//[^:/@]*:(.*)@", url))
     with contextlib.suppress(SQLAlchemyError, ValueError):
-        found.add(make_url(url).password or "")
+        passwords.add(make_url(url).password or "")
     with contextlib.suppress(ValueError):
-        found.add(urlsplit(url).password or "")
-        found |= {value for name, value in parse_qsl(urlsplit(url).query) if re.fullmatch(f"(?i){SECRET_WORD}", name)}
+        passwords.add(urlsplit(url).password or "")
+        passwords |= {
+            value for name, value in parse_qsl(urlsplit(url).query) if re.fullmatch(f"(?i){SECRET_WORD}", name)
+        }
     # of a password with @ or / in it, not written as %40 and %2F, a driver takes a piece for the host and names it
-    found |= {piece for word in found for piece in re.split("[@/:?#]", word) if len(piece) > 1}
-    return {form for word in found for form in (word, unquote(word), quote(word, safe="")) if form}
+    passwords |= {piece for word in passwords for piece in re.split("[@/:?#]", word) if len(piece) > 1}
+    return {form for word in passwords for form in (word, unquote(word), quote(word, safe="")) if form}
 
 
 def reason(error: BaseException, *urls: str) -> str:

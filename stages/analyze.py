@@ -1,4 +1,4 @@
-"""Look at the baseline's architecture: costs by layer, coupled groups, magnitudes."""
+"""Look at the baseline's architecture: costs by layer, coupled groups, importance of channels."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def analyze(params: config.Params, network: str) -> None:
 
         setup = load_setup(params, network, RESULTS)
         net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
-        spent, found = setup.cost(net), coupling.find_groups(net, setup.example(net))
-        reference = importance.reference_magnitudes(net, found)
-        original = {group.name: group.channels for group in found.groups}
+        spent, coupled = setup.cost(net), coupling.find_groups(net, setup.example(net))
+        reference = importance.reference_magnitudes(net, coupled)
+        channels = {group.name: group.channels for group in coupled.groups}
         groups = []
         for group, state in zip(
-            found.groups, importance.group_states(net, spent, found, reference, original), strict=True
+            coupled.groups, importance.group_states(net, spent, coupled, reference, channels), strict=True
         ):
-            ranked = sorted(state.magnitudes)
+            ranked = sorted(state.importances)
             groups.append({
                 "name": group.name, "channels": group.channels, "producers": list(group.producers),
                 "readers": list(group.readers), "mac_per_channel": state.mac, "weights_per_channel": state.weights,
-                "magnitude": {"least": ranked[0], "median": ranked[len(ranked) // 2], "largest": ranked[-1]},
+                "importance": {"least": ranked[0], "median": ranked[len(ranked) // 2], "largest": ranked[-1]},
             })  # fmt: skip
-        for sentence in found.frozen:
+        for sentence in coupled.frozen:
             print(f"analyze {network}: {sentence}", file=sys.stderr)
         if not groups:
             print(f"analyze {network}: no channel can be removed, so pruning will change nothing", file=sys.stderr)
         folder = RESULTS / "analyze" / network
-        write_json(folder / "groups.json", {"groups": groups, "frozen": list(found.frozen)})
+        write_json(folder / "groups.json", {"groups": groups, "frozen": list(coupled.frozen)})
         rows = [
             (layer.name, layer.out_channels, layer.mac, layer.weights, layer.activations, layer.bw,
              f"{layer.mac_per_weight:.1f}")

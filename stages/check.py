@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import config
+from pipeline.cli import guarded
 from pipeline.errors import UserError, under
 from pipeline.files import digest
-from stages.command import guarded, writable
+from stages.command import writable
 from stages.common import RESULTS, given_weights
 from stages.mend import mend
 
@@ -31,7 +32,7 @@ def main() -> None:
             from pipeline.checks import tried
             from pipeline.prepare import layouts
 
-            found = {network: layouts.faultless(params, network) for network in params.run.networks}
+            found = {network: layouts.checked(params, network) for network in params.run.networks}
             for network in params.run.networks:
                 net = tried(params, network, found[network].parts)
                 if params.train[network].checkpoint:

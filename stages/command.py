@@ -8,16 +8,14 @@ import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from pipeline import config
-from pipeline.errors import UserError, place, raised
+from pipeline.cli import guarded
+from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from stages.common import RESULTS
 
@@ -35,48 +33,13 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
         end_with_parent()
     with guarded(name):
         params = config.read()
-        for key, allowed in (("network", params.networks), ("method", params.prune.methods)):
+        for key, allowed in (("network", params.networks), ("method", params.methods)):
             if key in given and given[key] not in allowed:
                 raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
         if "network" in given:
             params.require(given["network"], *(["prepare"] if name == "prepare" else []))
         writable(RESULTS)
         stage(params, *given.values())
-
-
-@contextmanager
-def guarded(name: str) -> Iterator[None]:
-    """Bad input ends in one sentence and status 2, a stop in one that says how to go on."""
-    located, said = warnings.formatwarning, set()
-
-    def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
-        text = f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
-        if text in said:  # two networks may have one folder
-            return ""
-        said.add(text)
-        return text
-
-    warnings.formatwarning = plain
-    try:
-        yield
-    except UserError as error:
-        from pipeline.stores import masked
-
-        print(f"{name}: error: {masked(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        if not place(error) and not isinstance(error, OSError):
-            raise
-        if place(error):  # a user's network may fail anywhere that it runs
-            said = raised(error)
-        else:
-            file = f"{error.filename}: " if error.filename else ""
-            said = f"{file}{error.strerror or error}; free space and writable folders are needed"
-        print(f"{name}: error: {said}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
-        sys.exit(130)
 
 
 def end_with_parent(parent: int | None = None, group: bool = False) -> None:

@@ -48,9 +48,9 @@ def control_of(params: config.Params, network: str) -> list[Any]:
     """The control's quality after each iteration, and after its fine-tune; UserError when its files aren't whole."""
     from pipeline import records
 
-    iteration = params.prune.networks[network]
-    steps = iteration.train_steps + iteration.retrain_steps
-    return records.control(RESULTS, network, steps, params.prune.max_iterations)
+    retrain = params.retrain[network]
+    steps = retrain.train_steps + retrain.retrain_steps
+    return records.control(RESULTS, network, steps, retrain.max_iterations)
 
 
 def finished(folder: Path) -> None:

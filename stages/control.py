@@ -1,4 +1,4 @@
-"""The control `original`: the training that a pruned network gets, with nothing removed."""
+"""The control: the baseline trained on for as long as a pruned network is, with nothing removed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from stages.common import RESULTS, finished, flat, images_of, scratch
 
 
 def control(params: config.Params, network: str) -> None:
-    """Train one baseline on by as many iterations as pruning may take, and by the fine-tune."""
-    retrain, last, iterations = params.prune.networks[network], params.finetune[network], params.prune.max_iterations
+    """Train one baseline on for as many iterations as pruning may take, and for the fine-tune's steps."""
+    retrain, last = params.retrain[network], params.finetune[network]
+    iterations = retrain.max_iterations
     with runs.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
@@ -20,20 +21,18 @@ def control(params: config.Params, network: str) -> None:
         from pipeline.training.loop import NonFiniteLossError
         from pipeline.training.setup import load_setup
 
-        wanted = params.networks[network]
+        section = params.networks[network]
         setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        training = {key: value for key, value in flat(retrain).items() if not key.endswith("_tolerance")}
         work = scratch(
-            "control", params, network, training, flat(last), iterations, flat(setup.recipe), baseline,
-            *images_of(network),
+            "control", params, network, flat(retrain), flat(last), flat(setup.recipe), baseline, *images_of(network)
         )  # fmt: skip
         progress = Progress(f"control {network}", setup.iteration_steps * iterations + last.steps)
-        net, _ = checkpoint.load(baseline, wanted.factory)
+        net, _ = checkpoint.load(baseline, section.factory)
         curve = []
         if (work / "curve.json").exists():
             try:
                 curve = read_sealed(work / "curve.json")["curve"]
-                net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", wanted.factory)
+                net, _ = checkpoint.load(work / f"{len(curve) - 1:03d}.pt", section.factory)
             except UserError as error:
                 curve = []
                 progress.say(f"{error}: the control starts anew")
@@ -46,24 +45,24 @@ def control(params: config.Params, network: str) -> None:
                 steps = number * setup.iteration_steps
                 curve.append({"steps": steps, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim})
                 checkpoint.save(
-                    work / f"{number:03d}.pt", net, wanted.factory, wanted.args, {}, example=setup.example()
+                    work / f"{number:03d}.pt", net, section.factory, section.args, {}, example=setup.example()
                 )
                 write_sealed(work / "curve.json", {"curve": curve})
             net = recipes.train_final(net, setup, last, work / "finetune.pt", progress)
         except NonFiniteLossError as error:
-            keys = f"prune.networks.{network} and finetune.{network}"
+            keys = f"retrain.{network} and finetune.{network}"
             raise UserError(f"control {network}: {error}; lower rates in {keys}, or a clip > 0, are needed") from None
         measured = setup.quality(net)
         total = iterations * setup.iteration_steps + last.steps
         final = {"steps": total, "psnr": measured.mean_psnr, "ssim": measured.mean_ssim}
-        gain = measured.mean_psnr - curve[0]["psnr"]
-        progress.say(f"PSNR {measured.mean_psnr:.3f} dB, {gain:+.4f} dB against the baseline (validation)")
+        change = measured.mean_psnr - curve[0]["psnr"]
+        progress.say(f"PSNR {measured.mean_psnr:.3f} dB, {change:+.4f} dB against the baseline (validation)")
         progress.close()
 
         folder = RESULTS / "control" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, example=setup.example())
+        checkpoint.save(folder / "network.pt", net, section.factory, section.args, {}, example=setup.example())
         write_json(folder / "curve.json", curve)
-        write_json(folder / "metrics.json", final | {"psnr_gain": gain})
+        write_json(folder / "metrics.json", final | {"psnr_change_baseline": change})
         run.curve("psnr", [(point["steps"], point["psnr"]) for point in [*curve, final]])
         run.curve("ssim", [(point["steps"], point["ssim"]) for point in [*curve, final]])
         finished(work)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from stages.command import end_with_parent, guarded
+from pipeline.cli import guarded
+from stages.command import end_with_parent
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Measure how long the original and the last method's network take here, and how much memory: no bits to repeat."""
+"""Measure how long the baseline and one pruned network take here, and how much memory: no bits to repeat."""
 
 from __future__ import annotations
 
@@ -10,41 +10,40 @@ from stages.common import RESULTS
 
 
 def latency(params: config.Params, network: str) -> None:
-    """Time one network's baseline and the network of the last of run.methods side by side, at each of latency.sides."""
-    wanted, asked = params.networks[network], params.latency
-    with runs.stage("latency", network, params={"sides": asked.sides, "repeats": asked.repeats}) as run:
+    """Time one network's baseline and the network of report.method side by side, at each of latency.sides."""
+    network_settings, settings = params.networks[network], params.latency
+    with runs.stage("latency", network, params={"sides": settings.sides, "repeats": settings.repeats}) as run:
         import torch
 
         from pipeline import checks, cost
-        from pipeline.latency import layer_times
-        from pipeline.latency import network_times as measured
+        from pipeline.latency import layer_times, network_times
         from pipeline.networks import checkpoint
         from pipeline.training.setup import example
 
         torch.set_num_threads(params.threads)
-        method, side, lanes = params.run.methods[-1], max(asked.sides), measured.lanes()
-        original, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", wanted.factory)
-        checks.check_sides(wanted, asked.sides, original)
-        pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", wanted.factory)
-        nets = {"baseline": original, method: pruned}
-        image = example(wanted, params.train[network], original)
-        nets[f"{method}, to {lanes}"] = measured.aligned(original, meta["kept"], image, lanes)
+        method, side, width = params.report.method, max(settings.sides), network_times.simd_width()
+        baseline, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", network_settings.factory)
+        checks.check_sides(network_settings, settings.sides, baseline)
+        pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", network_settings.factory)
+        nets = {"baseline": baseline, method: pruned}
+        image = example(network_settings, params.train[network], baseline)
+        nets[f"{method}, to {width}"] = network_times.aligned(baseline, meta["kept"], image, width)
         channels = image.shape[1]
         macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}
-        if macs[f"{method}, to {lanes}"] in (macs[method], macs["baseline"]):  # one of them again: nothing to measure
-            del nets[f"{method}, to {lanes}"]
-        rows, left_out = measured.measure(nets, asked.sides, channels, asked.repeats, params.threads)
-        found = {
-            "processor": measured.processor(),
-            "lanes": lanes,
+        if macs[f"{method}, to {width}"] in (macs[method], macs["baseline"]):  # one of them again: nothing to measure
+            del nets[f"{method}, to {width}"]
+        rows, left_out = network_times.measure(nets, settings.sides, channels, settings.repeats, params.threads)
+        timings = {
+            "processor": network_times.processor(),
+            "simd_width": width,
             "threads": params.threads,
             "mac_percent": {name: 100 * mac / macs["baseline"] for name, mac in macs.items()},
             "networks": rows,
             "left_out": left_out,
             "side": side,  # of `layers`
-            "layers": layer_times.measure({"baseline": original, method: pruned}, side, channels, asked.repeats),
+            "layers": layer_times.measure({"baseline": baseline, method: pruned}, side, channels, settings.repeats),
         }
-        write_json(RESULTS / "latency" / network / "latency.json", found)
+        write_json(RESULTS / "latency" / network / "latency.json", timings)
         run.artifact(RESULTS / "latency" / network / "latency.json")
         largest = [row for row in rows if row["side"] == side and row["network"] == method]
         run.metrics({f"time_percent_{row['runtime']}": 100 * row["ratio"] for row in largest})

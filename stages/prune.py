@@ -6,38 +6,38 @@ import shutil
 from dataclasses import asdict
 
 from pipeline import config
-from pipeline.files import write_json, write_text
+from pipeline.files import write_csv, write_json
+from pipeline.pruning import gate
 from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
 
-CROP = 96  # pixels; side of the picture that the UI shows by iteration
+CROP = 96  # pixels; side of the image that the UI shows by iteration
 
 
 def prune(params: config.Params, network: str, method: str) -> None:
     """Prune one network by one method until a stopping rule holds."""
-    numbers, active = params.rules(method), params.prune.methods[method].rules
-    settings = flat(numbers) | flat(params.prune.networks[network]) | flat(params.gate, "gate")
-    curve = control_of(params, network)[:-1]
-    with runs.stage("prune", network, method, settings | {"rules": " + ".join(active)}) as run:
+    settings, active = params.settings(method), params.methods[method].rules
+    parameters = flat(settings) | flat(params.retrain[network]) | flat(params.gate, "gate")
+    parameters |= flat(params.tolerance[network], "tolerance")
+    target, _ = gate.targets(params.gate.reference, control_of(params, network))
+    with runs.stage("prune", network, method, parameters | {"rules": " + ".join(active)}) as run:
         from pipeline.evaluation import crops
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
-        from pipeline.pruning import gate, prune
+        from pipeline.pruning import prune
         from pipeline.training.setup import load_setup
 
         setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
-        points = curve if params.gate.reference == "control" else curve[:1]
-        target = gate.Target(tuple(p["psnr"] for p in points), tuple(p["ssim"] for p in points))
         work = scratch(
-            "prune", params, network, method, settings, active, flat(setup.recipe), setup.size, asdict(target),
+            "prune", params, network, method, parameters, active, flat(setup.recipe), setup.size, asdict(target),
             baseline, *images_of(network),
         )  # fmt: skip
-        progress = Progress(f"prune {network} {method}", numbers.max_iterations * setup.iteration_steps)
+        progress = Progress(f"prune {network} {method}", params.retrain[network].max_iterations * setup.iteration_steps)
         net, _ = checkpoint.load(baseline, params.networks[network].factory)
         total = setup.cost(net)
         log = prune.prune(
-            net, setup, numbers, active, target, work, progress,
+            net, setup, settings, active, target, work, progress,
             on_iteration=lambda iteration: runs.iteration(run, iteration, total.mac, network, method),
         )  # fmt: skip
         progress.close()
@@ -48,22 +48,21 @@ def prune(params: config.Params, network: str, method: str) -> None:
         networks.mkdir(parents=True)
         for path in sorted(work.glob("accepted-*.pt")):
             shutil.copyfile(path, networks / path.name)
-            shown, _ = checkpoint.load(path, params.networks[network].factory)
-            crop = crops.restored(setup.validation, 0, shown.to(setup.machine.device), CROP)
-            run.picture(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
+            accepted, _ = checkpoint.load(path, params.networks[network].factory)
+            crop = crops.restored(setup.validation, 0, accepted.to(setup.machine.device), CROP)
+            run.image(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
         write_json(folder / "log.json", [asdict(iteration) for iteration in log])
-        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_drop")
-        rows = [",".join(str(getattr(iteration, key)) for key in columns) for iteration in log]
-        write_text(folder / "path.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_change")
+        write_csv(folder / "path.csv", [columns, *([getattr(iteration, key) for key in columns] for iteration in log)])
         last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
         totals = {
             "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,
-            "mac_kept": last.mac / total.mac, "psnr_drop": last.psnr_drop,
+            "mac_percent": 100 * last.mac / total.mac, "psnr_change": last.psnr_change,
         }  # fmt: skip
         write_json(folder / "metrics.json", totals)
-        run.metrics({"result_mac_percent": 100 * totals["mac_kept"], "result_psnr_drop": last.psnr_drop})
+        run.metrics({"result_mac_percent": totals["mac_percent"], "result_psnr_change": last.psnr_change})
         run.tell(
-            f"**Result: iteration {last.number}, {100 * totals['mac_kept']:.1f}% of the MACs**, before the fine-tune."
+            f"**Result: iteration {last.number}, {totals['mac_percent']:.1f}% of the MACs**, before the fine-tune."
         )
         run.artifact(folder / "log.json")
         finished(work)

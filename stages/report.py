@@ -1,4 +1,4 @@
-"""The counterpart of the paper's Table 1, and the pictures."""
+"""Write the report: the counterpart of the paper's Table 1, its figures and its page."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from stages.common import RESULTS
 
 
 def report(params: config.Params) -> None:
-    """Write the table and the pictures from the files in results/."""
+    """Write the tables, the figures and the page from the files in results/."""
     with runs.stage("report") as run:
-        from pipeline.report import page as made
+        from pipeline.report import page
 
         folder = RESULTS / "report"
-        verdicts = made.write(RESULTS, folder, params)
+        verdicts = page.write(RESULTS, folder, params)
         parent = runs.parent_of(run)
         parent.tell("\n\n".join([*verdicts, "The report: *Artifacts*, index.html."]))
         for name in ("index.html", "report.md", "table.md", "table.csv"):
             parent.artifact(folder / name)  # where who opens the chain's run looks first
-        for picture in sorted((folder / "pictures").glob("*.png")):
-            parent.artifact(picture, "pictures")
+        for figure in sorted((folder / "figures").glob("*.png")):
+            parent.artifact(figure, "figures")
         for network in params.run.networks:
-            found = records.solutions(RESULTS, network, params.run.methods)
-            best = min(params.run.methods, key=lambda method: found[method]["mac"])
-            parent.tags({f"best.{network}": f"{best}: {found[best]['mac_percent']:.1f}% of the MACs"})
-            told = {
-                "mac_percent": found[best]["mac_percent"],
-                "drop_baseline": -found[best]["against_baseline"]["mean"],
-                "drop_control": -found[best]["against_original"]["mean"],
+            measured = records.solutions(RESULTS, network, params.run.methods)
+            best = min(params.run.methods, key=lambda method: measured[method]["mac"])
+            parent.tags({f"best.{network}": f"{best}: {measured[best]['mac_percent']:.1f}% of the MACs"})
+            figures = {
+                "mac_percent": measured[best]["mac_percent"],
+                "psnr_change_baseline": measured[best]["against_baseline"]["mean"],
+                "psnr_change_control": measured[best]["against_control"]["mean"],
             }
-            parent.metrics({f"{network}_{key}": round(value, 4) for key, value in told.items()})
+            parent.metrics({f"{network}_{key}": round(value, 4) for key, value in figures.items()})
         runs.save_views(run, params.run.networks)
-    print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, pictures in {folder / 'pictures'}")
+    print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, figures in {folder / 'figures'}")
 
 
 if __name__ == "__main__":

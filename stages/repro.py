@@ -12,7 +12,8 @@ import sys
 import time
 
 from pipeline import config
-from stages.command import GRACE, end_with_parent, guarded
+from pipeline.cli import guarded
+from stages.command import GRACE, end_with_parent
 from stages.mend import mend
 
 SESSION = time.strftime("make repro %F %T")  # one run in MLflow for all of it

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def train(params: config.Params, network: str) -> None:
     """Train one network's baseline, or read train.NETWORK.checkpoint, and measure it on the validation images."""
-    recipe, wanted = params.train[network], params.networks[network]
-    with runs.stage("train", network, params=flat(recipe) | flat(wanted)) as run:
+    recipe, section = params.train[network], params.networks[network]
+    with runs.stage("train", network, params=flat(recipe) | flat(section)) as run:
         import torch
 
         from pipeline import checks, networks
@@ -35,11 +35,11 @@ def train(params: config.Params, network: str) -> None:
 
         setup = load_setup(params, network, RESULTS)
         torch.manual_seed(params.seed)
-        net = networks.build(wanted.factory, wanted.args)
+        net = networks.build(section.factory, section.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
         checks.check_trainable(setup, net)
-        rebuilt.check(wanted.factory, wanted.args, net, setup.example())
-        work = scratch("train", params, network, flat(recipe), flat(wanted), *images_of(network))
+        rebuilt.check(section.factory, section.args, net, setup.example())
+        work = scratch("train", params, network, flat(recipe), flat(section), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
         curve, source = [], {}
         if how:
@@ -67,7 +67,7 @@ def train(params: config.Params, network: str) -> None:
         warn(setup, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
 
         folder = RESULTS / "train" / network
-        checkpoint.save(folder / "network.pt", net, wanted.factory, wanted.args, {}, source, setup.example())
+        checkpoint.save(folder / "network.pt", net, section.factory, section.args, {}, source, setup.example())
         rows = [f"{p.step},{p.psnr:.5f},{p.loss:.6f}\n" for p in curve] or [f"0,{measured.mean_psnr:.5f},\n"]
         write_text(folder / "curve.csv", "step,psnr,loss\n" + "".join(rows))
         figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
@@ -78,17 +78,19 @@ def train(params: config.Params, network: str) -> None:
         finished(work)
 
 
-def warn(setup: Setup, net: nn.Module, psnr: float, start: float, given: str | None) -> None:
-    """Warn of a baseline that is no better than its input, and say what would mend given weights."""
+def warn(setup: Setup, net: nn.Module, psnr: float, start: float, weights: str | None) -> None:
+    """Warn of a baseline that is no better than its input, and say what may be wrong with weights from a file."""
     if not math.isfinite(psnr):
         raise UserError(f"train.{setup.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
     if psnr > start:
         return
     from pipeline.networks.pretrained import measured_range
 
-    found = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
-    hint = measured_range(net, setup.validate, start) if given else "it needs more steps, or another lr"
-    warnings.warn(f"train.{setup.name}: {found}; {hint or f'{given} was trained for something else'}", stacklevel=2)
+    sentence = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
+    hint = measured_range(net, setup.validate, start) if weights else "it needs more steps, or another lr"
+    warnings.warn(
+        f"train.{setup.name}: {sentence}; {hint or f'{weights} was trained for something else'}", stacklevel=2
+    )
 
 
 if __name__ == "__main__":

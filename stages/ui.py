@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.cli import Parser
+from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
-from pipeline.tracking import runs
-from stages.command import guarded
+from pipeline.tracking import store
 
 
 def main() -> None:
@@ -16,7 +15,7 @@ def main() -> None:
         port = parser.parse_args().port
         if not (port.isdecimal() and 1 <= int(port) <= 65535):
             raise UserError(f"PORT is {port!r}; a whole number from 1 to 65535 is allowed")
-        print(f"Once the server is up: {runs.address(f'http://127.0.0.1:{port}')}", flush=True)
+        print(f"Once the server is up: {store.page(f'http://127.0.0.1:{port}')}", flush=True)
 
 
 if __name__ == "__main__":

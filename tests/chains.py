@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forks
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -32,22 +37,23 @@ SPLITS = {
 
 def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
-    params = yaml.safe_load(path.read_text())
+    if path.parent.name == "presets":
+        from stages import preset  # not by attack.py, which is a script and uses params.yaml
+
+        params = preset.values(path)
+    else:
+        params = yaml.safe_load(path.read_text())
     params["precision"] = "fp32"
     small = {"edsr": {"blocks": 2, "channels": 8}, "sid": {"base": 4}}
     for network in params["networks"]:
         params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
         params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
         params["train"][network].pop("milestones", None)  # they lie beyond two steps
-        params["prune"]["networks"][network] |= {
-            "train_steps": 1,
-            "retrain_steps": 2,
-            "psnr_tolerance": 50,
-            "ssim_tolerance": 1,
-        }
+        params["retrain"][network] |= {"max_iterations": 2, "train_steps": 1, "retrain_steps": 2}
+        params["tolerance"][network] = {"psnr": 50, "ssim": 1}
         params["finetune"][network]["steps"] = 2
         params["analyze"][network]["size"] = [32, 32]
-    params["prune"] |= {"max_iterations": 2, "patience": 1}
+    params["prune"]["patience"] = 1
     params["gate"] |= {"max_psnr_drop": 50.0, "max_ssim_drop": 1.0}
     params["evaluate"]["bootstrap"] = 200
     params["latency"] = {"sides": [32], "repeats": 1}
@@ -62,7 +68,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
 
 def checkout(folder: Path, params: dict[str, Any]) -> Path:
     """A clone's files with a tiny preset and ten photographs, as a git and DVC repository of its own."""
-    for name in ("pipeline", "stages", "examples", ".dvc"):
+    for name in ("pipeline", "stages", "examples", "presets", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
@@ -82,11 +88,32 @@ def checkout(folder: Path, params: dict[str, Any]) -> Path:
 LIMIT = 3600  # s; against a hang, not against a busy machine
 
 
+@cache
+def forking() -> str:
+    """The folder of this process's forks.py, which has torch and MLflow loaded; it ends with this process."""
+    folder = tempfile.mkdtemp(prefix="forks-")
+    server = subprocess.Popen(
+        [sys.executable, "-I", str(ROOT / "tests/forks.py"), folder],
+        stdin=subprocess.PIPE,
+        env=ENVIRONMENT
+        | {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"},
+    )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    until = time.monotonic() + LIMIT
+    while not Path(folder, "socket").exists():
+        assert server.poll() is None, "forks.py has ended"
+        assert time.monotonic() < until, "forks.py hangs"
+        time.sleep(0.02)
+    return folder
+
+
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; what DVC runs as `python -m` is forked from a Python that has the large libraries loaded."""
+    shim = {"PATH": f"{forking()}:{ENVIRONMENT['PATH']}"} if words[0] == "dvc" else {}
     return subprocess.run(
         words,
         cwd=folder,
-        env={**ENVIRONMENT, **environment},
+        env={**ENVIRONMENT, **shim, **environment},
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -94,8 +121,22 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+def module(folder: Path, *words: str, limit: float = LIMIT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m WORDS`, in a process that is forked from one with the large libraries loaded; stdin is empty."""
+    with (
+        open(os.devnull) as empty,
+        tempfile.TemporaryFile("w+", errors="replace") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as err,
+    ):
+        files = (empty.fileno(), out.fileno(), err.fileno())
+        status = forks.ask(forking(), [*words], str(folder), {**ENVIRONMENT, **environment}, files, limit)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+
 def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", f"stages.{name}", *arguments, **environment)
+    return module(folder, f"stages.{name}", *arguments, **environment)
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -8,13 +8,16 @@ import time
 from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler
 
-from pipeline.study import search
+from pipeline.study import worker
+from pipeline.study.sampler import Proposals
+from pipeline.study.storage import open_study
 from pipeline.study.trial import Outcome, Report
 
 
 def outcome(values: dict[str, float]) -> Outcome:
     """Fewest MACs at x = 0.3, of which only x >= 0.5 holds."""
-    return Outcome(abs(values["x"] - 0.3), {"psnr_drop": 0.5 - values["x"]}, {"psnr_drop": 0.5 - values["x"]})
+    change = values["x"] - 0.5
+    return Outcome(100 * abs(values["x"] - 0.3), {"psnr_drop": -change}, {"psnr_change": change})
 
 
 def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str, sampler: str = "") -> None:
@@ -24,10 +27,10 @@ def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, l
         time.sleep(seconds)
         return outcome(values)
 
-    study = search.open_study(storage, name, {"baseline": "one"}, heartbeat)
+    study = open_study(storage, name, {"baseline": "one"}, heartbeat)
     make = RandomSampler if sampler == "random" else None  # never the same point twice: each trial really sleeps
-    proposals = search.Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9}, make)
-    search.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2, grace=3 * heartbeat)
+    proposals = Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9}, make)
+    worker.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2, grace=3 * heartbeat)
 
 
 if __name__ == "__main__":

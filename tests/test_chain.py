@@ -43,14 +43,14 @@ def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
     assert [(row["network"], row["solution"]) for row in rows] == [
         (network, solution)
         for network, given in (("edsr", "bicubic"), ("sid", "amplified input"))
-        for solution in (given, "baseline", "original", "A", "D")
+        for solution in (given, "baseline", "control", "A", "D")
     ]
     for row in rows:
         assert 5 < float(row["psnr"]) < 60
         if row["solution"] in ("A", "D"):
             assert 0 < float(row["mac_percent"]) < 100
             assert float(row["against_baseline_low"]) <= float(row["against_baseline_mean"])
-        if row["solution"] == "original":
+        if row["solution"] == "control":
             assert float(row["mac_percent"]) == 100
     markdown = (repro / "results/report/table.md").read_text()
     assert markdown.count("\n| edsr") == markdown.count("\n| sid") == 5
@@ -61,15 +61,15 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
     assert len(page) < 3_000_000
     for network in ("edsr", "sid"):
         assert re.search(rf"<strong>{network}, method [AD]: \d+% of the MACs removed</strong>", page)
-        pictures = list((repro / "results/report/pictures").glob(f"{network}-*.png"))
+        figures = list((repro / "results/report/figures").glob(f"{network}-*.png"))
         assert {"layers", "widths", "path", "thresholds", "tradeoff", "training", "times"} < {
-            picture.stem.removeprefix(f"{network}-") for picture in pictures
+            figure.stem.removeprefix(f"{network}-") for figure in figures
         }
-        assert all(3_000 < picture.stat().st_size < 300_000 for picture in pictures)
+        assert all(3_000 < figure.stat().st_size < 300_000 for figure in figures)
     example = (repro / "results/report/example.png").read_bytes()
-    assert example == (repro / "results/report/pictures/edsr-largest-loss.png").read_bytes()  # never the flattering one
-    assert page.count("data:image/png") == len(list((repro / "results/report/pictures").iterdir()))
-    assert 'src="pictures' not in page
+    assert example == (repro / "results/report/figures/edsr-largest-loss.png").read_bytes()  # never the flattering one
+    assert page.count("data:image/png") == len(list((repro / "results/report/figures").iterdir()))
+    assert 'src="figures' not in page
     assert "paper (%)" in (repro / "results/report/report.md").read_text()
 
 
@@ -81,14 +81,14 @@ def test_the_chain_ends_with_a_report_of_one_page(repro: Path) -> None:
             None,
             "can't be read: No such file or directory; the stage that writes it must run first: dvc repro latency@sid",
         ),
-        ("latency/sid/latency.json", b"{}", "has no processor, lanes"),
-        ("evaluate/sid/looks.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
-        ("evaluate/sid/looks.json", b"{}", "has no largest loss"),
+        ("latency/sid/latency.json", b"{}", "has no processor, simd_width"),
+        ("evaluate/sid/samples.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
+        ("evaluate/sid/samples.json", b"{}", "has no largest loss"),
         ("finetune/sid/D/attempts.json", b'["a", 1]', "entry 1 is 1 but should be a valid string; dvc repro -s -f"),
-        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_drop"),
-        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_drop\n0,accepted\n", "has no rows with"),
-        ("evaluate/sid/pictures/largest-loss/D.png", b"\x89PNG", "can't be read as a picture: it is damaged"),
-        ("evaluate/sid/pictures/largest-loss/D.png", None, "can't be read as a picture: No such file"),
+        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_change"),
+        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_change\n0,accepted\n", "has no rows with"),
+        ("evaluate/sid/frames/largest-loss/D.png", b"\x89PNG", "can't be read as an image: it is damaged"),
+        ("evaluate/sid/frames/largest-loss/D.png", None, "can't be read as an image: No such file"),
     ],
 )
 def test_a_report_of_broken_results_is_one_sentence_and_leaves_the_last_one(
@@ -115,7 +115,7 @@ def test_names_of_layers_and_images_are_shown_as_they_are(repro: Path, tmp_path:
     folder = tmp_path / "report"
     page.write(tmp_path / "results", folder, config.read(repro / "params.yaml"))
     html = (folder / "index.html").read_text()
-    assert html.count("data:image/png") == len(list((folder / "pictures").iterdir()))
+    assert html.count("data:image/png") == len(list((folder / "figures").iterdir()))
     assert "Looking closer, " in html
     assert re.search(r"<h3>Looking closer, [a-z ]+: a\]b\*c_d\|&lt;i&gt;e\*\d\.jpg", html)
 
@@ -129,21 +129,21 @@ def test_dvc_compares_experiments_by_few_metrics(repro: Path) -> None:
         ("sid", ["A", "D"]),
     ]
     tuned = json.loads((repro / "results/finetune/sid/D/metrics.json").read_text())
-    assert figures["sid"]["D"].keys() == {"mac_percent", "validation_drop", "test_drop_baseline", "test_drop_control"}
-    assert figures["sid"]["D"]["mac_percent"] == pytest.approx(100 * tuned["mac_kept"])
-    assert figures["sid"]["D"]["validation_drop"] == tuned["psnr_drop"]
+    assert figures["sid"]["D"].keys() == {"mac_percent", "psnr_change", "psnr_change_baseline", "psnr_change_control"}
+    assert figures["sid"]["D"]["mac_percent"] == pytest.approx(tuned["mac_percent"])
+    assert figures["sid"]["D"]["psnr_change"] == tuned["psnr_change"]
     test = json.loads((repro / "results/evaluate/sid/metrics.json").read_text())
-    for rival, key in (("baseline", "test_drop_baseline"), ("original", "test_drop_control")):
-        assert figures["sid"]["D"][key] == pytest.approx(test[rival]["psnr"] - test["D"]["psnr"])
+    for rival, key in (("baseline", "psnr_change_baseline"), ("control", "psnr_change_control")):
+        assert figures["sid"]["D"][key] == pytest.approx(test["D"]["psnr"] - test[rival]["psnr"])
 
 
-def test_dvc_plots_the_curves_and_the_reports_pictures(repro: Path) -> None:
+def test_dvc_plots_the_curves_and_the_reports_figures(repro: Path) -> None:
     done = run(repro, "dvc", "plots", "show", "--json")
     shown = json.loads(done.stdout)["data"]
-    assert "results/report/pictures/edsr-path.png" in shown  # they open without a network; the curves need a script
+    assert "results/report/figures/edsr-path.png" in shown  # they open without a network; the curves need a script
     for path, field in {
         "train/sid/curve.csv": "psnr", "analyze/edsr/layers.csv": "mac", "prune/edsr/D/path.csv": "psnr",
-        "evaluate/sid/images.csv": "psnr_drop",
+        "evaluate/sid/images.csv": "psnr_change",
     }.items():  # fmt: skip
         (plot,) = shown[f"results/{path}"]
         assert field in plot["content"]["data"]["values"][0], path  # its template was found and filled
@@ -160,7 +160,7 @@ def test_a_second_repro_does_nothing(repro: Path) -> None:
 
 def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     params = yaml.safe_load((repro / "params.yaml").read_text())
-    params["prune"]["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
+    params["methods"]["D"]["overrides"] = {"balance_strength": 3.0}
     (repro / "params.yaml").write_text(yaml.safe_dump(params))
     stages = {line.split(":")[0] for line in run(repro, "dvc", "status").stdout.splitlines() if line[:1].isalpha()}
     run(repro, "git", "checkout", "-q", "params.yaml")
@@ -168,6 +168,15 @@ def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
         "prune@edsr-D",
         "prune@sid-D",
     }
+
+
+def test_the_reported_method_reruns_what_pictures_and_times_it_alone(repro: Path) -> None:
+    params = yaml.safe_load((repro / "params.yaml").read_text())
+    params["report"]["method"] = "A"
+    (repro / "params.yaml").write_text(yaml.safe_dump(params))
+    status = json.loads(run(repro, "dvc", "status", "--json").stdout)
+    run(repro, "git", "checkout", "-q", "params.yaml")
+    assert {name.partition("@")[0] for name in status} == {"evaluate", "latency", "report"}
 
 
 def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(repro: Path) -> None:
@@ -220,7 +229,7 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
         assert begin, told
         compared = shown(begin[1])  # the list that `make ui` begins with
         assert "Networks by MACs kept" in compared
-        assert {"mac_percent", "drop_baseline", "drop_control"} <= set(re.findall(r">(\w+)<", compared))
+        assert {"mac_percent", "psnr_change_baseline", "psnr_change_control"} <= set(re.findall(r">(\w+)<", compared))
         place = {name: compared.index(f">{name}<") for name in ("sid D", "edsr baseline")}
         assert place["sid D"] < place["edsr baseline"]  # fewest MACs first
         assert "edsr D iteration 1" not in compared  # other runs have lists of their own
@@ -231,9 +240,9 @@ def test_the_ui_shows_the_chain_its_iterations_and_pictures_in_a_browser(repro: 
         assert "edsr pruned by method D" in path
         assert "mac_percent" in path
         iteration = shown(f"runs/{first.info.run_id}")
-        assert "psnr_drop" in iteration
+        assert "psnr_change" in iteration
         assert f"{first.data.tags['verdict']}: " in iteration
-        artifacts = shown(f"runs/{chain.info.run_id}/artifacts/pictures/edsr-path.png")
+        artifacts = shown(f"runs/{chain.info.run_id}/artifacts/figures/edsr-path.png")
         assert "edsr-path.png" in artifacts
         assert re.search(r'<img[^>]+src="blob:', artifacts)
     images = [artifact.path for artifact in client.list_artifacts(prune.info.run_id, "images")]
@@ -264,7 +273,9 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     done = stage(repro, "search", *words, "--trials", "3", "--apply")
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' (-S prune\.\w+=\S+ ?){3}\n", done.stdout
+        r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' "
+        r"-S report.method=D (-S prune\.\w+=\S+ ?){3}\n",
+        done.stdout,
     ), done.stdout
     assert results(repro).keys() - before.keys() == {
         f"results/search/edsr-D/{name}" for name in ("trials.json", "importances.json", "history.png", "contour.png",
@@ -274,7 +285,7 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     trials = json.loads((repro / "results/search/edsr-D/trials.json").read_text())
     assert len(trials) == 3
     applied = yaml.safe_load((repro / "params.yaml").read_text())["prune"]
-    best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_kept"])
+    best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_percent"])
     assert {key: applied[key] for key in best["params"]} == best["params"]
     again = stage(repro, "search", *words, "--trials", "3")
     assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
@@ -284,12 +295,13 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
     (study,) = client.search_runs([experiment], "tags.level = 'study'")
     assert study.info.status == "FINISHED"
-    assert study.data.metrics["mac_kept"] == best["mac_kept"]
+    assert study.data.metrics["mac_percent"] == best["mac_percent"]
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{study.info.run_id}'")
     assert {child.info.run_name for child in children} == {"trial 0", "trial 1", "trial 2"}
     won = next(child for child in children if child.info.run_name == f"trial {best['trial']}")
-    assert won.data.metrics["mac_kept"] == best["mac_kept"]
-    assert won.data.metrics.keys() >= {"psnr_drop_baseline", "psnr_drop_control", "feasible", "mac_percent"}
+    figures = ("mac_percent", "psnr_change", "ssim_change", "psnr_change_baseline", "psnr_change_control")
+    assert {key: won.data.metrics[key] for key in figures} == {key: best[key] for key in figures}  # not an iteration's
+    assert won.data.metrics["feasible"] == 1.0
     assert float(won.data.params["threshold_scale"]) == best["params"]["threshold_scale"]
     assert len(client.get_metric_history(won.info.run_id, "mac_percent")) > 1
     shutil.rmtree(repro / "results/search")
@@ -340,7 +352,7 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
     began = time.monotonic()
     while child.poll() is None and not list(folder.glob(".scratch/prune-*/log.json")):
         time.sleep(0.02)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 900
     time.sleep(moment * 0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()

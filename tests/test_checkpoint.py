@@ -201,13 +201,14 @@ def test_the_file_holds_no_more_than_the_kept_weights(tmp_path: Path, monkeypatc
 def test_loading_needs_no_pruner(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
     code = (
-        "import sys; sys.modules['pipeline.pruning.coupling'] = None\n"
-        "from pathlib import Path; from pipeline import checkpoint\n"
+        "import sys; sys.modules['pipeline.pruning'] = None\n"
+        "from pathlib import Path; from pipeline.networks import checkpoint\n"
         f"checkpoint.load(Path({str(tmp_path / 'net.pt')!r}))\n"
         "print(sorted(name for name in sys.modules if name.startswith('pipeline.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ["checkpoint", "coupling", "errors", "files", "networks", "networks.edsr", "rebuilt"]  # None for one
+    modules = ["errors", "files", "networks", "networks.checkpoint", "networks.edsr", "networks.rebuilt"]
+    modules.append("pruning")  # None
     assert done.stdout.strip() == str([f"pipeline.{module}" for module in modules])
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from dvc.utils.serialize import load_yaml
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.schema import read_yaml
+from stages import preset
 
 ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -43,14 +48,123 @@ def complaint(path: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid_with_what_it_takes_from_the_small_one(path: Path) -> None:
+    params = config.checked_params(preset.values(path), str(path))
+    assert set(params.run.networks) == set(params.networks) == set(params.tolerance)
+
+
+def test_params_yaml_is_the_small_preset() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets" / "small.yaml").read_bytes()
+
+
+def leaves(section: dict[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key that holds no section, with the keys above it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, *above, key)
+        else:
+            yield (*above, key), value
+
+
+@pytest.mark.parametrize("name", ["standard", "paper", "srresnet", "denoiser"])
+def test_a_preset_states_no_key_that_it_doesnt_change(name: str) -> None:
+    small = dict(leaves(GOOD))
+    sections = {keys[:n] for keys in small for n in range(1, len(keys))}
+    stated = dict(leaves(read_yaml(ROOT / "presets" / f"{name}.yaml")))
+    assert stated
+    for keys, value in stated.items():
+        if value is None:  # takes the key away
+            assert keys in small or keys in sections, keys
+        else:
+            assert small.get(keys, MISSING) != value, keys
+
+
+@pytest.mark.parametrize("name", ["small", "standard", "paper", "srresnet", "denoiser"])
+def test_a_preset_is_written_with_its_own_first_lines_and_the_small_ones_comments(name: str, tmp_path: Path) -> None:
+    path = ROOT / "presets" / f"{name}.yaml"
+    text = preset.rendered(path)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert read_yaml(tmp_path / "params.yaml") == preset.values(path)
+    assert text.splitlines()[0] == path.read_text(encoding="utf-8").splitlines()[0]
+    assert "# alpha at the first iteration\n" in text
+    assert "\n\nretrain: # what each pruning iteration trains" in text  # sections stay apart
+    assert "\n\n\n" not in text
+    assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+BASE = "networks: {a: {args: {x: 1, y: 2}, list: [1, 2]}, b: {z: 1}}\ntrain: {a: {lr: 1}, b: {lr: 2}}\nseed: 1\n"
+
+
 @pytest.mark.parametrize(
-    "path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=lambda p: p.name
+    ("changes", "networks", "train"),
+    [
+        ("networks: {a: {args: {y: 3}}}", {"a": {"args": {"x": 1, "y": 3}, "list": [1, 2]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: {list: [3]}}", {"a": {"args": {"x": 1, "y": 2}, "list": [3]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: {args: null}}", {"a": {"list": [1, 2]}, "b": {"z": 1}}, "ab"),
+        ("networks: {a: null, c: {}}", {"b": {"z": 1}, "c": {}}, "b"),
+        ("train: {a: null}", {"a": {"args": {"x": 1, "y": 2}, "list": [1, 2]}, "b": {"z": 1}}, "b"),
+    ],
 )
-def test_every_shipped_preset_is_valid(path: Path) -> None:
-    params = config.read(path)
-    assert set(params.run.networks) <= set(params.networks)
-    for method in params.prune.methods:
-        assert params.rules(method).max_share <= 1
+def test_a_preset_merges_sections_replaces_the_rest_and_takes_away_by_null(
+    tmp_path: Path, changes: str, networks: dict[str, Any], train: str
+) -> None:
+    (tmp_path / "small.yaml").write_text(BASE)
+    (tmp_path / "mine.yaml").write_text(changes)
+    merged = preset.values(tmp_path / "mine.yaml")
+    assert (merged["networks"], "".join(merged["train"]), merged["seed"]) == (networks, train, 1)
+
+
+def test_a_preset_replaces_what_is_committed_or_a_preset_and_nobodys_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    params = Path("params.yaml")
+    small = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert preset.apply("small") == "preset: params.yaml is now the preset small"  # there was none
+    assert "is now the preset standard; `python -m stages.preset small` goes back" in preset.apply("standard")
+    assert config.read(params).retrain["edsr"].max_iterations == 5
+    assert preset.apply("standard") == "preset: params.yaml is the preset standard already"
+    assert preset.apply("small") == "preset: params.yaml is now the preset small"
+    assert params.read_text(encoding="utf-8") == small
+
+    params.write_text(small.replace("seed: 1", "seed: 2"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"params\.yaml has changes that are neither committed nor a preset"):
+        preset.apply("standard")
+    assert config.read(params).seed == 2
+    for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "mine"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *words], check=True)
+    preset.apply("standard")
+    assert config.read(params).seed == 1
+    with params.open("a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    with pytest.raises(UserError, match="neither committed nor a preset"):
+        preset.apply("small")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: -1\n", "presets/mine.yaml: seed is -1 but should be greater"),
+        ("sead: 1\n", "presets/mine.yaml: sead is an unknown key"),
+        ("seed: [\n", "presets/mine.yaml isn't YAML"),
+        ("", "presets/mine.yaml must hold sections"),
+        ("networks: null\n", "presets/mine.yaml: networks is missing"),
+        ("networks: 3\n", "presets/mine.yaml: networks is 3 but should be a section"),
+    ],
+)
+def test_a_faulty_preset_is_named_and_params_yaml_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    Path("presets/mine.yaml").write_text(text)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    with pytest.raises(UserError) as caught:
+        preset.apply("mine")
+    assert said in str(caught.value)
+    assert Path("params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -59,10 +173,16 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
         ("gate/drop", 1, "gate.drop is an unknown key; allowed here: reference, max_psnr_drop, max_ssim_drop"),
         ("evaluate/boot", 1, "evaluate.boot is an unknown key; allowed here: bootstrap"),
         ("finetune/sid/step", 1, "finetune.sid.step is an unknown key; allowed here: steps, lr, lr_final"),
-        ("prune/networks/sid/lr", 1.0, "prune.networks.sid.lr is an unknown key; allowed here: train_steps, "
-                                       "retrain_steps, train_lr, retrain_lr, retrain_lr_final, psnr_tolerance, "
-                                       "ssim_tolerance"),
-        ("prune/methods/A/rule", [], "prune.methods.A.rule is an unknown key; allowed here: rules, overrides"),
+        ("retrain/sid/lr", 1.0, "retrain.sid.lr is an unknown key; allowed here: max_iterations, train_steps, "
+                                "retrain_steps, train_lr, retrain_lr, retrain_lr_final"),
+        ("tolerance/sid/psnr_drop", 1.0, "tolerance.sid.psnr_drop is an unknown key; allowed here: psnr, ssim"),
+        ("tolerance/sid", MISSING, "run.networks names 'sid', which tolerance doesn't have; it has 'edsr'"),
+        ("retrain/sid", MISSING, "run.networks names 'sid', which retrain doesn't have; it has 'edsr'"),
+        ("report/method", "Z", "report.method is 'Z', which run.methods doesn't have; it has 'A', 'B', 'C', 'D'"),
+        ("run/methods", ["A", "B"], "report.method is 'D', which run.methods doesn't have; it has 'A', 'B'"),
+        ("search/network", "vdsr", "search.network is 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
+        ("search/method", "Z", "search.method is 'Z', which methods doesn't have; it has 'A', 'B', 'C', 'D'"),
+        ("methods/A/rule", [], "methods.A.rule is an unknown key; allowed here: rules, overrides"),
         ("train/edsr/checkpoint", 3, "train.edsr.checkpoint is 3 but should be a valid string"),
         ("train/edsr/checkpoint", "", "train.edsr.checkpoint is '' but should have at least 1 character"),
         ("gate/reference", MISSING, "gate.reference is missing"),
@@ -96,14 +216,14 @@ def test_every_shipped_preset_is_valid(path: Path) -> None:
         ("run/methods", "A", "run.methods is 'A' but should be a list"),
         ("run/methods", [], "run.methods is [] but should have at least 1 item"),
         ("run/methods", ["A", "Z"],
-         "run.methods names 'Z', which prune.methods doesn't have; it has 'A', 'B', 'C', 'D'"),
+         "run.methods names 'Z', which methods doesn't have; it has 'A', 'B', 'C', 'D'"),
         ("run/networks", ["vdsr"], "run.networks names 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
         ("train/sid", MISSING, "prepare has 'sid', which train doesn't have; it has 'edsr'"),
         ("finetune/sid", MISSING, "run.networks names 'sid', which finetune doesn't have; it has 'edsr'"),
-        ("prune/methods/D/rules", ["adaptive", "magic"],
-         "prune.methods.D.rules.1 is 'magic' but should be 'adaptive', 'depth', 'efficiency' or 'balance'"),
-        ("prune/methods/B/rules", ["depth"],
-         "prune.methods.B: rules must contain 'adaptive': without it the threshold never moves"),
+        ("methods/D/rules", ["adaptive", "magic"],
+         "methods.D.rules.1 is 'magic' but should be 'adaptive', 'depth', 'efficiency' or 'balance'"),
+        ("methods/B/rules", ["depth"],
+         "methods.B: rules must contain 'adaptive': without it the threshold never moves"),
     ],
 )  # fmt: skip
 def test_a_fault_is_said_with_its_key_and_what_is_allowed(tmp_path: Path, key: str, value: Any, sentence: str) -> None:
@@ -120,13 +240,13 @@ def test_a_fault_is_said_with_its_key_and_what_is_allowed(tmp_path: Path, key: s
         ("prune/sparsity", 1e300, "less than or equal to 1000"),
         ("prune/imbalance", 1e300, "less than or equal to 1000"),
         ("prune/balance_strength", 1e300, "less than or equal to 1000"),
-        ("prune/max_iterations", 10**9, "less than or equal to 100000"),
+        ("retrain/sid/max_iterations", 10**9, "less than or equal to 100000"),
         ("prune/patience", 10**9, "less than or equal to 100000"),
         ("prune/depth_channels", 10**9, "less than or equal to 100000"),
         ("prune/align", 10**9, "less than or equal to 4096"),
-        ("prune/networks/edsr/train_steps", 10**12, "less than or equal to 100000000"),
-        ("prune/networks/edsr/retrain_lr", 1e300, "less than or equal to 10"),
-        ("prune/networks/edsr/psnr_tolerance", 1e300, "less than or equal to 100"),
+        ("retrain/edsr/train_steps", 10**12, "less than or equal to 100000000"),
+        ("retrain/edsr/retrain_lr", 1e300, "less than or equal to 10"),
+        ("tolerance/edsr/psnr", 1e300, "less than or equal to 100"),
         ("train/edsr/lr", 1e300, "less than or equal to 10"),
         ("train/edsr/steps", 10**12, "less than or equal to 100000000"),
         ("train/edsr/batch", 10**9, "less than or equal to 4096"),
@@ -167,15 +287,15 @@ def test_every_number_has_an_upper_bound(tmp_path: Path, key: str, value: Any, a
             "train.edsr: lr_final is 0.01, but at most lr, 0.004, is allowed: the rate falls",
         ),
         ("finetune/sid/lr_final", 0.01, "finetune.sid: lr_final is 0.01, but at most lr, 0.001, is allowed"),
-        ("prune/networks/sid/retrain_lr_final", 0.01, "prune.networks.sid: retrain_lr_final is 0.01, but at most"),
-        ("prune/methods/B/overrides", {"efficiency_power": 1e9}, "prune.methods.B.overrides: efficiency_power is 1000"),
-        ("prune/methods/B/rules", ["adaptive", "depth", "depth"], "prune.methods.B: rules has 'depth' twice"),
+        ("retrain/sid/retrain_lr_final", 0.01, "retrain.sid: retrain_lr_final is 0.01, but at most"),
+        ("methods/B/overrides", {"efficiency_power": 1e9}, "methods.B.overrides: efficiency_power is 1000"),
+        ("methods/B/rules", ["adaptive", "depth", "depth"], "methods.B: rules has 'depth' twice"),
         ("search/space", {"efficiency_power": {"low": 0.1, "high": 1e9}}, "search.space: efficiency_power is 10000000"),
         ("search/space", {"max_share": {"low": 0.0, "high": 0.5}}, "search.space: max_share is 0.0 but should be"),
-        ("prune/methods/d", {"rules": ["adaptive"]}, "prune.methods has 'D' and 'd', which are one folder where case"),
-        ("prune/methods/Baseline", {"rules": ["adaptive"]}, "prune.methods has the name 'Baseline'; letters"),
+        ("methods/d", {"rules": ["adaptive"]}, "methods has 'D' and 'd', which are one folder where case"),
+        ("methods/Baseline", {"rules": ["adaptive"]}, "methods has the name 'Baseline'; letters"),
         (
-            "prune/methods/" + 300 * "m",
+            "methods/" + 300 * "m",
             {"rules": ["adaptive"]},
             "… (302 characters); letters, digits, - and _ make one",
         ),
@@ -223,7 +343,7 @@ def test_a_number_of_hundreds_of_digits_is_one_short_sentence(tmp_path: Path, di
     [
         "gate/max_psnr_drop",
         "gate/max_ssim_drop",
-        "prune/networks/sid/psnr_tolerance",
+        "tolerance/sid/psnr",
         "train/sid/lr",
         "prune/target_mac",
     ],
@@ -237,24 +357,27 @@ def test_numbers_must_be_finite(tmp_path: Path, key: str, value: float) -> None:
     ("overrides", "sentence"),
     [
         ({"maximum": 1}, "maximum is an unknown key; allowed here: threshold_scale, threshold_growth, max_share,"),
+        ({"max_iterations": 9}, "max_iterations is an unknown key; allowed here: threshold_scale,"),
         ({"max_share": 2.0}, "max_share is 2.0 but should be less than or equal to 1"),
         ({"sparsity": "none"}, "sparsity is 'none' but should be a valid number"),
     ],
 )
 def test_a_faulty_override_is_found_before_its_method_runs(tmp_path: Path, overrides: dict, sentence: str) -> None:
-    text = complaint(changed(tmp_path, "prune/methods/C/overrides", overrides))
-    assert text.startswith(f"prune.methods.C.overrides: {sentence}")
+    text = complaint(changed(tmp_path, "methods/C/overrides", overrides))
+    assert text.startswith(f"methods.C.overrides: {sentence}")
 
 
 def test_an_override_changes_its_own_method_alone(tmp_path: Path) -> None:
-    params = config.read(changed(tmp_path, "prune/methods/C/overrides", {"max_share": 0.5, "balance_range": [1, 3]}))
-    assert params.rules("C").max_share == 0.5
-    assert params.rules("C").balance_range == (1, 3)
-    assert params.rules("D").max_share == GOOD["prune"]["max_share"]
+    params = config.read(changed(tmp_path, "methods/C/overrides", {"max_share": 0.5, "balance_range": [1, 3]}))
+    assert params.settings("C").max_share == 0.5
+    assert params.settings("C").balance_range == (1, 3)
+    assert params.settings("D").max_share == GOOD["prune"]["max_share"]
 
 
 def test_all_faults_are_counted(tmp_path: Path) -> None:
-    assert complaint(changed(tmp_path, "report", {"crops": 96})).endswith("(1 more fault after this one)")
+    assert complaint(changed(tmp_path, "report", {"method": "D", "crops": 96})).endswith(
+        "(1 more fault after this one)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -390,21 +513,24 @@ def test_a_network_to_run_needs_its_section_of_prepare(tmp_path: Path) -> None:
     assert "run.networks names 'sid', which prepare doesn't have; it has 'edsr'" in text
 
 
-METHOD = GOOD["prune"]["methods"]["A"]
+METHOD = GOOD["methods"]["A"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("prune/methods/original", METHOD, "prune.methods has the name 'original'; letters, digits, - and _"),
-        ("prune/methods/input", METHOD, "prune.methods has the name 'input'"),
-        ("prune/methods/A's", METHOD, """prune.methods has the name "A's\""""),
+        ("methods/control", METHOD, "methods has the name 'control'; letters, digits, - and _"),
+        ("methods/input", METHOD, "methods has the name 'input'"),
+        ("methods/A's", METHOD, """methods has the name "A's\""""),
         ("networks/a.b", GOOD["networks"]["edsr"], "networks has the name 'a.b'"),
         ("run/methods", ["A", "D", "A"], "run.methods names 'A' twice"),
         ("run/networks", ["sid", "sid"], "run.networks names 'sid' twice"),
-        ("prune/methods/D/overrides", {"max_iterations": 9}, "prune.methods.D.overrides can't hold max_iterations"),
         ("networks/edsr/task", "restoration", "scale is 2, but restoration keeps an image's size: 1"),
-        ("networks/sid/scale", 3, "scale is 3, but low_light goes from packed Bayer to twice its sides: 2"),
+        (
+            "networks/sid/scale",
+            2,
+            "networks.sid: scale is no key of the task low_light, which always makes 2 pixels per",
+        ),
     ],
 )
 def test_names_and_overrides_that_would_break_the_comparison_are_refused(

@@ -186,7 +186,7 @@ def test_channels_split_by_numbers_stay_and_are_named() -> None:
     coupling = check(topologies.Frame(6, topologies.Distill(6, "numbers")))
     assert list(summary(coupling)) == ["enter+1", "part.second"]
     assert coupling.frozen == (
-        "channels of part.first stay, because of the sizes in split_with_sizes in part (Distill), "
+        "channels of part.first can't be removed because of the sizes in split_with_sizes in part (Distill), "
         "written as numbers: they don't follow a removal",
     )
 
@@ -196,7 +196,9 @@ def test_a_slice_that_starts_at_a_number_and_runs_to_the_end_can_lose_channels()
     coupling = check(topologies.Frame(6, topologies.Distill(6, "slice")))
     assert [group.readers for group in coupling.groups if group.producers == ("part.first",)] == [("part.second",)]
     assert len(coupling.frozen) == 1
-    assert coupling.frozen[0].startswith("channels of part.first stay, because of the sizes in slice in part (Distill)")
+    assert coupling.frozen[0].startswith(
+        "channels of part.first can't be removed because of the sizes in slice in part (Distill)"
+    )
 
 
 def test_halves_that_only_follow_some_counts_stay_whole() -> None:
@@ -226,7 +228,9 @@ def test_a_norm_over_channels_freezes_the_channels_and_is_named() -> None:
     coupling = check(topologies.Frame(6, part))
     assert list(summary(coupling)) == ["part.body.1"]
     assert len(coupling.frozen) == 1
-    assert coupling.frozen[0].startswith("channels of enter, part.body.2 stay, because of the operation mean in")
+    assert coupling.frozen[0].startswith(
+        "channels of enter, part.body.2 can't be removed because of the operation mean in"
+    )
 
 
 class Stranger(nn.Module):
@@ -288,7 +292,7 @@ class Written(nn.Module):
 def test_a_forward_that_does_not_follow_a_removal_keeps_its_channels_and_says_so(way: str) -> None:
     coupling = check(Written(way))
     assert coupling.groups == ()
-    assert any(sentence.startswith("channels of first stay, because of ") for sentence in coupling.frozen)
+    assert any(sentence.startswith("channels of first can't be removed because of ") for sentence in coupling.frozen)
 
 
 def test_a_layer_that_starts_from_zero_does_not_hide_a_forward_that_does_not_follow() -> None:

@@ -1,4 +1,4 @@
-"""Small pictures as DIV2K's, the way back to raw, the noise, and splits made of photographs."""
+"""Small images as DIV2K's, the way back to raw, the noise, and splits made of photographs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.data.degradations import (
 )
 from pipeline.data.storage import Prepared, gathered
 from pipeline.errors import UserError
-from pipeline.prepare.image_files import load_image
+from pipeline.prepare.images import load_image
 from pipeline.prepare.pairs import Making, make, photographs
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,16 +37,16 @@ def matlab_half(line: np.ndarray) -> np.ndarray:
     return ((total + 128) // 256).clip(0, 255)
 
 
-def test_small_pictures_are_matlabs_to_the_last_byte() -> None:
-    picture = load_image(PHOTOS[0])
-    expected = matlab_half(matlab_half(picture).swapaxes(0, 1)).swapaxes(0, 1)
-    assert np.array_equal(bicubic_downscale(picture, 2), expected)
+def test_half_size_images_follow_the_definition_of_imresize_to_the_last_byte() -> None:
+    image = load_image(PHOTOS[0])
+    expected = matlab_half(matlab_half(image).swapaxes(0, 1)).swapaxes(0, 1)
+    assert np.array_equal(bicubic_downscale(image, 2), expected)
 
 
 def test_rows_are_reduced_first_and_rounded_before_the_columns() -> None:
-    picture = np.zeros((16, 16, 3), dtype=np.uint8)
-    picture[7, 7] = 174
-    small = bicubic_downscale(picture, 2)[..., 0]
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    image[7, 7] = 174
+    small = bicubic_downscale(image, 2)[..., 0]
     # 174 · 111/256 = 75.4 and 75 · 29/256 = 8.496; columns first: 19.7 and 20 · 111/256 = 8.67; unrounded: 8.55
     assert (small[3, 4], small[4, 3]) == (8, 9)
     assert (small[3, 3], small[4, 4]) == (33, 2)  # 75 · 111/256 = 32.5; 20 · 29/256 = 2.3
@@ -54,21 +54,21 @@ def test_rows_are_reduced_first_and_rounded_before_the_columns() -> None:
 
 
 def test_pixels_beyond_the_border_repeat_those_on_it() -> None:
-    picture = np.zeros((16, 16, 3), dtype=np.uint8)
-    picture[0] = 255
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    image[0] = 255
     # (−3 − 9 + 29 + 111)/256 of 255 is 127.5, and halves go up; mirrored borders would give 140/256: 139
-    assert bicubic_downscale(picture, 2)[:, 5, 0].tolist() == [128, 0, 0, 0, 0, 0, 0, 0]
+    assert bicubic_downscale(image, 2)[:, 5, 0].tolist() == [128, 0, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("scale", [3, 4])
 def test_other_scales_follow_the_same_definition(scale: int) -> None:
     line = np.random.default_rng(scale).integers(0, 256, 12 * scale)
-    picture = np.repeat(line[:, None, None], 12 * scale, axis=1).repeat(3, axis=2).astype(np.uint8)
+    image = np.repeat(line[:, None, None], 12 * scale, axis=1).repeat(3, axis=2).astype(np.uint8)
 
     def cubic(x: float) -> float:
         return 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
 
-    for i, value in enumerate(bicubic_downscale(picture, scale)[:, 3, 0].tolist()):
+    for i, value in enumerate(bicubic_downscale(image, scale)[:, 3, 0].tolist()):
         centre = scale * i + (scale - 1) / 2
         taps = range(scale * i - 3 * scale, scale * i + 4 * scale)
         weights = [cubic(abs(tap - centre) / scale) for tap in taps]
@@ -88,7 +88,7 @@ def test_bicubic_up_agrees_with_the_published_figures_of_the_photographs() -> No
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_flat_picture_stays_flat_and_a_ramp_keeps_its_slope(scale: int) -> None:
+def test_a_flat_image_stays_flat_and_a_ramp_keeps_its_slope(scale: int) -> None:
     flat = np.full((24, 24, 3), 77, dtype=np.uint8)
     assert (bicubic_downscale(flat, scale) == 77).all()
     ramp = np.broadcast_to(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (24, 48, 3)).copy()
@@ -103,9 +103,9 @@ def process(linear: np.ndarray, camera: Camera) -> np.ndarray:
     return 3 * display**2 - 2 * display**3
 
 
-def taken_back(picture: np.ndarray, camera: Camera) -> np.ndarray:
+def taken_back(image: np.ndarray, camera: Camera) -> np.ndarray:
     """[n, 3] sRGB levels through `unprocess`, in float64."""
-    pixels = torch.from_numpy(picture.astype(np.uint8)).T.reshape(1, 3, 1, -1)
+    pixels = torch.from_numpy(image.astype(np.uint8)).T.reshape(1, 3, 1, -1)
     linear = unprocess(pixels, torch.from_numpy(camera.matrix)[None], torch.from_numpy(camera.gains)[None])
     return linear.reshape(3, -1).T.numpy()
 
@@ -114,8 +114,8 @@ def test_unprocessing_is_undone_by_the_camera_pipeline() -> None:
     rng = np.random.default_rng(3)
     camera = draw_camera(rng)
     # Moderate colours: a saturated one can be negative in camera space, or fall into the protected highlights.
-    picture = rng.integers(80, 200, (40, 1)) + rng.integers(-12, 12, (40, 3))
-    assert np.allclose(process(taken_back(picture, camera), camera), picture / 255, atol=1e-9)
+    image = rng.integers(80, 200, (40, 1)) + rng.integers(-12, 12, (40, 3))
+    assert np.allclose(process(taken_back(image, camera), camera), image / 255, atol=1e-9)
 
 
 def test_unprocessing_one_grey_gives_the_hand_computed_values() -> None:
@@ -197,9 +197,9 @@ def test_amplifying_is_sids_formula() -> None:
 
 def test_demosaicing_keeps_a_flat_colour_up_to_the_border() -> None:
     rgb = torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 6, 8)
-    picture = raw.demosaic_amplified(raw.mosaic_packed(rgb))
-    assert picture.shape == (1, 3, 6, 8)
-    assert torch.allclose(picture, rgb ** (1 / 2.2), atol=1e-6)
+    image = raw.demosaic_amplified(raw.mosaic_packed(rgb))
+    assert image.shape == (1, 3, 6, 8)
+    assert torch.allclose(image, rgb ** (1 / 2.2), atol=1e-6)
 
 
 def test_demosaicing_is_bilinear_inside() -> None:
@@ -255,7 +255,7 @@ def test_preparing_cuts_right_and_bottom_to_a_multiple_of_the_scale(tmp_path: Pa
 
 
 @pytest.mark.parametrize("task", ["super_resolution", "low_light"])
-def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str) -> None:
+def test_too_small_a_image_is_refused_with_its_size(tmp_path: Path, task: str) -> None:
     paths = [write(tmp_path / "fine.png", 96, 96), write(tmp_path / "small.png", 97, 95)]
 
     def prepare(minimum: int) -> Prepared:
@@ -266,12 +266,12 @@ def test_too_small_a_picture_is_refused_with_its_size(tmp_path: Path, task: str)
         prepare(95)  # 95 wide, but an even 94 is all that can be used
 
 
-def test_no_picture_at_all_is_refused() -> None:
+def test_no_image_at_all_is_refused() -> None:
     with pytest.raises(UserError, match="at least one"):
         prepared([], Making("super_resolution", 2, 8))
 
 
-def test_low_light_is_each_pictures_own_and_fixed_by_the_seed() -> None:
+def test_low_light_is_each_images_own_and_fixed_by_the_seed() -> None:
     split = prepared(PHOTOS, low_light(7))
     again = prepared(PHOTOS[::-1], low_light(7))
     samples = split["raw"].reshape(3, 4, 128, 128)
@@ -295,7 +295,7 @@ def test_the_dark_samples_show_the_photograph() -> None:
     samples = split["raw"].reshape(4, 16, 8, 16, 8).mean(axis=(0, 2, 4)).ravel()  # blocks: the noise averages out
     bright = split["high"].reshape(16, 16, 16, 16, 3).mean(axis=(1, 3, 4)).ravel()
     rank = np.corrcoef(np.argsort(np.argsort(samples)), np.argsort(np.argsort(bright)))[0, 1]
-    assert rank > 0.8  # the same picture, its brightness order kept
+    assert rank > 0.8  # the same image, its brightness order kept
     assert (samples.min() > 512, samples.max() < 512 + 15871 / 100 + 20) == (True, True)  # 1/ratio of the range
 
 

@@ -105,7 +105,7 @@ def test_the_method_prunes_the_examples(
     args: dict,
     active: tuple[str, ...],
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     pictures: dict[str, list[Path]],
     tmp_path: Path,
 ) -> None:

@@ -24,8 +24,8 @@ from pipeline.data.degradations import bicubic_downscale
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError
 from pipeline.prepare import layouts, sid
-from pipeline.prepare.image_files import load_image
-from pipeline.prepare.layouts import Found
+from pipeline.prepare.images import load_image
+from pipeline.prepare.layouts import Listing
 from pipeline.prepare.pairs import make
 
 ROOT = Path(__file__).parents[1]
@@ -49,19 +49,19 @@ def params_of(network: str, section: dict[str, Any]) -> dict[str, Any]:
     values = copy.deepcopy(GOOD)
     values["run"]["networks"], values["prepare"] = [network], {network: section}
     values["networks"] |= TASKS
-    for part in (values["train"], values["analyze"], values["prune"]["networks"], values["finetune"]):
+    for part in (values["train"], values["analyze"], values["retrain"], values["tolerance"], values["finetune"]):
         part[network] = part.get(network) or part["edsr"]
     values["train"][network] = values["train"][network] | {"patch": 8}
     return values
 
 
-def look(at: Path, network: str, **section: Any) -> Found:
+def look(at: Path, network: str, **section: Any) -> Listing:
     path = at / "params.yaml"
     path.write_text(yaml.safe_dump(params_of(network, section)))
     return layouts.find(config.read(path), network)
 
 
-def named(found: Found) -> dict[str, list[str]]:
+def named(found: Listing) -> dict[str, list[str]]:
     return {key: [source.name for source in part.sources] for key, part in found.parts.items()}
 
 
@@ -98,7 +98,7 @@ def test_photographs_of_every_format_and_depth_make_a_split(tmp_path: Path) -> N
     save(photos / "f.png", grey16)
     save(photos / "g.png", np.dstack([crop(7), np.full((64, 48), 255, np.uint8)]))
     found = look(tmp_path, "edsr", layout="photographs", folder=str(photos))
-    assert not found.faults
+    assert not found.errors
     assert sorted(name for names in named(found).values() for name in names) == sorted(p.name for p in photos.iterdir())
     for part in found.parts.values():
         images = load_images(gathered(*make(part.sources, part.making)), "cpu")
@@ -115,7 +115,7 @@ def test_pairs_are_of_one_stem_whatever_their_suffixes(tmp_path: Path) -> None:
         json.dumps({"train": ["a.png", "c.png"], "validation": ["b.png"], "test": ["d.png"]})
     )
     found = look(tmp_path, "clean", layout="paired", folder=str(tmp_path / "set"))
-    assert (found.faults, named(found)["train"]) == ([], ["a.png", "c.png"])
+    assert (found.errors, named(found)["train"]) == ([], ["a.png", "c.png"])
     assert found.parts["train"].inputs == "inputs read"
     part = found.parts["train"]
     images = load_images(gathered(*make(part.sources, part.making)), "cpu")
@@ -124,7 +124,7 @@ def test_pairs_are_of_one_stem_whatever_their_suffixes(tmp_path: Path) -> None:
         assert np.allclose(given.numpy(), 1 - target.numpy(), atol=1e-6)
 
 
-def test_faults_of_pairs_are_all_named(tmp_path: Path) -> None:
+def test_errors_of_pairs_are_all_named(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for k, name in enumerate("abcd"):
         save(folder / "targets" / f"{name}.png", crop(k))
@@ -132,11 +132,11 @@ def test_faults_of_pairs_are_all_named(tmp_path: Path) -> None:
     save(folder / "inputs" / "b.png", crop(1)[:20, :20])
     save(folder / "inputs" / "e.png", crop(4))
     (folder / "inputs" / "c.png").unlink()
-    (folder / "inputs" / "d.png").write_bytes(b"no picture")
+    (folder / "inputs" / "d.png").write_bytes(b"no image")
     save(folder / "inputs" / "a.bmp", crop(0))
     found = look(tmp_path, "edsr", layout="paired", folder=str(folder))
-    text = "\n".join(found.faults)
-    assert len(found.faults) == 5, text
+    text = "\n".join(found.errors)
+    assert len(found.errors) == 5, text
     assert "has the same stem" in text
     assert f"{folder}/targets/c.png: has no partner of the same name in {folder}/inputs" in text
     assert f"{folder}/inputs/e.png: has no partner of the same name in {folder}/targets" in text
@@ -148,7 +148,7 @@ def test_faults_of_pairs_are_all_named(tmp_path: Path) -> None:
 def test_div2k_is_read_as_it_unpacks_and_small_images_made_where_there_are_none(tmp_path: Path, small: bool) -> None:
     folder = write_div2k(tmp_path / "DIV2K", small)
     found = look(tmp_path, "edsr", layout="div2k", folder=str(folder), **RANGES)
-    assert found.faults == []
+    assert found.errors == []
     assert named(found) == {
         "train": ["0001.png", "0002.png", "0003.png"],
         "validation": ["0801.png"],
@@ -165,7 +165,7 @@ def test_div2ks_small_images_serve_super_resolution_alone(tmp_path: Path) -> Non
     folder = str(write_div2k(tmp_path / "DIV2K"))
     for network, more in (("clean", {"noise": 15.0}), ("sid", {"ratio": [100.0, 100.0]})):
         found = look(tmp_path, network, layout="div2k", folder=folder, **RANGES, **more)
-        assert found.faults == []
+        assert found.errors == []
         assert all(source.given is None for part in found.parts.values() for source in part.sources)
         assert "made here" in found.parts["train"].inputs
 
@@ -176,14 +176,14 @@ def test_what_div2k_lacks_is_named_with_where_it_comes_from(tmp_path: Path) -> N
     (folder / "DIV2K_train_LR_bicubic" / "X2" / "0003x2.png").unlink()
     shutil.rmtree(folder / "DIV2K_valid_HR")
     found = look(tmp_path, "edsr", layout="div2k", folder=str(folder), **RANGES)
-    assert found.faults == [
+    assert found.errors == [
         f"{folder}/DIV2K_train_HR/0002.png: there is no such file{LACKING}",
         f"{folder}/DIV2K_train_LR_bicubic/X2/0003x2.png: there is no such file{LACKING}",
         f"{folder}/DIV2K_valid_HR: there is no such folder; it comes from https://data.vision.ee.ethz.ch/cvl/DIV2K/",
     ]
     assert named(found)["train"] == ["0001.png"]
     absent = look(tmp_path, "edsr", layout="div2k", folder=str(tmp_path / "none"))
-    assert absent.faults == [
+    assert absent.errors == [
         f"{tmp_path}/none: there is no such folder; it comes from https://data.vision.ee.ethz.ch/cvl/DIV2K/"
     ]
 
@@ -191,7 +191,7 @@ def test_what_div2k_lacks_is_named_with_where_it_comes_from(tmp_path: Path) -> N
 def test_sid_is_read_as_it_unpacks(tmp_path: Path) -> None:
     folder = write_sid(tmp_path / "SID")
     found = look(tmp_path, "sid", layout="sid", folder=str(folder))
-    assert found.faults == []
+    assert found.errors == []
     assert named(found) == {
         "train": ["00001_00_0.04s.ARW", "00001_00_0.1s.ARW"],
         "validation": ["20001_00_0.033s.ARW"],
@@ -217,23 +217,23 @@ def test_what_sid_lacks_and_what_is_broken_is_named(tmp_path: Path) -> None:
     (folder / "Sony/long/20001_00_10s.ARW").write_bytes(b"no raw file")
     (folder / "Sony_test_list.txt").unlink()
     found = look(tmp_path, "sid", layout="sid", folder=str(folder))
-    text = "\n".join(found.faults)
-    assert len(found.faults) == 3, text
+    text = "\n".join(found.errors)
+    assert len(found.errors) == 3, text
     assert f"{folder}/Sony/short/00001_00_0.1s.ARW: there is no such file; {folder}/Sony_train_list.txt: line 2" in text
     assert f"{folder}/Sony/long/20001_00_10s.ARW: cannot be read as a raw file" in text
     assert f"{folder}/Sony_test_list.txt: cannot be read as a list of raw files (No such file" in text
     shutil.rmtree(folder / "Sony")
-    text = "\n".join(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults)
+    text = "\n".join(look(tmp_path, "sid", layout="sid", folder=str(folder)).errors)
     assert f"{folder}/Sony/short: there is no such folder; it comes from https://github.com/cchen156/" in text
 
 
 def test_a_broken_long_exposure_is_named_once(tmp_path: Path) -> None:
     folder = write_sid(tmp_path / "SID")
     (folder / "Sony/long/00001_00_10s.ARW").write_bytes(b"no raw file")
-    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).errors) == 1
 
 
-def test_test_sets_are_found_by_name_and_their_faults_too(tmp_path: Path) -> None:
+def test_test_sets_are_found_by_name_and_their_errors_too(tmp_path: Path) -> None:
     for k, name in enumerate(("baby", "bird")):
         save(tmp_path / "Set5" / f"{name}.png", crop(k, 45, 47))
     save(tmp_path / "Set14" / "tiny.png", crop(0, 20, 20))
@@ -241,11 +241,9 @@ def test_test_sets_are_found_by_name_and_their_faults_too(tmp_path: Path) -> Non
     found = look(tmp_path, "edsr", layout="photographs", folder=str(ROOT / "data/photos"), test_sets=sets)
     assert named(found)["sets/Set5"] == ["baby.png", "bird.png"]
     assert found.parts["sets/Set5"].sizes == [(22, 23)] * 2
-    assert len(found.faults) == 2
-    assert found.faults[0].startswith(f"test_sets.B100: {tmp_path}/none: there is no such folder")
-    assert (
-        "Set14/tiny.png: the picture has 20×20 pixels (all usable), but each side needs at least 24" in found.faults[1]
-    )
+    assert len(found.errors) == 2
+    assert found.errors[0].startswith(f"test_sets.B100: {tmp_path}/none: there is no such folder")
+    assert "Set14/tiny.png: the image has 20×20 pixels (all usable), but each side needs at least 24" in found.errors[1]
 
 
 def prepare(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -253,7 +251,7 @@ def prepare(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     words = (sys.executable, "-m", "stages.prepare", *words)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=3600, check=False)
 
 
 def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:
@@ -302,9 +300,9 @@ def test_a_raw_file_of_another_camera_is_found_before_anything_is_packed(tmp_pat
     folder = write_sid(tmp_path / "SID")
     name = {"short": "00001_00_0.1s.ARW", "long": "00001_00_10s.ARW"}[side]
     write_dng(folder / "Sony" / side / name, np.full((48, 48), 600), black=64)
-    faults = look(tmp_path, "sid", layout="sid", folder=str(folder)).faults
-    assert len(faults) == 1
-    assert f"{name}: its black level is 64" in faults[0]
+    errors = look(tmp_path, "sid", layout="sid", folder=str(folder)).errors
+    assert len(errors) == 1
+    assert f"{name}: its black level is 64" in errors[0]
 
 
 SHORT, LONG = "./Sony/short/20001_00_0.033s.ARW", "./Sony/long/20001_00_10s.ARW"
@@ -330,8 +328,8 @@ def test_no_pair_serves_twice_and_the_sentence_names_list_and_line(
     folder = write_sid(tmp_path / "SID")
     with (folder / f"Sony_{split}_list.txt").open("a") as file:
         file.write(line)
-    faults = look(tmp_path, "sid", layout="sid", folder=str(folder)).faults
-    assert any(said.replace("long.ARW:", f"{folder}/long.ARW:") in fault for fault in faults), faults
+    errors = look(tmp_path, "sid", layout="sid", folder=str(folder)).errors
+    assert any(said.replace("long.ARW:", f"{folder}/long.ARW:") in error for error in errors), errors
 
 
 def test_a_raw_file_is_decoded_once_as_long_as_it_stays_the_same(
@@ -342,12 +340,12 @@ def test_a_raw_file_is_decoded_once_as_long_as_it_stays_the_same(
     monkeypatch.setattr(sid, "_checked", lambda path, raw: opened.append(path.name) or checked(path, raw))
     for _ in range(3):
         monkeypatch.setattr(sid, "_seen", {})  # as another process
-        assert look(tmp_path, "sid", layout="sid", folder=str(folder)).faults == []
+        assert look(tmp_path, "sid", layout="sid", folder=str(folder)).errors == []
     assert sorted(opened) == sorted(path.name for path in folder.glob("Sony/*/*"))
     write_dng(folder / "Sony/long/10001_00_30s.ARW", np.full((48, 48), 600), black=64)
-    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).errors) == 1
     layouts.RAW_FILES.write_text('{"x": [1]}')
-    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).faults) == 1
+    assert len(look(tmp_path, "sid", layout="sid", folder=str(folder)).errors) == 1
 
 
 def test_the_check_finds_what_only_decoding_shows(tmp_path: Path) -> None:
@@ -357,9 +355,9 @@ def test_the_check_finds_what_only_decoding_shows(tmp_path: Path) -> None:
         Image.fromarray(crop(k)).save(tmp_path / "photos" / f"b{k}.jpg")
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params_of("edsr", {"layout": "photographs", "folder": str(tmp_path / "photos")})))
-    assert layouts.find(config.read(path), "edsr", pixels=True).faults == []
+    assert layouts.find(config.read(path), "edsr", pixels=True).errors == []
     for name in ("a1.png", "b2.jpg"):
         whole = (tmp_path / "photos" / name).read_bytes()
         (tmp_path / "photos" / name).write_bytes(whole[: len(whole) // 2])
     found = layouts.find(config.read(path), "edsr", pixels=True)
-    assert sorted(Path(fault.partition(":")[0]).name for fault in found.faults) == ["a1.png", "b2.jpg"]
+    assert sorted(Path(error.partition(":")[0]).name for error in found.errors) == ["a1.png", "b2.jpg"]

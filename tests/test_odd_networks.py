@@ -198,7 +198,7 @@ def test_everything_inside_is_pruned_counted_measured_and_saved(
     reference = reference_magnitudes(network, coupling)
     whole = {group.name: group.channels for group in coupling.groups}
     states = group_states(network, cost.measure(network, (8, 8), 3), coupling, reference, whole)
-    assert all(min(state.magnitudes) > 0 for state in states)
+    assert all(min(state.importances) > 0 for state in states)
     assert all(state.mac > 0 for state in states if state.name in convolutions)  # linear layers count nothing
 
     removed = random_removal(coupling, random.Random(1))
@@ -288,7 +288,7 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
 def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     wrap: Callable[[nn.Module], nn.Module],
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -300,7 +300,7 @@ def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     coupling = check(network)
     assert layers_of(coupling) == {"2"}
     assert len(coupling.frozen) == 1
-    assert coupling.frozen[0].startswith("channels of 0 stay, because of what ")
+    assert coupling.frozen[0].startswith("channels of 0 can't be removed because of what ")
     monkeypatch.setattr("topologies.odd", build, raising=False)
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
     log = run(network, replace(setup, network=wanted), numbers, A, tmp_path)
@@ -344,8 +344,11 @@ def test_a_layer_that_the_trace_misses_stays_whole_with_what_it_reads_and_is_nam
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert layers_of(coupling) == {"first"}
-    assert coupling.frozen[0] == "channels of head stay, because of a traced forward that doesn't run them"
-    assert coupling.frozen[1].startswith("channels of second stay, because of a forward that fails ")
+    assert (
+        coupling.frozen[0]
+        == "channels of head can't be removed because of the traced forward, in which these layers don't run"
+    )
+    assert coupling.frozen[1].startswith("channels of second can't be removed because of a forward that fails ")
     small = remove(network, coupling, random_removal(coupling, random.Random(0))).train()
     for _ in range(20):
         small(torch.rand(2, 3, 16, 16)).mean().backward()
@@ -354,7 +357,9 @@ def test_a_layer_that_the_trace_misses_stays_whole_with_what_it_reads_and_is_nam
 def test_a_layer_that_is_never_called_keeps_nothing_else() -> None:
     coupling = check(three(lambda self, x: self.last(self.second(self.first(x))), left_over=conv(6, 9)))
     assert layers_of(coupling) == {"first", "second"}
-    assert coupling.frozen == ("channels of left_over stay, because of a traced forward that doesn't run them",)
+    assert coupling.frozen == (
+        "channels of left_over can't be removed because of the traced forward, in which these layers don't run",
+    )
 
 
 def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
@@ -364,11 +369,13 @@ def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
 
     coupling = check(three(way))
     assert layers_of(coupling) == {"second"}
-    assert coupling.frozen[0].startswith("channels of first stay, because of a forward that fails in training")
+    assert coupling.frozen[0].startswith(
+        "channels of first can't be removed because of a forward that fails in training"
+    )
 
 
 def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
-    setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build() -> nn.Module:
         def way(self: Any, x: Tensor) -> Tensor:

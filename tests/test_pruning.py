@@ -1,4 +1,4 @@
-"""The pruning loop: gate, magnitudes, regularisation, roll-back, resuming and paying back."""
+"""The pruning loop: gate, importance, regularisation, roll-back, resuming and the fine-tune."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, finetune, importance, prune, rules
-from pipeline.pruning.gate import Target, judge
+from pipeline.pruning.gate import Target, judge, targets
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
 from pipeline.training import loop, recipes
@@ -80,7 +80,13 @@ def still(setup: Setup) -> Setup:
     return replace(setup, retrain=setup.retrain.model_copy(update={"train_steps": 0, "retrain_steps": 0}))
 
 
-def run(network: nn.Module, setup: Setup, numbers: config.Rules, active: tuple[str, ...], scratch: Path, **more: Any):
+def within(setup: Setup, max_iterations: int) -> Setup:
+    return replace(setup, retrain=setup.retrain.model_copy(update={"max_iterations": max_iterations}))
+
+
+def run(
+    network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
+):
     more = {"target": EASY, "progress": Killed()} | more
     return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
@@ -107,7 +113,7 @@ def same_bits(first: nn.Module, second: nn.Module) -> bool:
         (30.0, math.nan, True, False),
     ],
 )
-def test_the_gate_holds_both_figures_and_lends_only_when_told(
+def test_the_gate_holds_both_figures_and_has_a_tolerance_only_when_told(
     psnr: float, ssim: float, tolerance: bool, passes: bool
 ) -> None:
     gate = config.Gate(reference="baseline", max_psnr_drop=0.1, max_ssim_drop=0.01)
@@ -123,26 +129,38 @@ def test_the_gate_says_by_how_much_and_what_is_allowed() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reference", "psnr", "ssim", "final"),
+    [("baseline", (30.0,), (0.8,), (30.0, 0.8)), ("control", (30.0, 31.0), (0.8, 0.85), (32.0, 0.9))],
+)
+def test_the_gates_reference_is_the_baseline_or_the_controls_curve_and_its_end(
+    reference: Any, psnr: tuple[float, ...], ssim: tuple[float, ...], final: tuple[float, float]
+) -> None:
+    qualities = ((0, 30.0, 0.8), (10, 31.0, 0.85), (15, 32.0, 0.9))
+    points: Any = [{"steps": steps, "psnr": p, "ssim": s} for steps, p, s in qualities]
+    assert targets(reference, points) == (Target(psnr, ssim), final)
+
+
 def test_a_target_follows_the_controls_curve_and_then_stays() -> None:
     target = Target((30.0, 30.5), (0.8, 0.9))
     assert [target.at(n) for n in range(3)] == [(30.0, 0.8), (30.5, 0.9), (30.5, 0.9)]
 
 
-def test_each_stopping_rule_says_so(numbers: config.Rules) -> None:
-    limits = numbers.model_copy(update={"target_mac": 0.3, "patience": 2, "max_iterations": 3})
+def test_each_stopping_rule_says_so(numbers: config.Settings) -> None:
+    limits = numbers.model_copy(update={"target_mac": 0.3, "patience": 2})
     accepted, rejected = Iteration(0, "accepted", "", 0, mac=100), Iteration(1, "rejected", "", 1, mac=20)
-    assert prune.stop_reason([accepted], limits, 100) == ""
-    assert prune.stop_reason([accepted, rejected], limits, 100) == ""  # what was rejected doesn't count
+    assert prune.stop_reason([accepted], limits, 3, 100) == ""
+    assert prune.stop_reason([accepted, rejected], limits, 3, 100) == ""  # what was rejected doesn't count
     two = [accepted, rejected, replace(rejected, number=2)]
-    assert prune.stop_reason(two, limits, 100) == "2 rejections in a row"
+    assert prune.stop_reason(two, limits, 3, 100) == "2 rejections in a row"
     small = replace(accepted, number=2, mac=30)
-    assert prune.stop_reason([*two[:2], small], limits, 100) == "the MAC target of 30% is reached"
+    assert prune.stop_reason([*two[:2], small], limits, 3, 100) == "the MAC target of 30% is reached"
     large = replace(small, mac=31)
-    assert prune.stop_reason([*two[:2], large], limits, 100) == ""
-    assert prune.stop_reason([*two[:2], large, replace(rejected, number=3)], limits, 100) == "max_iterations"
+    assert prune.stop_reason([*two[:2], large], limits, 3, 100) == ""
+    assert prune.stop_reason([*two[:2], large, replace(rejected, number=3)], limits, 3, 100) == "max_iterations"
 
 
-# --- magnitudes and regularisation --------------------------------------------------------------------------------
+# --- importance and regularisation --------------------------------------------------------------------------------
 
 
 class Residual(nn.Module):
@@ -201,7 +219,7 @@ def test_all_the_rows_behind_a_shuffled_channel_count() -> None:
     assert importance.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
 
 
-def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Rules) -> None:
+def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Settings) -> None:
     network = Residual()
     found, reference, _ = grouped(network)
     shares = {"first+1": 2.0, "inner": 0.5}
@@ -218,7 +236,7 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     assert importance.regulariser(found, reference, shares, alone, A) is None
 
 
-def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Rules) -> None:
+def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Settings) -> None:
     network = Residual()
     found, reference, groups = grouped(network)
     shares = dict.fromkeys(groups, 1.0)
@@ -287,7 +305,7 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
 
 
 def test_method_d_prunes_as_it_always_did(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     fine = numbers.model_copy(update={"threshold_scale": 0.86, "threshold_growth": 0.02, "max_share": 0.6})
     lively = replace(setup, retrain=setup.retrain.model_copy(update={"train_lr": 2e-3, "retrain_lr": 2e-3}))
@@ -299,10 +317,10 @@ def test_method_d_prunes_as_it_always_did(
 
 
 def test_no_iteration_takes_more_than_its_share_of_a_group(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
-    eager = numbers.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3, "max_iterations": 5})
-    log = run(network, still(setup), eager, A, tmp_path)
+    eager = numbers.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3})
+    log = run(network, within(still(setup), 5), eager, A, tmp_path)
     assert len(log) == 6
     for before, after in itertools.pairwise(log):
         for name, gone in after.removed.items():
@@ -313,19 +331,19 @@ def test_no_iteration_takes_more_than_its_share_of_a_group(
 
 @pytest.mark.parametrize("channels", [24, 20])  # a multiple of 8, and none
 def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
-    setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+    setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
 ) -> None:
     args = {"scale": 2, "blocks": 2, "channels": channels}
     wide = replace(setup, network=setup.network.model_copy(update={"args": args}))
-    eights = numbers.model_copy(update={"align": 8, "max_share": 0.1, "max_iterations": 9})
+    eights = numbers.model_copy(update={"align": 8, "max_share": 0.1})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        log = run(networks.build("edsr", args), wide, eights, D, tmp_path)
+        log = run(networks.build("edsr", args), within(wide, 9), eights, D, tmp_path)
     for iteration in log:
         assert iteration.verdict == "accepted"
         assert all(n % 8 == 0 or n == log[0].widths[layer] for layer, n in iteration.widths.items())
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), 8)  # one multiple is left, in two steps each
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     last, _ = checkpoint.load(max(tmp_path.glob("accepted-*.pt")))
     layers = wide.cost(last).layers
     assert [layer.in_channels for layer in layers] == [3, 8, 8, 8, 8, 8, 8, 8]
@@ -348,22 +366,22 @@ def test_a_groups_units_are_its_channels_in_each_layer(make: Callable, expected:
 
 @pytest.mark.parametrize(("active", "left"), [(A, 1), (B, 4)])
 def test_pruning_ends_at_each_groups_floor(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path,
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], active: tuple[str, ...], left: int,
 ) -> None:  # fmt: skip
     greedy = numbers.model_copy(
-        update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3, "depth_share": 0.5, "max_iterations": 9}
+        update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3, "depth_share": 0.5}
     )
-    log = run(network, still(setup), greedy, active, tmp_path)
+    log = run(network, within(still(setup), 9), greedy, active, tmp_path)
     assert [i.verdict for i in log] == ["accepted"] * 2
     assert log[-1].channels == dict.fromkeys((TRUNK, FIRST, SECOND, UP), left)
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
     smallest, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert smallest(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
 
 
 def test_the_depth_rule_leaves_the_strongest_channels(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[[1, 4, 6]] *= 3
@@ -383,25 +401,25 @@ def disagree(network: nn.Module) -> None:
 
 
 def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     disagree(network)
-    deep = numbers.model_copy(update={"max_iterations": 6, "max_share": 0.15, "balance_strength": 6.0})
+    deep = numbers.model_copy(update={"max_share": 0.15, "balance_strength": 6.0})
     for active in (A, B, C):
-        log = run(network, still(setup), deep, active, tmp_path / "".join(active))
+        log = run(network, within(still(setup), 6), deep, active, tmp_path / "".join(active))
         assert all(i.channels[TRUNK] == 8 for i in log)
         assert log[-1].channels[FIRST] < 8
         assert all(t == i.alpha for i in log[1:] for t in i.thresholds.values()) or active == C
     wide = deep.model_copy(update={"balance_range": (0.2, 5.0)})
-    assert run(network, still(setup), wide, D, tmp_path / "D")[-1].channels[TRUNK] < 8
+    assert run(network, within(still(setup), 6), wide, D, tmp_path / "D")[-1].channels[TRUNK] < 8
 
 
 def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = copy.deepcopy(network)
-    patient = numbers.model_copy(update={"patience": 2, "max_iterations": 9, "threshold_scale": 3.0})
-    log = run(network, setup, patient, D, tmp_path, target=IMPOSSIBLE)
+    patient = numbers.model_copy(update={"patience": 2, "threshold_scale": 3.0})
+    log = run(network, within(setup, 9), patient, D, tmp_path, target=IMPOSSIBLE)
     assert [i.verdict for i in log] == ["accepted", "rejected", "rejected"]
     assert "PSNR may drop by 100 dB" in log[1].reason
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["accepted-000.pt", "log.json"]
@@ -414,21 +432,21 @@ def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
 
 
 def test_groups_that_fail_alone_are_frozen_until_none_is_left(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patient = numbers.model_copy(update={"patience": 50, "max_iterations": 50, "threshold_scale": 3.0})
-    log = run(network, still(setup), patient, A, tmp_path, target=IMPOSSIBLE)
-    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves of what gave, until one fails alone
+    patient = numbers.model_copy(update={"patience": 50, "threshold_scale": 3.0})
+    log = run(network, within(still(setup), 50), patient, A, tmp_path, target=IMPOSSIBLE)
+    assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves, until one group fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
-    assert "no group can give any more" in capsys.readouterr().err
+    assert "no group can be pruned any further" in capsys.readouterr().err
 
 
-def test_each_iteration_says_what_was_measured_and_who_gave_what(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+def test_each_iteration_says_what_was_measured_and_pruned(
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
-    log = run(network, still(setup), numbers.model_copy(update={"max_iterations": 1}), A, tmp_path)
-    given = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
-    assert log[1].reason.endswith(f"against the baseline; gave: {given}")
+    log = run(network, within(still(setup), 1), numbers, A, tmp_path)
+    pruned = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
+    assert log[1].reason.endswith(f"against the baseline; pruned: {pruned}")
     assert log[1].widths["body.0.conv1"] == log[1].channels[FIRST]
     kept, _ = checkpoint.load(tmp_path / "accepted-001.pt")
     assert log[1].psnr == pytest.approx(setup.quality(kept).mean_psnr, abs=1e-4)
@@ -438,7 +456,7 @@ def test_each_iteration_says_what_was_measured_and_who_gave_what(
 
 @pytest.mark.parametrize("phase", [0, 1], ids=["train", "retrain"])
 def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, phase: int
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, phase: int
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2 + phase))  # iteration 2
     log = run(network, broken, numbers, A, tmp_path)
@@ -450,7 +468,7 @@ def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
 
 
 def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2))
     log = run(network, broken, numbers, A, tmp_path, target=IMPOSSIBLE)
@@ -460,15 +478,15 @@ def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
 
 
 def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ruin(trained: nn.Module, *_: Any, seed: int, **__: Any) -> None:
         if seed == setup.seed + 2:  # the first part of iteration 1
             for parameter in trained.parameters():
                 parameter.data.fill_(math.nan)
 
-    monkeypatch.setattr(prune, "fit", ruin)
-    log = run(network, setup, numbers.model_copy(update={"max_iterations": 2}), A, tmp_path)
+    monkeypatch.setattr(recipes, "fit", ruin)
+    log = run(network, within(setup, 2), numbers, A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "rejected", "accepted"]
     assert log[1].reason == "the loss is not finite at step 2"
 
@@ -506,7 +524,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     undisturbed: dict[str, dict[str, bytes]], kill: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
@@ -521,7 +539,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain")
     write, calls = prune.write_sealed, []
@@ -541,21 +559,22 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
 
 
 def test_a_run_goes_on_where_a_group_has_one_channel_left(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[1:] *= 1e-3
-    greedy = numbers.model_copy(update={"threshold_scale": 0.1, "max_share": 1.0, "max_iterations": 2})
-    run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "plain")
+    greedy = numbers.model_copy(update={"threshold_scale": 0.1, "max_share": 1.0})
+    quick = within(still(setup), 2)
+    run(copy.deepcopy(network), quick, greedy, A, tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "killed", on_iteration=_stop_after(1))
-    log = run(copy.deepcopy(network), still(setup), greedy, A, tmp_path / "killed")
+        run(copy.deepcopy(network), quick, greedy, A, tmp_path / "killed", on_iteration=_stop_after(1))
+    log = run(copy.deepcopy(network), quick, greedy, A, tmp_path / "killed")
     assert log[1].channels == {TRUNK: 8, FIRST: 1, SECOND: 8, UP: 8}
     assert contents(tmp_path / "killed") == contents(tmp_path / "plain")
 
 
 def test_a_finished_run_called_again_gives_its_log_and_trains_nothing(
-    network: nn.Module, setup: Setup, numbers: config.Rules, tmp_path: Path
+    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     log = run(copy.deepcopy(network), setup, numbers, D, tmp_path)
     before, seen = contents(tmp_path), []
@@ -609,8 +628,7 @@ def test_an_iteration_whose_tolerance_isnt_paid_back_is_undone(
 ) -> None:  # fmt: skip
     paths = candidates(network, tmp_path)
     saved = {widths: checkpoint.load(path)[0] for widths, path in zip((WHOLE, ONE, TWO), paths, strict=True)}
-    lent = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}),
-                   retrain=setup.retrain.model_copy(update={"psnr_tolerance": 5.0}))  # fmt: skip
+    lent = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}), tolerance=(5.0, 0.0))
 
     def widths(measured: nn.Module) -> tuple[int, int]:
         return measured.body[0].conv1.out_channels, measured.body[1].conv1.out_channels
@@ -690,7 +708,7 @@ def test_a_killed_fine_tune_goes_on_to_the_same_bits(
 
 
 def test_the_method_works_on_sids_concatenations(
-    splits: dict, setup: Setup, numbers: config.Rules, tmp_path: Path
+    splits: dict, setup: Setup, numbers: config.Settings, tmp_path: Path
 ) -> None:
     """Only what needs no picture: groups, magnitudes, costs and cuts of a U-Net."""
     sid = networks.build("sid", {"base": 4})
@@ -712,14 +730,14 @@ def test_the_method_works_on_sids_concatenations(
 def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     network: nn.Module,
     setup: Setup,
-    numbers: config.Rules,
+    numbers: config.Settings,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     damage: str,
 ) -> None:
-    short = numbers.model_copy(update={"max_iterations": 1})
-    run(copy.deepcopy(network), setup, short, D, tmp_path / "plain")
-    run(copy.deepcopy(network), setup, short, D, tmp_path / "hit")
+    short = within(setup, 1)
+    run(copy.deepcopy(network), short, numbers, D, tmp_path / "plain")
+    run(copy.deepcopy(network), short, numbers, D, tmp_path / "hit")
     if damage == "no network":
         (tmp_path / "hit" / "accepted-001.pt").unlink()
     elif damage == "another number":
@@ -732,7 +750,7 @@ def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
         (tmp_path / "hit" / "accepted-000.pt").write_bytes(first)
     else:
         (tmp_path / "hit" / "log.json").write_text(damage)
-    run(copy.deepcopy(network), setup, short, D, tmp_path / "hit")
+    run(copy.deepcopy(network), short, numbers, D, tmp_path / "hit")
     assert "starts anew" in capsys.readouterr().err
     assert contents(tmp_path / "hit") == contents(tmp_path / "plain")
 

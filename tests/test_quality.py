@@ -47,7 +47,7 @@ def test_the_cropped_border_doesnt_count() -> None:
     assert metrics.to_8bit(framed, 2).shape == (3, 8, 8)
 
 
-def test_super_resolution_shaves_scale_plus_six_and_low_light_nothing() -> None:
+def test_super_resolution_is_cropped_by_scale_plus_six_and_low_light_nothing() -> None:
     assert metrics.border("super_resolution", 2) == 8
     assert metrics.border("super_resolution", 3) == 9
     assert metrics.border("low_light", 2) == metrics.border("restoration", 1) == 0
@@ -111,7 +111,7 @@ def test_ssim_is_scikit_images_on_the_rounded_and_cropped_images(splits: dict[st
 
 
 class Grey(nn.Module):
-    """Restores every picture as half grey."""
+    """Restores every image as half grey."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.training

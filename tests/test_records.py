@@ -30,7 +30,7 @@ SET = {"psnr": 30.0, "ssim": 0.9, "psnr_y": 32.0, "ssim_y": 0.95}
 def solution(psnr: float, share: int | None = None) -> dict[str, Any]:
     """Of a baseline with 30 dB and a control with 30.5 dB; share: of the baseline's costs, in percent."""
     row: dict[str, Any] = {"psnr": psnr, "ssim": 0.9}
-    for name, other in (("baseline", 30.0), ("original", 30.5)):
+    for name, other in (("baseline", 30.0), ("control", 30.5)):
         mean = psnr - other
         row[f"against_{name}"] = {"mean": mean, "low": mean - 1, "high": mean + 1, "worst": mean - 2, "worst_name": "a"}
     if share is not None:
@@ -47,7 +47,7 @@ def iteration(number: int, verdict: str, lineage: int, mac: int, **more: Any) ->
 
 LOG = [
     iteration(0, "accepted", 0, 2000),
-    iteration(1, "rejected", 1, 1800, psnr=float("nan"), psnr_drop=float("nan")),
+    iteration(1, "rejected", 1, 1800, psnr=float("nan"), psnr_change=float("nan")),
     iteration(2, "accepted", 1, 1000),
 ]
 
@@ -63,34 +63,42 @@ def spent(network: str, share: float) -> list[dict[str, Any]]:
 
 
 TRIALS = [
-    {"trial": 0, "state": "complete", "params": {"a": 1.0, "b": 2}, "mac_kept": 0.5, "feasible": True, "psnr_drop": 0},
+    {
+        "trial": 0,
+        "state": "complete",
+        "params": {"a": 1.0, "b": 2},
+        "mac_percent": 50.0,
+        "feasible": True,
+        "psnr_change": 0,
+    },
     {"trial": 1, "state": "fail", "params": {}, "reason": "it broke"},
-    {"trial": 2, "state": "pruned", "params": {"a": 1.5, "b": 2}, "mac_kept": 0.7},
+    {"trial": 2, "state": "pruned", "params": {"a": 1.5, "b": 2}, "mac_percent": 70.0},
 ]
 MADE: dict[str, Any] = {
     "train/net/metrics.json": {**QUALITY, "input_psnr": 28.0},
     "train/net/curve.csv": "step,psnr,loss\n2,29.5,0.1\n4,30.0,\n",
     "control/net/curve.json": [{"steps": 3 * n, "psnr": 30.0 + n / 8, "ssim": 0.9} for n in range(3)],
-    "control/net/metrics.json": {"steps": 10, **QUALITY, "psnr_gain": 0.0},
+    "control/net/metrics.json": {"steps": 10, **QUALITY, "psnr_change_baseline": 0.0},
     "analyze/net/groups.json": {
         "groups": [{"name": "g", "channels": 8, "producers": ["head"], "readers": ["tail"], "mac_per_channel": 2.5}],
         "frozen": ["tail stays whole"],
     },
     "analyze/net/layers.csv": "layer,channels,mac,weights,mac_per_weight\nhead,8,1000,200,5.0\ntail,3,1000,200,5.0\n",
     "prune/net/D/log.json": [asdict(one) for one in LOG],
-    "prune/net/D/path.csv": "number,verdict,mac,psnr_drop\n0,accepted,2000,0\n1,rejected,1800,nan\n2,accepted,1000,0\n",
-    "finetune/net/D/metrics.json": {"mac_kept": 0.5, "bw_kept": 0.5, **QUALITY, "psnr_drop": 0.1, "ssim_drop": 0.0,
-                                    "steps": 13},
+    "prune/net/D/path.csv": "number,verdict,mac,psnr_change\n0,accepted,2000,0\n1,rejected,1800,nan\n"
+                            "2,accepted,1000,0\n",
+    "finetune/net/D/metrics.json": {"mac_percent": 50.0, "bw_percent": 50.0, **QUALITY, "psnr_change": -0.1,
+                                    "ssim_change": 0.0, "steps": 13},
     "finetune/net/D/attempts.json": ["iteration 2: holds"],
     "evaluate/net/metrics.json": {"input": solution(28.0), "baseline": solution(30.0, 100),
-                                  "original": solution(30.5, 100), "D": solution(30.25, 50)},
-    "evaluate/net/sets.json": {"Set5": {"images": 5, **dict.fromkeys(("input", "baseline", "original", "D"), SET)}},
-    "evaluate/net/widths.json": {"baseline": {"head": 8, "tail": 3}, "original": {"head": 8, "tail": 3},
+                                  "control": solution(30.5, 100), "D": solution(30.25, 50)},
+    "evaluate/net/sets.json": {"Set5": {"images": 5, **dict.fromkeys(("input", "baseline", "control", "D"), SET)}},
+    "evaluate/net/widths.json": {"baseline": {"head": 8, "tail": 3}, "control": {"head": 8, "tail": 3},
                                  "D": {"head": 5, "tail": 3}},
-    "evaluate/net/looks.json": {"largest loss": ["a.png", 0.5], "median": ["b.png", 0.0],
-                                "largest gain": ["c.png", -0.5]},
+    "evaluate/net/samples.json": {"largest loss": ["a.png", -0.5], "median": ["b.png", 0.0],
+                                  "largest gain": ["c.png", 0.5]},
     "latency/net/latency.json": {
-        "processor": "one", "lanes": 8, "threads": 1, "side": 64, "left_out": {"onnxruntime": "no"},
+        "processor": "one", "simd_width": 8, "threads": 1, "side": 64, "left_out": {"onnxruntime": "no"},
         "mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 75.0},
         "networks": [timed("baseline", 0.5), timed("D", 0.25, None)],
         "layers": [*spent("baseline", 1.0), *spent("D", 0.5)],
@@ -116,7 +124,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "evaluate/net/metrics.json": lambda results: records.solutions(results, "net", ["D"]),
     "evaluate/net/sets.json": lambda results: records.sets(results, "net", ["D"]),
     "evaluate/net/widths.json": lambda results: records.widths(results, "net", ["D"]),
-    "evaluate/net/looks.json": lambda results: records.looks(results, "net"),
+    "evaluate/net/samples.json": lambda results: records.samples(results, "net"),
     "latency/net/latency.json": lambda results: records.latency(results, "net", "D"),
     "prepare/net/sets/names.json": lambda results: records.test_sets(results / "prepare/net/sets"),
     "prepare/net/train/index.json": lambda results: load_split(results / "prepare/net/train"),
@@ -124,8 +132,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def pictures() -> dict[str, np.ndarray]:
-    """A split of two pictures for super-resolution by 2: 2×3 and 4×2 input pixels."""
+def images() -> dict[str, np.ndarray]:
+    """A split of two images for super-resolution by 2: 2×3 and 4×2 input pixels."""
     sizes = np.array([[2, 3], [4, 2]])
     pixels = int(sizes.prod(axis=1).sum())
     return {
@@ -141,7 +149,7 @@ def results(tmp_path: Path) -> Path:
     for name, content in MADE.items():
         (write_text if isinstance(content, str) else write_json)(folder / name, content)
     (folder / "prepare/net/sets/Set5").mkdir()
-    save_split(folder / "prepare/net/train", pictures())
+    save_split(folder / "prepare/net/train", images())
     for one in LOG:
         if one.verdict == "accepted":
             write_text(folder / f"prune/net/D/networks/accepted-{one.number:03d}.pt", "tensors")
@@ -195,17 +203,17 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("control/net/metrics.json", ("steps",), 5, "steps is 5 but"),
     ("evaluate/net/metrics.json", ("D", "mac"), 900, "D, mac_percent is 50 but mac is 45% of the baseline's"),
     ("evaluate/net/metrics.json", ("D", "psnr"), 31.0, "D, against_baseline, mean is 0.25 but psnr differs by 1"),
-    ("evaluate/net/metrics.json", ("D", "against_original", "low"), 5.0, "low is above high"),
+    ("evaluate/net/metrics.json", ("D", "against_control", "low"), 5.0, "low is above high"),
     ("evaluate/net/widths.json", ("D", "head"), 9, "D, head is 9, but the layer has 8 channels"),
     ("evaluate/net/widths.json", ("D", "neck"), 9, "D has other layers than"),
-    ("evaluate/net/looks.json", ("median", 1), 0.75, "has a largest loss that is no largest"),
-    ("finetune/net/D/metrics.json", ("mac_kept",), 0.9, "mac_kept is 0.9, which no accepted iteration of"),
+    ("evaluate/net/samples.json", ("median", 1), -0.75, "has a largest loss that is no largest"),
+    ("finetune/net/D/metrics.json", ("mac_percent",), 90.0, "mac_percent is 90, which no accepted iteration of"),
     ("latency/net/latency.json", ("networks", 1, "network"), "E", "networks, entry 1, network is 'E'"),
     ("latency/net/latency.json", ("networks", 0, "side"), 32, "networks, entry 1 has no baseline before it"),
     ("latency/net/latency.json", ("side",), 32, "networks has no row of D at the side 32"),
     ("latency/net/latency.json", ("layers", 2, "layer"), "neck", "layers has other layers of baseline than of D"),
     ("latency/net/latency.json", ("layers", 1, "mac"), 5, "layers, entry 1 has costs where it should have none"),
-    ("latency/net/latency.json", ("lanes",), 16, "mac_percent has no D, to 16"),
+    ("latency/net/latency.json", ("simd_width",), 16, "mac_percent has no D, to 16"),
     ("prepare/net/sets/names.json", (0,), "Set14", "names Set14, but the folders are Set5"),
     (
         "prepare/net/train/index.json",
@@ -224,7 +232,12 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("prune/net/D/log.json", (2, "psnr"), float("nan"), "entry 2 has quality that is no number"),
     ("prune/net/D/log.json", (2, "mac"), 2001, "entry 2 isn't a part of the baseline"),
     ("prune/net/D/log.json", (0, "verdict"), "rejected", "should be 'accepted': the baseline"),
-    ("search/net-D/trials.json", (0, "mac_kept"), 1.5, "entry 0, mac_kept is 1.5 but should be less than or equal"),
+    (
+        "search/net-D/trials.json",
+        (0, "mac_percent"),
+        150.0,
+        "entry 0, mac_percent is 150.0 but should be less than or equal",
+    ),
 ]
 
 
@@ -243,7 +256,7 @@ def test_figures_that_contradict_each_other_are_said(
 
 @pytest.mark.parametrize("content", ["0,rejected,9,0\n", "1,accepted,9,0\n", "0,accepted,9,0\n1,rejected,10,0\n"])
 def test_a_path_that_no_pruning_takes_is_said(results: Path, content: str) -> None:
-    write_text(results / "prune/net/D/path.csv", f"number,verdict,mac,psnr_drop\n{content}")
+    write_text(results / "prune/net/D/path.csv", f"number,verdict,mac,psnr_change\n{content}")
     assert "isn't the log of a pruning" in said(lambda: records.path_of(results, "net", "D"), "path.csv")
 
 
@@ -356,9 +369,9 @@ def test_a_frame_that_cant_be_shown_beside_the_others_is_said(
     rng = np.random.default_rng(0)
     for each in ("target", "input", "baseline", "D"):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{each}.png")
-    figures.looks(tmp_path, "D", 8, tmp_path / "whole.png")
+    figures.sample(tmp_path, "D", 8, tmp_path / "whole.png")
     make(tmp_path / f"{name}.png")
-    assert sentence in said(lambda: figures.looks(tmp_path, "D", 8, tmp_path / "out.png"), f"{name}.png")
+    assert sentence in said(lambda: figures.sample(tmp_path, "D", 8, tmp_path / "out.png"), f"{name}.png")
     assert not (tmp_path / "out.png").exists()
 
 

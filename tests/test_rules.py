@@ -13,12 +13,12 @@ from pipeline.pruning.rules import GroupState, Plan, State
 TOTAL = (300.0, 100.0)  # MACs and weights of the made-up network: 3 MACs for each weight
 
 
-def group(name: str, magnitudes: tuple[float, ...], original: int = 0, mac: float = 3.0, weights: float = 1.0):
-    return GroupState(name, magnitudes, original or len(magnitudes), mac, weights)
+def group(name: str, importances: tuple[float, ...], baseline: int = 0, mac: float = 3.0, weights: float = 1.0):
+    return GroupState(name, importances, baseline or len(importances), mac, weights)
 
 
 @pytest.mark.parametrize(
-    ("original", "n_min", "rho", "kept"),
+    ("baseline", "n_min", "rho", "kept"),
     [
         (64, 2, 0.25, 16),
         (10, 2, 0.25, 3),  # 2.5 rounds up
@@ -27,8 +27,8 @@ def group(name: str, magnitudes: tuple[float, ...], original: int = 0, mac: floa
         (20, 1, 0.55, 11),  # 0.55 * 20 is a little above 11 in binary
     ],
 )
-def test_depth_keeps_the_larger_of_a_number_and_a_share(original: int, n_min: int, rho: float, kept: int) -> None:
-    assert rules.keep_depth(original, n_min, rho) == kept
+def test_depth_keeps_the_larger_of_a_number_and_a_share(baseline: int, n_min: int, rho: float, kept: int) -> None:
+    assert rules.keep_depth(baseline, n_min, rho) == kept
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_depth_keeps_the_larger_of_a_number_and_a_share(original: int, n_min: in
         (0.0, 0.0, 1.0, 1.0),  # nothing to compare
     ],
 )
-def test_efficiency_presses_what_costs_more_macs_for_its_weights(
+def test_efficiency_prefers_what_costs_more_macs_for_its_weights(
     mac: float, weights: float, power: float, factor: float
 ) -> None:
     assert rules.mac_efficiency(mac, weights, *TOTAL, power, (0.5, 2.0)) == pytest.approx(factor)
@@ -51,19 +51,19 @@ def test_efficiency_presses_what_costs_more_macs_for_its_weights(
 @pytest.mark.parametrize(
     ("before", "pruned", "after"),
     [
-        (1.0, 0.1, math.exp(0.4)),  # lags behind the mean of 0.3: pressed more
-        (1.0, 0.5, math.exp(-0.4)),  # ahead of it: pressed less
+        (1.0, 0.1, math.exp(0.4)),  # lags behind the mean of 0.3: a higher threshold
+        (1.0, 0.5, math.exp(-0.4)),  # ahead of it: a lower one
         (1.2, 0.3, 1.2),
         (1.5, 0.1, 2.0),  # 2.24, limited
         (0.6, 0.5, 0.5),  # 0.40, limited
     ],
 )
-def test_balance_presses_a_lagging_group_more(before: float, pruned: float, after: float) -> None:
+def test_balance_raises_the_threshold_of_a_lagging_group(before: float, pruned: float, after: float) -> None:
     assert rules.balance(before, pruned, 0.3, 2.0, (0.5, 2.0)) == pytest.approx(after)
 
 
 @pytest.mark.parametrize(
-    ("magnitudes", "threshold", "keep", "at_most", "gone"),
+    ("importances", "threshold", "keep", "at_most", "gone"),
     [
         ((0.5, 0.1, 0.9, 0.3), 0.6, 1, 9, (0, 1, 3)),
         ((0.5, 0.1, 0.9, 0.3), 0.6, 1, 2, (1, 3)),  # the cap leaves the strongest
@@ -75,9 +75,9 @@ def test_balance_presses_a_lagging_group_more(before: float, pruned: float, afte
     ],
 )
 def test_selection_takes_the_weakest_below_the_threshold(
-    magnitudes: tuple[float, ...], threshold: float, keep: int, at_most: int, gone: tuple[int, ...]
+    importances: tuple[float, ...], threshold: float, keep: int, at_most: int, gone: tuple[int, ...]
 ) -> None:
-    assert rules.select(magnitudes, threshold, keep, at_most) == gone
+    assert rules.select(importances, threshold, keep, at_most) == gone
 
 
 @pytest.mark.parametrize(
@@ -119,37 +119,37 @@ def test_a_step_is_the_fewest_channels_that_align_every_layer(units: tuple[int, 
 def test_what_is_left_is_rounded_up_to_a_multiple(
     channels: int, below: int, keep: int, at_most: int, step: int, gone: int
 ) -> None:
-    magnitudes = tuple(0.1 * j for j in range(channels))
+    importances = tuple(0.1 * j for j in range(channels))
     threshold = 0.1 * below - 0.05
-    assert rules.select(magnitudes, threshold, keep, at_most, step) == tuple(range(gone))
+    assert rules.select(importances, threshold, keep, at_most, step) == tuple(range(gone))
 
 
-def test_a_share_below_a_step_lets_one_step_go(numbers: config.Rules) -> None:
+def test_a_share_below_a_step_lets_one_step_go(numbers: config.Settings) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 0.15})
     groups = {
         "small": group("small", tuple(0.01 * j for j in range(16))),  # 15% are 2 channels
         "large": group("large", tuple(0.01 * j for j in range(120))),  # 18: 102 would be left, so 104
         "tiny": group("tiny", tuple(0.01 * j for j in range(8))),
     }
-    made = rules.plan(list(groups.values()), State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL)
-    assert made.removed == {"small": tuple(range(8)), "large": tuple(range(16))}
+    plan = rules.plan(list(groups.values()), State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL)
+    assert plan.removed == {"small": tuple(range(8)), "large": tuple(range(16))}
 
 
-def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Rules) -> None:
+def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Settings) -> None:
     eights = numbers.model_copy(update={"align": 8, "max_share": 1.0})
     shuffled = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(4,))  # 20 channels of its layer
-    made = rules.plan([shuffled], State(0.25, 0.1), 0.25, ("adaptive",), eights, TOTAL)
-    assert made.removed == {"up": (0,)}  # 3 would be left, 12 channels of the layer: 4 and 16
+    plan = rules.plan([shuffled], State(0.25, 0.1), 0.25, ("adaptive",), eights, TOTAL)
+    assert plan.removed == {"up": (0,)}  # 3 would be left, 12 channels of the layer: 4 and 16
     both = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(1, 4))
     assert rules.plan([both], State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL).removed == {}
 
 
-def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Rules) -> None:
+def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Settings) -> None:
     fours = numbers.model_copy(update={"align": 4, "max_share": 0.1})
     eight = group("eight", (0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3, 1.4))
-    found = rules.next_plan([eight], State(0.5, 0.5), ("adaptive",), fours, TOTAL)
-    assert found.alpha == pytest.approx(0.5 * 1.5**2)  # 0.75 leaves the fourth channel, 1.125 doesn't
-    assert found.removed == {"eight": (0, 1, 2, 3)}
+    plan = rules.next_plan([eight], State(0.5, 0.5), ("adaptive",), fours, TOTAL)
+    assert plan.alpha == pytest.approx(0.5 * 1.5**2)  # 0.75 leaves the fourth channel, 1.125 doesn't
+    assert plan.removed == {"eight": (0, 1, 2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -160,20 +160,20 @@ def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Rules) -> No
         (("adaptive", "depth"), 24, 24),  # keeps max(2, 68/4) = 17: 24
     ],
 )
-def test_a_group_at_its_aligned_floor_cant_give(
-    numbers: config.Rules, active: tuple[str, ...], left: int, floor: int
+def test_a_group_at_its_aligned_floor_cant_be_pruned(
+    numbers: config.Settings, active: tuple[str, ...], left: int, floor: int
 ) -> None:
     eights = numbers.model_copy(update={"align": 8})
-    low = group("low", (0.1,) * left, original=68)
+    low = group("low", (0.1,) * left, baseline=68)
     assert rules.floor(low, active, eights) == floor
     assert rules.next_plan([low], State(1.0, 0.1), active, eights, TOTAL) is None
-    more = group("more", (0.1,) * (floor + 1), original=68)
+    more = group("more", (0.1,) * (floor + 1), baseline=68)
     assert rules.next_plan([more], State(1.0, 0.1), active, eights, TOTAL).removed == {"more": (0,)}
 
 
 COSTLY = group("costly", (0.9, 1.1, 1.3, 1.7), mac=4.5)  # e = 4.5/1 over 3 = 1.5
 CHEAP = group("cheap", (0.9, 1.1, 1.3, 1.7), mac=1.8)  # e = 0.6
-PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
+STATE = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -187,15 +187,15 @@ PRESSED = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
     ],
 )
 def test_each_rule_set_has_its_own_threshold(
-    numbers: config.Rules, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
+    numbers: config.Settings, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
 ) -> None:
-    made = rules.plan([COSTLY, CHEAP], PRESSED, 1.0, active, numbers, TOTAL)
-    assert (made.thresholds["costly"], made.thresholds["cheap"]) == pytest.approx(thresholds)
-    assert made.removed == removed
-    assert made.alpha == 1.0
+    plan = rules.plan([COSTLY, CHEAP], STATE, 1.0, active, numbers, TOTAL)
+    assert (plan.thresholds["costly"], plan.thresholds["cheap"]) == pytest.approx(thresholds)
+    assert plan.removed == removed
+    assert plan.alpha == 1.0
 
 
-def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.Rules) -> None:
+def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.Settings) -> None:
     ten = group("ten", tuple(0.1 * i for i in range(10)))
     for share, gone in ((0.3, 3), (0.39, 3), (0.05, 1), (1.0, 9)):  # one at least; one channel stays
         capped = numbers.model_copy(update={"max_share": share})
@@ -204,29 +204,29 @@ def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.R
         }
 
 
-def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(numbers: config.Rules) -> None:
+def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(numbers: config.Settings) -> None:
     hundred = group("hundred", tuple(0.01 * i for i in range(100)))
     capped = numbers.model_copy(update={"max_share": 0.29})  # 0.29 * 100 is a little below 29 in binary
     assert len(rules.plan([hundred], State(9.0, 0.1), 9.0, ("adaptive",), capped, TOTAL).removed["hundred"]) == 29
 
 
-def test_the_floor_is_a_share_of_the_original_under_depth_and_one_channel_else(numbers: config.Rules) -> None:
-    left = group("left", (0.1, 0.2, 0.3, 0.4), original=12)  # keeps max(2, 12/4) = 3
+def test_the_floor_is_a_share_of_the_baseline_under_depth_and_one_channel_else(numbers: config.Settings) -> None:
+    left = group("left", (0.1, 0.2, 0.3, 0.4), baseline=12)  # keeps max(2, 12/4) = 3
     assert rules.floor(left, ("adaptive", "depth"), numbers) == 3
     assert rules.floor(left, ("adaptive",), numbers) == 1
     assert rules.plan([left], State(9.0, 0.1), 9.0, ("adaptive", "depth"), numbers, TOTAL).removed == {"left": (0,)}
 
 
-def test_alpha_rises_only_until_something_goes(numbers: config.Rules) -> None:
+def test_alpha_rises_only_until_something_goes(numbers: config.Settings) -> None:
     weak, strong = group("weak", (0.9, 1.2)), group("strong", (2.0, 2.0))
-    found = rules.next_plan([weak, strong], State(0.5, 0.2), ("adaptive",), numbers, TOTAL)
-    assert found.alpha == pytest.approx(0.5 * 1.2**4)  # 0.864 is still below 0.9, 1.0368 isn't
-    assert found.removed == {"weak": (0,)}
+    plan = rules.next_plan([weak, strong], State(0.5, 0.2), ("adaptive",), numbers, TOTAL)
+    assert plan.alpha == pytest.approx(0.5 * 1.2**4)  # 0.864 is still below 0.9, 1.0368 isn't
+    assert plan.removed == {"weak": (0,)}
     assert rules.next_plan([weak], State(0.95, 0.2), ("adaptive",), numbers, TOTAL).alpha == 0.95
 
 
-def test_nothing_is_planned_when_no_group_can_give(numbers: config.Rules) -> None:
-    pair, single = group("pair", (0.1, 0.2), original=4), group("single", (0.1,))
+def test_nothing_is_planned_when_no_group_can_be_pruned(numbers: config.Settings) -> None:
+    pair, single = group("pair", (0.1, 0.2), baseline=4), group("single", (0.1,))
     state = State(1.0, 0.1)
     assert rules.next_plan([single], state, ("adaptive",), numbers, TOTAL) is None
     assert rules.next_plan([pair, single], state, ("adaptive", "depth"), numbers, TOTAL) is None  # n_min is 2
@@ -236,40 +236,40 @@ def test_nothing_is_planned_when_no_group_can_give(numbers: config.Rules) -> Non
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_magnitudes_that_are_no_numbers_end_the_search(numbers: config.Rules, broken: float) -> None:
+def test_importances_that_are_no_numbers_end_the_search(numbers: config.Settings, broken: float) -> None:
     assert rules.next_plan([group("g", (broken, broken))], State(1.0, 0.1), ("adaptive",), numbers, TOTAL) is None
 
 
-def test_only_suspects_are_pressed_after_a_rejection(numbers: config.Rules) -> None:
+def test_only_suspects_are_eligible_after_a_rejection(numbers: config.Settings) -> None:
     first, second = group("first", (0.1, 2.0)), group("second", (0.5, 2.0))
     state = State(0.3, 0.1, suspects=("second",))
-    found = rules.next_plan([first, second], state, ("adaptive",), numbers, TOTAL)
-    assert found.removed == {"second": (0,)}
-    assert found.alpha > 0.5
+    plan = rules.next_plan([first, second], state, ("adaptive",), numbers, TOTAL)
+    assert plan.removed == {"second": (0,)}
+    assert plan.alpha > 0.5
 
 
-def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(numbers: config.Rules) -> None:
+def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(numbers: config.Settings) -> None:
     state = State(0.8, 0.025, {}, frozenset({"c"}), ("a",))
     done = Plan(1.0, {}, {"a": (0, 1)})
-    now = [group("a", (1.0, 1.0), original=4), group("b", (1.0,) * 4)]  # pruned by 0.5 and 0; mean 0.25
+    now = [group("a", (1.0, 1.0), baseline=4), group("b", (1.0,) * 4)]  # pruned by 0.5 and 0; mean 0.25
     after = rules.after_accepted(state, done, now, ("adaptive", "efficiency"), numbers)
     assert after == State(1.1, 0.1, {}, frozenset({"c"}), ())
-    pressed = rules.after_accepted(state, done, now, ("adaptive", "balance"), numbers)
-    assert pressed.balance == pytest.approx({"a": math.exp(-0.5), "b": math.exp(0.5)})
-    again = rules.after_accepted(pressed, done, now, ("adaptive", "balance"), numbers)
+    balanced = rules.after_accepted(state, done, now, ("adaptive", "balance"), numbers)
+    assert balanced.balance == pytest.approx({"a": math.exp(-0.5), "b": math.exp(0.5)})
+    again = rules.after_accepted(balanced, done, now, ("adaptive", "balance"), numbers)
     assert again.balance == pytest.approx({"a": 0.5, "b": 2.0})  # exp(-1) and exp(1), limited
 
 
-def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(numbers: config.Rules) -> None:
-    found = [group("a", (1.0,) * 4, mac=10.0), group("b", (1.0,) * 4, mac=5.0), group("c", (1.0,) * 4, mac=1.0)]
+def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(numbers: config.Settings) -> None:
+    groups = [group("a", (1.0,) * 4, mac=10.0), group("b", (1.0,) * 4, mac=5.0), group("c", (1.0,) * 4, mac=1.0)]
     done = Plan(1.2, {}, {"a": (0,), "b": (0, 1, 2), "c": (0,)})  # they save 10, 15 and 1
-    after = rules.after_rejected(State(1.0, 0.1), done, found)
+    after = rules.after_rejected(State(1.0, 0.1), done, groups)
     assert after.step == 0.05
     assert after.alpha == pytest.approx(1.0 / 1.05)  # from the last accepted alpha, not the raised one
     assert after.suspects == ("b",)
     assert not after.frozen
     four = Plan(0.9, {}, done.removed | {"d": (0,)})
-    after = rules.after_rejected(State(1.0, 0.1), four, [*found, group("d", (1.0,) * 4, mac=40.0)])
+    after = rules.after_rejected(State(1.0, 0.1), four, [*groups, group("d", (1.0,) * 4, mac=40.0)])
     assert after.suspects == ("d", "b")
     assert after.alpha == pytest.approx(0.9 / 1.05)
 
@@ -279,5 +279,5 @@ def test_a_group_that_fails_alone_is_frozen_and_the_others_are_free_again() -> N
     after = rules.after_rejected(state, Plan(1.0, {}, {"b": (0,)}), [group("b", (1.0, 1.0))])
     assert after.frozen == {"z", "b"}
     assert after.suspects == ()
-    assert rules.pressed(group("a", (1.0,)), after)
-    assert not rules.pressed(group("b", (1.0,)), after)
+    assert rules.eligible(group("a", (1.0,)), after)
+    assert not rules.eligible(group("b", (1.0,)), after)

@@ -53,7 +53,7 @@ def test_targets_are_developed_where_their_samples_are(tmp_path: Path, pattern: 
     assert (rows.mean(), columns.mean()) == pytest.approx((15.5 - top, 23.5 - left), abs=0.5)
 
 
-def test_a_target_is_rawpys_picture_with_the_cameras_white_balance(tmp_path: Path, mosaic: np.ndarray) -> None:
+def test_a_target_is_rawpys_image_with_the_cameras_white_balance(tmp_path: Path, mosaic: np.ndarray) -> None:
     import rawpy
 
     path = write_dng(tmp_path / "long.ARW", mosaic)

@@ -24,7 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_streaming_a_picture_at_a_time_writes_the_bytes_of_the_whole_split(tmp_path: Path) -> None:
+def test_streaming_a_image_at_a_time_writes_the_bytes_of_the_whole_split(tmp_path: Path) -> None:
     whole = gathered(*make(photographs(PHOTOS), LOW_LIGHT))
     save_split(tmp_path / "new" / "whole", whole)
     save_split(tmp_path / "streamed", *make(photographs(PHOTOS), LOW_LIGHT))
@@ -37,11 +37,11 @@ def test_streaming_a_picture_at_a_time_writes_the_bytes_of_the_whole_split(tmp_p
     assert not back["high"].flags.writeable
 
 
-def test_no_more_than_one_picture_is_asked_for_before_it_is_written(tmp_path: Path) -> None:
-    split, pictures = make(photographs(PHOTOS), Making("super_resolution", 2, 96))
+def test_no_more_than_one_image_is_asked_for_before_it_is_written(tmp_path: Path) -> None:
+    split, images = make(photographs(PHOTOS), Making("super_resolution", 2, 96))
 
     def watched() -> Iterator[Prepared]:
-        for number, piece in enumerate(pictures):
+        for number, piece in enumerate(images):
             (temporary,) = tmp_path.glob(".train.*.tmp")
             written = sum(path.stat().st_size for path in temporary.glob("*.npy"))
             assert written >= number * (256 * 256 * 3 + 128 * 128 * 3) - 2 * 2**17  # less two files' buffers
@@ -62,7 +62,7 @@ def test_the_index_changes_with_a_single_level_of_a_single_pixel(tmp_path: Path)
     assert first["content"]["high"] != second["content"]["high"]
 
 
-def test_a_broken_picture_leaves_the_old_split_whole_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_broken_image_leaves_the_old_split_whole_and_nothing_beside_it(tmp_path: Path) -> None:
     save_split(tmp_path / "train", *make(photographs(PHOTOS[:1]), LOW_LIGHT))
     before = contents(tmp_path / "train")
     cut = tmp_path / "cut.jpg"

@@ -19,9 +19,9 @@ ODD = [
 
 
 def test_every_name_becomes_a_key_that_mlflow_allows_and_no_other_name_has() -> None:
-    found = [stores.key(name) for name in ODD]
-    assert len(set(found)) == len(ODD)
-    for key in found:
+    keys = [stores.key(name) for name in ODD]
+    assert len(set(keys)) == len(ODD)
+    for key in keys:
         _validate_metric_name(key)
         assert set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-. /")
         assert 0 < len(key) <= stores.KEY_LENGTH
@@ -80,6 +80,13 @@ def test_what_holds_no_password_stays(text: str) -> None:
     assert stores.masked(text) == text
 
 
+@pytest.mark.parametrize("word", ["x" * 20_000, 10_000 * "a.", 2_500 * "password", "x" * 20_000 + "://u:secret@h"])
+def test_a_long_word_is_masked_at_once(word: str) -> None:
+    began = time.monotonic()
+    assert "secret" not in stores.masked(word)
+    assert time.monotonic() - began < 2  # 7 s, or minutes, where each of its characters may begin an address
+
+
 def test_a_text_is_stored_without_what_stores_refuse() -> None:
     assert stores.text("a\udc80\0b😀\n", 100) == "a\\udc80\\0b😀\n"
     assert len(stores.text("x" * 9000, 5000)) == 5000
@@ -119,17 +126,19 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("how", "said"), WAYS.items())
-def test_a_spoiled_file_is_said_at_once(how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("how", "sentence"), WAYS.items())
+def test_a_spoiled_file_is_said_at_once(
+    how: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stores, "LOCKED_SECONDS", 0.3)
     path = tmp_path / "a b.db"
-    with sqlite3.connect(path) as made:
-        made.execute("CREATE TABLE t (x INTEGER)")
-    made.close()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE t (x INTEGER)")
+    database.close()
     stores.probe(f"sqlite:///{path}")
     held = spoil(path, how)
     began = time.monotonic()
-    with pytest.raises(stores.UnusableError, match=said):
+    with pytest.raises(stores.UnusableError, match=sentence):
         stores.probe(f"sqlite:///{path}")
     assert time.monotonic() - began < 3
     if held:

@@ -63,3 +63,46 @@ def test_dvc_watches_all_that_a_stage_imports(stage: str) -> None:
     assert not missed
     idle = {dep for dep in watched if dep.startswith("pipeline") and not any(file.startswith(dep) for file in needed)}
     assert not idle
+
+
+ORDER = [  # a room imports what stands before it here
+    "errors", "files", "schema", "config", "records", "stores", "progress", "cli", "data", "evaluation", "prepare",
+    "networks", "cost", "export", "training", "pruning", "latency", "report", "tracking", "study", "checks", "stages",
+]  # fmt: skip
+FILES = sorted(file for folder in ("pipeline", "stages") for file in (ROOT / folder).rglob("*.py"))
+AT_HOME = {  # package -> where alone it is imported
+    "mlflow": ("pipeline/tracking/",),
+    "optuna": ("pipeline/study/",),
+    "dvc": ("stages/dvc.py", "stages/mend.py"),
+}
+
+
+def room(file: Path) -> str:
+    """A file's room: the folder or the module in pipeline/, or stages."""
+    parts = file.relative_to(ROOT).parts
+    return "stages" if parts[0] == "stages" else Path(parts[1]).stem
+
+
+def test_rooms_import_one_way() -> None:
+    files = [file for file in FILES if room(file) != "__init__"]
+    assert {room(file) for file in files} == set(ORDER)
+    against = [
+        f"{file.relative_to(ROOT)} imports {room(other)}"
+        for file in files
+        for other in imported(file)
+        if room(other) != "__init__" and ORDER.index(room(other)) > ORDER.index(room(file))
+    ]
+    assert against == []
+
+
+@pytest.mark.parametrize("package", AT_HOME)
+def test_a_large_library_is_imported_in_its_own_room_alone(package: str) -> None:
+    importing = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(name.partition(".")[0] == package for name in names):
+                importing.add(str(file.relative_to(ROOT)))
+    assert importing
+    assert {name for name in importing if not name.startswith(AT_HOME[package])} == set()

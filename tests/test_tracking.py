@@ -21,7 +21,7 @@ from test_stores import WAYS, spoil
 from pipeline import stores
 from pipeline.errors import UserError
 from pipeline.pruning import iterations
-from pipeline.tracking import runs
+from pipeline.tracking import processes, runs, store
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_store_that_was_left_half_made_under_its_temporary_name_is_made_anew(u
     half.close()
     with runs.stage("prepare", "edsr"):
         assert not (tmp_path / ".mlflow.db.new").exists()
-    experiment = MlflowClient(uri).search_experiments(filter_string=f"name = '{runs.EXPERIMENT}'")[0]
+    experiment = MlflowClient(uri).search_experiments(filter_string=f"name = '{store.EXPERIMENT}'")[0]
     assert {run.info.status for run in MlflowClient(uri).search_runs([experiment.experiment_id])} == {"FINISHED"}
 
 
@@ -54,24 +54,14 @@ def test_a_store_that_isnt_whole_is_named(uri: str, tmp_path: Path) -> None:
 # --- a store that was made before ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        runs._client()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def ready(uri: str, made: Path, tmp_path: Path) -> MlflowClient:
-    shutil.copyfile(made, tmp_path / "mlflow.db")
+def ready(uri: str, new_store: Path, tmp_path: Path) -> MlflowClient:
+    shutil.copyfile(new_store, tmp_path / "mlflow.db")
     return MlflowClient(uri)
 
 
 def runs_of(client: MlflowClient) -> dict[str, Run]:
-    experiment = client.get_experiment_by_name(runs.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(store.EXPERIMENT).experiment_id
     return {run.info.run_name: run for run in client.search_runs([experiment])}
 
 
@@ -81,15 +71,15 @@ def test_names_that_are_no_keys_are_stored_and_stay_readable(ready: MlflowClient
     done = iterations.Iteration(1, "accepted", "because 😀\n\udc80", 1, channels=groups, widths=widths,
                              thresholds=dict.fromkeys(groups, 0.5))  # fmt: skip
     with runs.stage("prune", "edsr", "D", {"long": "x" * 20_000, "odd (key)": "\udc80\0", "pictures": "😀"}) as run:
-        run.picture(np.zeros((8, 8, 3), np.uint8), "validation IMG (3).jpg", 0)
-        run.picture(np.zeros((8, 8, 3), np.uint8), "validation " + 230 * "Höhe\udc80", 0)
+        run.image(np.zeros((8, 8, 3), np.uint8), "validation IMG (3).jpg", 0)
+        run.image(np.zeros((8, 8, 3), np.uint8), "validation " + 230 * "Höhe\udc80", 0)
         run.tags({"note": "a\n😀" * 5000, "best.(x)": "y"})
         run.table({"name": "\udc80"}, "table.json")
         runs.iteration(run, done, 100, "edsr", "D")
-    found = runs_of(ready)
-    stage, child = found["prune edsr D"], found["edsr D iteration 1"]
+    by_name = runs_of(ready)
+    stage, child = by_name["prune edsr D"], by_name["edsr D iteration 1"]
     assert {stage.info.status, child.info.status} == {"FINISHED"}
-    assert stage.data.tags[f"picture.{stores.key('validation IMG (3).jpg')}"] == "validation IMG (3).jpg"
+    assert stage.data.tags[f"image.{stores.key('validation IMG (3).jpg')}"] == "validation IMG (3).jpg"
     channels = {stores.key(f"channels.{name}"): count for name, count in groups.items()}
     assert channels.items() <= stage.data.metrics.items()
     assert len([key for key in child.data.params if key.startswith("width.")]) == 110
@@ -108,30 +98,30 @@ def test_any_session_name_has_one_parent(name: str, ready: MlflowClient, monkeyp
 
 
 def process(**changes: str) -> dict[str, str]:
-    return runs._process_tags() | {key.replace("_", "."): value for key, value in changes.items()}
+    return processes.process_tags() | {key.replace("_", "."): value for key, value in changes.items()}
 
 
 def test_a_run_is_dead_when_its_process_is() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = f"{socket.gethostname()}:{os.getpid()}"
-    boot, _, space = runs._machine().partition(" ")
-    assert not runs._dead(process())
-    assert not runs._dead(process(process=f"renamed:{os.getpid()}"))
-    assert runs._dead(process(process=f"renamed:{gone.pid}"))
-    assert runs._dead(process(process_began="1000000000.00"))  # the id is used again
-    assert runs._dead(process(process_machine=f"another-boot {space}"))
-    assert not runs._dead(process(process_machine=f"another-boot {space}", process="other:1"))
-    assert not runs._dead(process(process_machine=f"{boot} pid:[1]"))  # a container beside this one
-    assert not runs._dead({"process": here})  # as runs were marked before
-    assert runs._dead({"process": f"{socket.gethostname()}:{gone.pid}"})
-    assert not runs._dead({"process": f"other:{gone.pid}"})
-    assert not runs._dead({})
+    boot, _, space = processes.machine().partition(" ")
+    assert not processes.gone(process())
+    assert not processes.gone(process(process=f"renamed:{os.getpid()}"))
+    assert processes.gone(process(process=f"renamed:{gone.pid}"))
+    assert processes.gone(process(process_began="1000000000.00"))  # the id is used again
+    assert processes.gone(process(process_machine=f"another-boot {space}"))
+    assert not processes.gone(process(process_machine=f"another-boot {space}", process="other:1"))
+    assert not processes.gone(process(process_machine=f"{boot} pid:[1]"))  # a container beside this one
+    assert not processes.gone({"process": here})  # as runs were marked before
+    assert processes.gone({"process": f"{socket.gethostname()}:{gone.pid}"})
+    assert not processes.gone({"process": f"other:{gone.pid}"})
+    assert not processes.gone({})
 
 
 @pytest.mark.parametrize("by", ["a stage", "make ui", "a study"])
 def test_runs_of_dead_processes_are_closed(by: str, ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = ready.get_experiment_by_name(runs.EXPERIMENT).experiment_id
+    experiment = ready.get_experiment_by_name(store.EXPERIMENT).experiment_id
     chain = ready.create_run(experiment, run_name="chain", tags={"level": "chain", "session": "s"})
     dead = process(process_began="1000000000.00") | {"mlflow.parentRunId": chain.info.run_id}
     stage = ready.create_run(experiment, run_name="killed", tags=dead)
@@ -141,12 +131,12 @@ def test_runs_of_dead_processes_are_closed(by: str, ready: MlflowClient, monkeyp
         with runs.stage("prepare", "edsr"):
             pass
     elif by == "make ui":
-        runs.address("http://127.0.0.1:1")
+        store.page("http://127.0.0.1:1")
     else:
         runs.study("a-study", {"reproduce": "x"})
-    found = {name: run.info.status for name, run in runs_of(ready).items()}
+    statuses = {name: run.info.status for name, run in runs_of(ready).items()}
     expected = {"chain": "KILLED", "killed": "KILLED", "below": "KILLED", "alive": "RUNNING"}
-    assert expected.items() <= found.items()
+    assert expected.items() <= statuses.items()
 
 
 def test_a_study_belongs_to_the_command_that_continues_it(ready: MlflowClient) -> None:

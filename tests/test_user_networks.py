@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import checks, config, cost, networks
-from pipeline.cli import command
+from pipeline.cli import command, guarded
 from pipeline.data.storage import gathered
 from pipeline.errors import UserError, explained, first_line, place, raised
 from pipeline.evaluation import metrics
 from pipeline.prepare.pairs import Making, make, photographs
 from pipeline.training import setup
-from stages.command import guarded
 
 SECTION = config.Network(factory="mine:build", task="restoration", scale=1)
 IMAGE = torch.zeros(1, 3, 16, 16)
@@ -365,7 +364,7 @@ def test_what_cant_fit_in_memory_is_named_with_its_key_and_bytes(
     recipe: config.Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, section = nn.Conv2d(3, 3, 3, padding=1), SECTION
-    monkeypatch.setattr(setup, "memory", lambda: 10**9)
+    monkeypatch.setattr(checks, "memory", lambda: 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checks.check_patch("mine", section, recipe, network)
     with pytest.raises(UserError, match=r"train\.mine: batch 1000000 of patch 8 takes at least 1\.9 GB of memory, but"):

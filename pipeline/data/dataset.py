@@ -1,7 +1,7 @@
-"""One prepared split on a device: training batches by step, whole pictures for evaluation.
+"""One prepared split on a device: training batches by step, whole images for evaluation.
 
-All pictures lie in flat tensors, pixel after pixel, and a batch is one indexed read of them: no loop over samples,
-whatever the pictures' sizes. On a CPU the tensors are memory-mapped files, so that memory doesn't grow with a data set.
+All images lie in flat tensors, pixel after pixel, and a batch is one indexed read of them: no loop over samples,
+whatever the images' sizes. On a CPU the tensors are memory-mapped files, so that memory doesn't grow with a data set.
 A step's batch depends on (seed, step) alone, so that a resumed training sees what it would have seen.
 """
 
@@ -27,21 +27,21 @@ RESIDENT = 8 * 2**30  # bytes; a larger split stays in its files, and a GPU gets
 
 @dataclass(frozen=True)
 class Images:
-    """A split of N pictures. Sizes and first pixels count input pixels, each over `scale`² target pixels."""
+    """A split of N images. Sizes and first pixels count input pixels, each over `scale`² target pixels."""
 
     task: str  # "super_resolution", "low_light" or "restoration"
     names: list[str]
     scale: int
     sizes: np.ndarray  # int64 [N, 2]: input height and width
-    first: np.ndarray  # int64 [N]: input pixels before each picture's own
-    first_high: np.ndarray  # int64 [N]: target pixels before each picture's target
+    first: np.ndarray  # int64 [N]: input pixels before each image's own
+    first_high: np.ndarray  # int64 [N]: target pixels before each image's target
     high: Tensor  # uint8 [pixels, 3]; of real raw int16, to be read as uint16
     low: Tensor | None  # inputs that aren't made while training: uint8 [pixels, 3]
     raw: Tensor | None  # low light with a fixed exposure: int16 [samples]
     ratio: Tensor | None  # low light with a fixed exposure: float32 [N]
     exposures: Exposures | None  # synthetic low light: what training draws from
     noise: float | None  # restoration of noise: σ in 8-bit levels
-    seed: int  # what the noise of whole pictures is drawn from, with their names
+    seed: int  # what the noise of whole images is drawn from, with their names
     device: torch.device  # of what is given out; the tensors above may lie on the CPU
 
     def __len__(self) -> int:
@@ -50,10 +50,10 @@ class Images:
     def batch(self, step: int, seed: int, batch: int, patch: int) -> tuple[Tensor, Tensor]:
         """One step's input [batch, C, patch, patch] and target [batch, 3, scale·patch, scale·patch], float32 in 0 … 1.
 
-        C is 3, or 4 in low light. Pictures and places are drawn evenly, the most varied of `CANDIDATES` places is
+        C is 3, or 4 in low light. Images and places are drawn evenly, the most varied of `CANDIDATES` places is
         taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets a camera, an exposure
         ratio and noise of its own; Gaussian noise is as fresh, and may leave 0 … 1. Bit-equal for equal arguments on
-        one device. Raises UserError for a patch larger than a picture.
+        one device. Raises UserError for a patch larger than an image.
         """
         smallest = int(self.sizes.min(axis=1).argmin())
         if patch > self.sizes[smallest].min():
@@ -72,13 +72,13 @@ class Images:
             return add_noise(target, self.noise, rng), target
         if self._real_raw:
             samples = self.raw[grid.samples()].to(self.device)
-            return amplify(samples, self.ratio[grid.pictures].to(self.device)), target
+            return amplify(samples, self.ratio[grid.images].to(self.device)), target
         # The turned full-resolution RGB is sampled by the mosaic, and not a mosaic turned: the latter would move red
         # away from the corner of the 2×2 cell.
         return amplify(*darken(pixels, rng, self.exposures)), target
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
-        """Picture `i` whole, always the same: input [1, C, h, w], target [1, 3, scale·h, scale·w], float32 in 0 … 1.
+        """Image `i` whole, always the same: input [1, C, h, w], target [1, 3, scale·h, scale·w], float32 in 0 … 1.
 
         In low light this needs a split with a fixed exposure: validation or test.
         """
@@ -94,7 +94,7 @@ class Images:
         return amplify(samples.to(self.device), self.ratio[i : i + 1].to(self.device)), target
 
     def reference(self, i: int) -> Tensor:
-        """What to beat on picture `i`, [1, 3, scale·h, scale·w]: bicubic, the amplified input in RGB, or the input."""
+        """What to beat on image `i`, [1, 3, scale·h, scale·w]: bicubic, the amplified input in RGB, or the input."""
         given, _ = self.pair(i)
         if self.task == "super_resolution":
             return bicubic_upscale(given, self.scale)
@@ -116,8 +116,8 @@ class Images:
     def _choose(self, rng: np.random.Generator, batch: int, patch: int) -> _Grid:
         """Where the pixels of the chosen patches are."""
         count = batch * CANDIDATES
-        picture = rng.integers(len(self), size=count)
-        height, width = self.sizes[picture].T
+        image = rng.integers(len(self), size=count)
+        height, width = self.sizes[image].T
         top = rng.integers(height - patch + 1)
         left = rng.integers(width - patch + 1)
         turn, flip_down, flip_right = rng.integers(2, size=(3, count)).astype(bool)
@@ -126,8 +126,8 @@ class Images:
             flip_right &= np.where(turn, height, width) > patch
             top = np.maximum(top, np.where(turn, flip_right, flip_down))
             left = np.maximum(left, np.where(turn, flip_down, flip_right))
-        first, first_high = self.first[picture], self.first_high[picture]
-        columns = np.stack([picture, first, first_high, height, width, top, left, turn, flip_down, flip_right])
+        first, first_high = self.first[image], self.first_high[image]
+        columns = np.stack([image, first, first_high, height, width, top, left, turn, flip_down, flip_right])
         drawn = torch.from_numpy(columns).to(self.high.device)
         # One green sample for each input pixel is enough to rank places by variance. (Flips don't matter to it.)
         places = _Grid(drawn, patch, self.scale, self._real_raw).targets(every=self.scale).flatten()
@@ -141,7 +141,7 @@ class Images:
 class _Grid:
     """Where patches lie.
 
-    `drawn`, int64 [10, B]: picture, first input pixel, first target pixel, height, width (of the input), top, left,
+    `drawn`, int64 [10, B]: image, first input pixel, first target pixel, height, width (of the input), top, left,
     turn, flip down, flip right. A flipped patch of real raw (`bayer`) begins one target row or column earlier, so that
     its first sample is red again; turning a mosaic leaves red where it is. The target is moved with it.
     """
@@ -152,7 +152,7 @@ class _Grid:
     bayer: bool = False
 
     @property
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         return self.drawn[0]
 
     def inputs(self) -> Tensor:
@@ -175,7 +175,7 @@ class _Grid:
         return pack_bayer(4 * first + (plane * height + row // 2) * width + column // 2)
 
     def _inside(self, scale: int, every: int = 1) -> Tensor:
-        """Pixel numbers within a picture `scale` times the input, int64 [B, side, side], side = scale·patch/every.
+        """Pixel numbers within an image `scale` times the input, int64 [B, side, side], side = scale·patch/every.
 
         Pixel (i, j) of the turned patch is start + i·down + j·right, with strides that swap for a turn and reverse for
         a flip: the eight orientations need no copy of their own.
@@ -221,7 +221,7 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
 
     scale, pixels = int(prepared["scale"]), prepared["sizes"].prod(axis=1)
     shown = prepared.get("shown", np.arange(len(pixels)))
-    _, owner = np.unique(shown, return_index=True)  # each target's first picture
+    _, owner = np.unique(shown, return_index=True)  # each target's first image
     targets = pixels[owner] * scale**2
     return Images(
         task=str(prepared["task"]),

@@ -1,4 +1,4 @@
-"""What is done to clean photographs: small pictures for super-resolution, dark raw for low light, Gaussian noise."""
+"""What is done to clean photographs: small images for super-resolution, dark raw for low light, Gaussian noise."""
 
 from __future__ import annotations
 
@@ -32,31 +32,32 @@ RGB_TO_XYZ = np.array(
 # --- super-resolution ---------------------------------------------------------------------------------------------
 
 
-def bicubic_downscale(picture: np.ndarray, scale: int) -> np.ndarray:
+def bicubic_downscale(image: np.ndarray, scale: int) -> np.ndarray:
     """[H, W, 3] uint8 to [H/scale, W/scale, 3] uint8; both sides must be multiples of `scale`.
 
-    As MATLAB's `imresize` of 8-bit pictures makes the small ones of super-resolution: a cubic with a = −0.5 (Keys 1981)
-    widened by `scale` against aliasing; first fewer rows, then fewer columns, rounded to 8 bits after each; pixels
-    beyond the border repeat those on it.
+    The definition of MATLAB's `imresize` (bicubic, antialiasing, uint8): a cubic with a = −0.5 (Keys 1981) widened by
+    `scale`; first fewer rows, then fewer columns, rounded to 8 bits after each, halves up; pixels beyond the border
+    repeat those on it. The tests hold scale 2 to integer arithmetic written from this definition, bit for bit; no
+    output of MATLAB itself was compared.
     """
-    return _fewer(_fewer(picture, scale).swapaxes(0, 1), scale).swapaxes(0, 1).copy()
+    return _fewer(_fewer(image, scale).swapaxes(0, 1), scale).swapaxes(0, 1).copy()
 
 
-def _fewer(picture: np.ndarray, scale: int) -> np.ndarray:
+def _fewer(image: np.ndarray, scale: int) -> np.ndarray:
     """[H, …] uint8 to [H/scale, …] uint8."""
     reach = 2 * scale  # pixels, on both sides of a new pixel's centre
-    centres = np.arange(picture.shape[0] // scale) * scale + (scale - 1) / 2
+    centres = np.arange(image.shape[0] // scale) * scale + (scale - 1) / 2
     first = np.ceil(centres - reach).astype(int)
     taps = first[:, None] + np.arange(2 * reach + 1)
     x = np.abs(centres[:, None] - taps) / scale
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     weights = np.where(x <= 1, near, np.where(x <= 2, far, 0))
     weights /= weights.sum(axis=1, keepdims=True)
-    taps = taps.clip(0, picture.shape[0] - 1)
-    total = np.zeros((len(centres), *picture.shape[1:]))
+    taps = taps.clip(0, image.shape[0] - 1)
+    total = np.zeros((len(centres), *image.shape[1:]))
     for k in range(taps.shape[1]):
-        total += weights[:, k].reshape(-1, *[1] * (picture.ndim - 1)) * picture[taps[:, k]]
-    return np.floor(total + 0.5).clip(0, 255).astype(np.uint8)  # halves go up, as MATLAB's
+        total += weights[:, k].reshape(-1, *[1] * (image.ndim - 1)) * image[taps[:, k]]
+    return np.floor(total + 0.5).clip(0, 255).astype(np.uint8)  # halves go up
 
 
 def bicubic_upscale(low: Tensor, scale: int) -> Tensor:
@@ -71,7 +72,7 @@ def bicubic_upscale(low: Tensor, scale: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Camera:
-    """How one picture goes back to raw: linear sRGB to camera matrix [3, 3], and the (r, g, b) gains to undo."""
+    """How one image goes back to raw: linear sRGB to camera matrix [3, 3], and the (r, g, b) gains to undo."""
 
     matrix: np.ndarray
     gains: np.ndarray
@@ -94,33 +95,33 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 LINEAR = (0.5 - np.sin(np.arcsin(1.0 - 2.0 * np.arange(256) / 255.0) / 3.0)).clip(0.0) ** 2.2
 
 
-def unprocess(pictures: Tensor, matrices: Tensor, gains: Tensor) -> Tensor:
+def unprocess(images: Tensor, matrices: Tensor, gains: Tensor) -> Tensor:
     """[B, 3, H, W] sRGB (uint8) to cameras' linear RGB in 0 … 1: tone curve, gamma, colours, gains undone in turn.
 
-    `matrices` is [B, 3, 3], `gains` [B, 3], one camera for each picture. Where a picture nears white, the gains are
+    `matrices` is [B, 3, 3], `gains` [B, 3], one camera for each image. Where an image nears white, the gains are
     undone less and less, as dividing would make a coloured grey of what was a saturated highlight.
     """
     table = torch.from_numpy(LINEAR).to(matrices)
-    linear = table.index_select(0, pictures.flatten().int()).view(len(pictures), 3, -1)
+    linear = table.index_select(0, images.flatten().int()).view(len(images), 3, -1)
     colour = torch.bmm(matrices, linear)
     keep = colour.mean(dim=1, keepdim=True).sub_(HIGHLIGHT).clamp_(min=0).div_(1 - HIGHLIGHT).square_()
     undo = 1 / gains[:, :, None]
-    return colour.mul_(torch.maximum(keep + (1 - keep) * undo, undo)).clamp_(0, 1).view(pictures.shape)
+    return colour.mul_(torch.maximum(keep + (1 - keep) * undo, undo)).clamp_(0, 1).view(images.shape)
 
 
-def darken(pictures: Tensor, rng: np.random.Generator, exposures: Exposures) -> tuple[Tensor, Tensor]:
+def darken(images: Tensor, rng: np.random.Generator, exposures: Exposures) -> tuple[Tensor, Tensor]:
     """Dark raw of [B, 3, 2h, 2w] sRGB (uint8): samples [B, 4, h, w] in sensor steps, and the exposure ratios [B].
 
-    Each picture gets a camera, a ratio and a noise level of its own from `rng`; the noise itself is drawn on the
-    pictures' device, from a generator that `rng` seeds.
+    Each image gets a camera, a ratio and a noise level of its own from `rng`; the noise itself is drawn on the
+    images' device, from a generator that `rng` seeds.
     """
-    device, count = pictures.device, len(pictures)
+    device, count = images.device, len(images)
     cameras = [draw_camera(rng) for _ in range(count)]
     drawn = [np.stack([c.matrix for c in cameras]), np.stack([c.gains for c in cameras])]
     drawn += [rng.uniform(*exposures.ratio, size=count), *sample_noise(rng, count, exposures.shot)]
     matrices, gains, ratio, shot, read = (torch.from_numpy(values).float().to(device) for values in drawn)
     generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
-    clean = mosaic_packed(unprocess(pictures, matrices, gains))
+    clean = mosaic_packed(unprocess(images, matrices, gains))
     return expose(clean, ratio, shot, read, generator), ratio
 
 
@@ -128,9 +129,9 @@ def darken(pictures: Tensor, rng: np.random.Generator, exposures: Exposures) -> 
 
 
 def add_noise(clean: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
-    """Pictures in 0 … 1 with white Gaussian noise of `sigma` 8-bit levels, neither clipped nor rounded.
+    """Images in 0 … 1 with white Gaussian noise of `sigma` 8-bit levels, neither clipped nor rounded.
 
-    That is the usual test of denoisers. The noise is drawn on the pictures' device, from a generator that `rng` seeds.
+    That is the usual test of denoisers. The noise is drawn on the images' device, from a generator that `rng` seeds.
     """
     generator = torch.Generator(clean.device).manual_seed(int(rng.integers(2**63)))
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)

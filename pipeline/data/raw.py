@@ -1,4 +1,4 @@
-"""Bayer raw: the sample scale, packing, the sensor's noise, and the plainest way back to a picture.
+"""Bayer raw: the sample scale, packing, the sensor's noise, and the plainest way back to an image.
 
 Everything here is in normalised units: 0 is the black level and 1 is white, `(sample − 512) / (16383 − 512)`.
 The mosaic is RGGB: red at (row 0, column 0), green at (0, 1) and (1, 0), blue at (1, 1) of each 2×2 cell.

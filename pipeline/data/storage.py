@@ -1,7 +1,7 @@
 """A prepared split on disk: a folder of plain .npy files, memory-mapped when they are read.
 
-A split is a dict of arrays; every picture's pixels follow one another in flat arrays, because pictures may differ in
-size. N pictures, input sides h×w, target sides scale·h × scale·w. What is small lies in the folder's index.json, with
+A split is a dict of arrays; every image's pixels follow one another in flat arrays, because images may differ in
+size. N images, input sides h×w, target sides scale·h × scale·w. What is small lies in the folder's index.json, with
 a checksum of the rest, so that this file alone says whether a split changed:
 
 | key | type | shape | what |
@@ -10,11 +10,11 @@ a checksum of the rest, so that this file alone says whether a split changed:
 | names | str | [N] | file names |
 | scale | int64 | () | target pixels for one input pixel, along a side |
 | sizes | int64 | [N, 2] | input height and width |
-| shown | int64 | [N] | which target is each picture's; absent: each has its own (SID's inputs share theirs) |
+| shown | int64 | [N] | which target is each image's; absent: each has its own (SID's inputs share theirs) |
 | ratio | float32 | [N] | low light with a fixed exposure: the exposure ratio |
 | exposures | float64 | [2, 2] | synthetic low light: lowest and highest exposure ratio, lowest and highest λ_shot |
 | noise | float64 | () | restoration of noise made here: σ in 8-bit levels |
-| seed | int64 | () | with `noise`: what a whole picture's noise is drawn from, with its name |
+| seed | int64 | () | with `noise`: what a whole image's noise is drawn from, with its name |
 
 What is large is a file KEY.npy each:
 
@@ -22,7 +22,7 @@ What is large is a file KEY.npy each:
 | --- | --- | --- | --- |
 | high | uint8, or uint16 of raw | [Σ scale²·h·w, 3] | the targets, sRGB |
 | low | uint8 | [Σ h·w, 3] | super-resolution, paired restoration: the inputs, sRGB |
-| raw | int16 | [Σ 4·h·w] | low light with a fixed exposure: dark samples, packed [4, h, w] a picture |
+| raw | int16 | [Σ 4·h·w] | low light with a fixed exposure: dark samples, packed [4, h, w] an image |
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import records
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import again, read_sealed, replacing, write_sealed
 
 Prepared = dict[str, np.ndarray]
@@ -49,18 +49,18 @@ SMALL = {
 LARGE = ("high", "low", "raw")
 
 
-def save_split(folder: Path, split: Prepared, pictures: Iterable[Prepared] = ()) -> None:
-    """Write a split: its arrays, then those that `pictures` gives one picture at a time, behind one another.
+def save_split(folder: Path, split: Prepared, images: Iterable[Prepared] = ()) -> None:
+    """Write a split: its arrays, then those that `images` gives one image at a time, behind one another.
 
-    No more than one picture is held in memory. Equal content gives equal bytes; a folder that was not written to its
+    No more than one image is held in memory. Equal content gives equal bytes; a folder that was not written to its
     end never has the name. Raises UserError when the folder can't be written or the disk is full, and whatever
-    `pictures` raises.
+    `images` raises.
     """
     with replacing(folder) as temporary:
         small: dict[str, list] = {key: [split[key]] for key in SMALL if key in split}
         files: dict[str, _Array] = {}
         whole = {key: split[key] for key in LARGE if key in split}
-        for piece in itertools.chain([whole], pictures):
+        for piece in itertools.chain([whole], images):
             _append(temporary, files, small, piece)
         content = {key: file.close() for key, file in sorted(files.items())}
         values = {key: _joined(parts).tolist() for key, parts in small.items()}
@@ -81,10 +81,10 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def gathered(split: Prepared, pictures: Iterable[Prepared]) -> Prepared:
+def gathered(split: Prepared, images: Iterable[Prepared]) -> Prepared:
     """The same split in memory."""
     parts: dict[str, list] = {}
-    for piece in pictures:
+    for piece in images:
         for key, value in piece.items():
             parts.setdefault(key, []).append(value)
     return split | {key: np.concatenate(values) for key, values in parts.items()}
@@ -149,8 +149,7 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy names no common class for what a damaged header raises
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as a prepared split ({reason}); {again(path)}") from None
+        raise UserError(f"{path}: cannot be read as a prepared split ({first_line(error)}); {again(path)}") from None
 
 
 def _form(split: Prepared, key: str) -> tuple[tuple[int, ...], set[str]]:
@@ -160,7 +159,7 @@ def _form(split: Prepared, key: str) -> tuple[tuple[int, ...], set[str]]:
         return (4 * int(pixels.sum()),), {"int16"}
     if key == "low":
         return (int(pixels.sum()), 3), {"uint8"}
-    _, owner = np.unique(split.get("shown", np.arange(len(pixels))), return_index=True)  # each target's first picture
+    _, owner = np.unique(split.get("shown", np.arange(len(pixels))), return_index=True)  # each target's first image
     real = str(split["task"]) == "low_light" and "exposures" not in split  # developed of raw files
     return (int(pixels[owner].sum()) * int(split["scale"]) ** 2, 3), {"uint16"} if real else {"uint8"}
 

@@ -1,4 +1,4 @@
-"""Crops of restored test images: which images, where, and how they are kept for the report."""
+"""The test images that the report shows: which ones, the crop of each, and the files that their frames are kept in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from pipeline.files import write_bytes
 
-RULES = ("largest loss", "median", "largest gain")  # by which test images are looked at closer
+SAMPLES = ("largest loss", "median", "largest gain")  # the test images that are shown, and why each one is
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def save_frames(folder: Path, images: Any, index: int, networks: dict[str, torch
 
     inputs, target = images.pair(index)
     frames = {"target": target, "input": images.reference(index)}
-    frames |= {name: network(inputs) for name, network in networks.items()}
+    frames |= {name: network(inputs.clone()) for name, network in networks.items()}  # a forward may change its input
     for name, frame in frames.items():
         pixels = to_8bit(frame).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
         buffer = io.BytesIO()
@@ -39,20 +39,21 @@ def restored(images: Any, index: int, network: torch.nn.Module, side: int) -> np
     inputs, target = images.pair(index)
     target, output = (to_8bit(frame).permute(1, 2, 0).cpu().numpy() for frame in (target, network(inputs)))
     side = min(side, *target.shape[:2])
-    top, left = _busiest(target.mean(axis=2), side)
+    top, left = busiest(target.mean(axis=2), side)
     return output[top : top + side, left : left + side].astype(np.uint8)
 
 
-def _busiest(luminance: np.ndarray, side: int) -> tuple[int, int]:
+def busiest(luminance: np.ndarray, side: int) -> tuple[int, int]:
     """Top and left of the window with the largest variance, on a grid of 8 pixels."""
     height, width = luminance.shape
     places = [(y, x) for y in range(0, height - side + 1, 8) for x in range(0, width - side + 1, 8)]
     return max(places, key=lambda at: luminance[at[0] : at[0] + side, at[1] : at[1] + side].var())
 
 
-def chosen(drops: dict[str, float]) -> dict[str, str]:
-    """Which test images are looked at closer, by rule: where the method loses most against the baseline, where its
-    PSNR drop (dB, by image) is the median, and where it gains most. An image stands once, under the first of them."""
-    ranked = sorted(drops, key=lambda name: (drops[name], name))
-    rules = dict(zip(RULES, (ranked[-1], ranked[len(ranked) // 2], ranked[0]), strict=True))
-    return {rule: name for rule, name in rules.items() if rule == next(r for r, n in rules.items() if n == name)}
+def samples(changes: dict[str, float]) -> dict[str, str]:
+    """Which test images are shown, by the reason in SAMPLES: where the method loses most against the baseline, where
+    its PSNR change (dB, by image; plus is better) is the median, and where it gains most. An image that several reasons
+    choose is shown once, under the first of them."""
+    ranked = sorted(changes, key=lambda name: (-changes[name], name))  # the largest gain first
+    names = dict(zip(SAMPLES, (ranked[-1], ranked[len(ranked) // 2], ranked[0]), strict=True))
+    return {reason: name for reason, name in names.items() if reason == next(r for r, n in names.items() if n == name)}

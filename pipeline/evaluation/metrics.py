@@ -40,17 +40,17 @@ class Quality:
 
 
 def border(task: str, scale: int) -> int:
-    """Output pixels that the protocol shaves from each side."""
+    """Output pixels that the protocol crops from each side: the `crop_border` of the functions below."""
     return scale + 6 if task == "super_resolution" else 0
 
 
 def luma_border(task: str, scale: int) -> int:
-    """Output pixels that the Y channel's protocol shaves from each side."""
+    """Output pixels that the Y channel's protocol crops from each side."""
     return scale if task == "super_resolution" else 0
 
 
 def to_8bit(image: Tensor, crop_border: int = 0) -> Tensor:
-    """[1,3,H,W] in any range to [3,H-2s,W-2s] whole numbers 0..255 as float64; infinite values become NaN."""
+    """[1,3,H,W] in any range to [3,H-2·crop_border,W-2·crop_border], whole numbers 0..255 as float64; infinite: NaN."""
     image = image[0].double()
     image = image.where(image.isfinite(), torch.nan).clamp(0, 1).mul(255).round()
     return image[:, crop_border : image.shape[1] - crop_border, crop_border : image.shape[2] - crop_border]
@@ -71,7 +71,10 @@ def ssim(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
 
 
 def luma(image: Tensor, crop_border: int = 0) -> np.ndarray:
-    """[1,3,H,W] in 0..1, rounded to 8 bit, to its luma [H-2s,W-2s], 16..235: ITU-R BT.601, as MATLAB's rgb2ycbcr."""
+    """[1,3,H,W] in 0..1, rounded to 8 bit, to its luma [H-2·crop_border,W-2·crop_border], 16..235.
+
+    ITU-R BT.601, as MATLAB's rgb2ycbcr.
+    """
     red, green, blue = to_8bit(image, crop_border).cpu().numpy()
     return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
 
@@ -83,7 +86,7 @@ def psnr_y(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
 
 
 def ssim_y(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
-    """Structural similarity of the Y channels; each side needs 11 pixels after shaving."""
+    """Structural similarity of the Y channels; each side needs 11 pixels after cropping."""
     from skimage.metrics import structural_similarity
 
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
@@ -92,7 +95,7 @@ def ssim_y(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
 
 @torch.no_grad()
 def measure(network: nn.Module | None, images, crop_border: int, with_ssim: bool = True) -> Quality:
-    """Quality over data.patches.Images, full frames in float32; without a network, of the images' reference."""
+    """Quality over data.dataset.Images, full frames in float32; without a network, of the images' reference."""
     psnrs, ssims = [], []
     for output, target in _restored(network, images):
         psnrs.append(psnr(output, target, crop_border))
@@ -104,9 +107,9 @@ def measure(network: nn.Module | None, images, crop_border: int, with_ssim: bool
 @torch.no_grad()
 def measure_set(network: nn.Module | None, images, task: str) -> dict[str, float]:
     """Means over an extra test set by both protocols: psnr, ssim (RGB, as `measure`), psnr_y and ssim_y."""
-    crop_border, shave_y = border(task, images.scale), luma_border(task, images.scale)
+    crop_border, crop_border_y = border(task, images.scale), luma_border(task, images.scale)
     rows = [
-        (psnr(*pair, crop_border), ssim(*pair, crop_border), psnr_y(*pair, shave_y), ssim_y(*pair, shave_y))
+        (psnr(*pair, crop_border), ssim(*pair, crop_border), psnr_y(*pair, crop_border_y), ssim_y(*pair, crop_border_y))
         for pair in _restored(network, images)
     ]
     return dict(zip(("psnr", "ssim", "psnr_y", "ssim_y"), np.mean(rows, axis=0).tolist(), strict=True))
@@ -123,9 +126,9 @@ def _restored(network: nn.Module | None, images) -> Iterator[tuple[Tensor, Tenso
         with explained(f"the forward of {type(network).__name__} fails on {images.names[i]}"):
             output = network(inputs)
         if not isinstance(output, Tensor) or output.shape != target.shape:
-            given = f"{tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            shape = f"{tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise UserError(
-                f"the forward of {type(network).__name__} gives {given} for {images.names[i]}, but "
+                f"the forward of {type(network).__name__} gives {shape} for {images.names[i]}, but "
                 f"{tuple(target.shape)} is needed"
             )
         yield output, target
@@ -133,7 +136,7 @@ def _restored(network: nn.Module | None, images) -> Iterator[tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference over images: mean, 95% interval of the mean, and the image that loses most."""
+    """A change over paired images, plus is better: mean, 95% interval of the mean, and the image that loses most."""
 
     mean: float
     low: float
@@ -142,10 +145,21 @@ class Difference:
     worst_name: str
 
 
-def paired(first: tuple[float, ...], second: tuple[float, ...], names: tuple[str, ...], seed: int, resamples: int):
-    """first - second with a percentile bootstrap over images (Efron 1979); -> Difference."""
-    difference = np.asarray(first) - np.asarray(second)
-    draws = np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))
-    low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-    worst = int(difference.argmin())
-    return Difference(float(difference.mean()), float(low), float(high), float(difference[worst]), names[worst])
+def paired(
+    first: tuple[float, ...], second: tuple[float, ...], names: tuple[str, ...], seed: int, resamples: int
+) -> Difference:
+    """The change from `second` to `first`, first - second, with a percentile bootstrap over images (Efron 1979)."""
+    change = np.asarray(first) - np.asarray(second)
+    draws = np.random.default_rng(seed).integers(0, len(change), (resamples, len(change)))
+    low, high = np.percentile(change[draws].mean(axis=1), [2.5, 97.5])
+    worst = int(change.argmin())
+    return Difference(float(change.mean()), float(low), float(high), float(change[worst]), names[worst])
+
+
+def image_rows(scores: dict[str, Quality]) -> list[list[str]]:
+    """CSV of every image's figures under every solution, and its PSNR change against the baseline in dB."""
+    table = [["image", "solution", "psnr", "ssim", "psnr_change"]]
+    for solution, score in scores.items():
+        for image, psnr, ssim, base in zip(score.names, score.psnr, score.ssim, scores["baseline"].psnr, strict=True):
+            table.append([image, solution, f"{psnr:.4f}", f"{ssim:.5f}", f"{psnr - base:.4f}"])
+    return table

@@ -20,9 +20,9 @@ SLOW = 1.15  # a layer that takes more than so many times its share of the MACs 
 def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: int) -> list[dict[str, Any]]:
     """Time of each convolution in torch on the CPU, beside what it costs, on one image of side × side input pixels.
 
-    networks: by name, on the CPU; the first is the original, which ratios refer to; they run in turns. Rows by network,
-    in the order of the original's layers: network, layer, seconds (median over rounds), ratio (median over rounds of
-    its time to the original's), mac (MAC), bw (elements: weights, inputs and outputs), inputs and outputs (channels).
+    networks: by name, on the CPU; the first is the baseline, which ratios refer to; they run in turns. Rows by network,
+    in the order of the baseline's layers: network, layer, seconds (median over rounds), ratio (median over rounds of
+    its time to the baseline's), mac (MAC), bw (elements: weights, inputs and outputs), inputs and outputs (channels).
     The last row of each network, layer OUTSIDE, is what these leave of the whole: pooling, activations, sums, copies,
     and convolutions that aren't modules of their own.
     """
@@ -35,8 +35,9 @@ def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: i
         for number in range(repeats + 1):
             for name, net in networks.items():
                 clocks[name].clear()
+                given = image.clone()  # a forward may change its input
                 began = time.perf_counter()
-                net(image)
+                net(given)
                 whole = time.perf_counter() - began
                 if number:  # the first round isn't counted
                     rounds[name].append(clocks[name] | {"whole": whole})
@@ -98,35 +99,35 @@ def _clocked(network: nn.Module) -> Iterator[dict[str, float]]:
             hook.remove()
 
 
-def falling_short(rows: Sequence[dict[str, Any]], network: str, lanes: int) -> list[dict[str, Any]]:
+def falling_short(rows: Sequence[dict[str, Any]], network: str, simd_width: int) -> list[dict[str, Any]]:
     """The layers of a pruned network that take more than SLOW times their share of the MACs, slowest first, and why.
 
-    rows: from `measure`. Of each layer: layer, mac, bw and time (shares of the original's), seconds over (what it takes
-    beyond its share), why (words). Layers that pruning left whole, and those below 1% of the original's time, aren't
+    rows: from `measure`. Of each layer: layer, mac, bw and time (shares of the baseline's), seconds over (what it takes
+    beyond its share), why (words). Layers that pruning left whole, and those below 1% of the baseline's time, aren't
     named.
     """
-    original = {row["layer"]: row for row in rows if row["network"] == rows[0]["network"]}
-    whole = sum(row["seconds"] for row in original.values())
+    baseline = {row["layer"]: row for row in rows if row["network"] == rows[0]["network"]}
+    whole = sum(row["seconds"] for row in baseline.values())
     found = []
     for row in rows:
-        before = original[row["layer"]]
+        before = baseline[row["layer"]]
         if row["network"] != network or "mac" not in row or before["seconds"] < 0.01 * whole:
             continue
         mac, bw = row["mac"] / before["mac"], row["bw"] / before["bw"]
         if mac < 1 and row["ratio"] > SLOW * mac:
             over = row["seconds"] - mac * before["seconds"]
             found.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
-                          "why": _why(row, before, bw, lanes)})  # fmt: skip
+                          "why": _why(row, before, bw, simd_width)})  # fmt: skip
     return sorted(found, key=lambda one: -one["over"])
 
 
-def _why(row: dict[str, Any], before: dict[str, Any], bw: float, lanes: int) -> str:
+def _why(row: dict[str, Any], before: dict[str, Any], bw: float, simd_width: int) -> str:
     """What a layer's shape says of its time."""
     odd = [
         f"{row[key]} {word} channels" for key, word in (("inputs", "input"), ("outputs", "output"))
-        if row[key] % lanes and row[key] < before[key]
+        if row[key] % simd_width and row[key] < before[key]
     ]  # fmt: skip
-    reasons = [f"{' and '.join(odd)}, no multiple of the {lanes} numbers that are computed at once"] if odd else []
+    reasons = [f"{' and '.join(odd)}, no multiple of the {simd_width} numbers that are computed at once"] if odd else []
     if row["ratio"] <= SLOW * bw:
         reasons.append(f"what it reads and writes fell to {100 * bw:.0f}% only")
     return f"likely cause: {'; '.join(reasons)}" if reasons else "its shape doesn't tell why"

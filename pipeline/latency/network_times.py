@@ -34,9 +34,9 @@ def measure(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Latency and memory of networks on one image of side × side input pixels, for each side and each runtime there is.
 
-    networks: by name; the first is the original, which ratios refer to. Runtimes: torch and onnxruntime on `threads`
+    networks: by name; the first is the baseline, which ratios refer to. Runtimes: torch and onnxruntime on `threads`
     CPU threads, and cuda where there is one. Each row: runtime, side, network, seconds (median), low and high (the
-    range), ratio (median over rounds of its time to the original's), memory (bytes beyond what the process held, at
+    range), ratio (median over rounds of its time to the baseline's), memory (bytes beyond what the process held, at
     their peak; on the CPU measured in a child process; None where that failed). Second: runtimes that were left out,
     each with the reason.
     """
@@ -61,13 +61,13 @@ def measure(
     return rows, left_out
 
 
-def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> nn.Module:
+def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> nn.Module:
     """What `prune.align` would have left of a network: the widths of a pruned one, rounded up to a multiple.
 
     kept: the pruned network's, from its checkpoint. Channels come back that went, as many as it takes; the weights are
-    the original's, which is all that a time depends on. Raises UserError if the original's forward can't be traced.
+    the baseline's, which is all that a time depends on. Raises UserError if the baseline's forward can't be traced.
     """
-    found = coupling.find_groups(original, example)
+    found = coupling.find_groups(baseline, example)
     removed = {}
     for group in found.groups:
         slot = group.slots[0]
@@ -78,7 +78,7 @@ def aligned(original: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
         step = rules.channel_step(importance.units(group), multiple)
         keep = min(group.channels, rules.round_up(group.channels - len(gone), step))
         removed[group.name] = gone[: group.channels - keep]
-    return coupling.remove(original, found, {name: gone for name, gone in removed.items() if gone}).eval()
+    return coupling.remove(baseline, found, {name: gone for name, gone in removed.items() if gone}).eval()
 
 
 def runtimes(
@@ -102,7 +102,7 @@ def on_torch(network: nn.Module, device: str) -> Call:
 
     def call(image: Tensor) -> None:
         with torch.no_grad():
-            network(image.to(device))
+            network(image.to(device, copy=True))  # a forward may change its input
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -171,8 +171,8 @@ def memory_cuda(call: Call, image: Tensor) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def lanes() -> int:
-    """How many float32 numbers torch computes at once on this processor."""
+def simd_width() -> int:
+    """How many float32 numbers torch computes at once on this processor: the width of its SIMD registers."""
     return {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)
 
 

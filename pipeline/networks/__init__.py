@@ -1,5 +1,8 @@
 """The networks to prune, by name.
 
+edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
+what was saved, pretrained.py reads other projects' weights.
+
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """
 
@@ -82,9 +85,9 @@ def affordable(name: str, args: dict[str, Any]) -> None:
         _new(name, network)
         needed = sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
     if needed > memory():
-        given = ", ".join(f"{key}: {value!r}" for key, value in args.items())
+        listed = ", ".join(f"{key}: {value!r}" for key, value in args.items())
         raise UserError(
-            f"network '{name}': with args {{{given}}} its parameters take {gigabytes(needed)} of memory, "
+            f"network '{name}': with args {{{listed}}} its parameters take {gigabytes(needed)} of memory, "
             f"but this machine has {gigabytes(memory())}"
         )
 
@@ -122,11 +125,14 @@ def duplicate(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in left if tensor.grad_fn is not None})
 
 
-def input_channels(name: str) -> int:
-    """Channels of the network's input: 3 (RGB) or 4 (packed Bayer). A factory's network is taken to read RGB.
+def input_channels(name: str, task: str | None = None) -> int:
+    """Channels of the network's input: 4 (packed Bayer) or 3 (RGB).
 
-    Raises UserError for an unknown name.
+    The task of params.yaml tells, where there is one: low_light has 4. Without it the name does; a factory's network is
+    then taken to read RGB. Raises UserError for an unknown name.
     """
+    if task is not None:
+        return 4 if task == "low_light" else 3
     if ":" in name:
         return 3
     if name not in _INPUT_CHANNELS:

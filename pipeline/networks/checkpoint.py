@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors, save_tensors
 from pipeline.networks import build, input_channels
 
@@ -55,10 +55,10 @@ def save(
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path} isn't written: '{key}' of its state_dict must be a tensor, not {type(value)}")
-    tensors = _tensors(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
+    present = tensors(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
     for tensor, dims in kept.items():
         for dim, indices in dims.items():
-            shape = tensors[tensor].shape if tensor in tensors else ()
+            shape = present[tensor].shape if tensor in present else ()
             if not 0 <= dim < len(shape) or len(indices) != shape[dim]:
                 raise ValueError(f"kept does not fit the network: '{tensor}', dimension {dim}, {len(indices)} indices")
     content = {"name": name, "args": args, "kept": kept, "extra": extra or {}}
@@ -121,34 +121,33 @@ def _rebuilt(content: dict[str, Any]) -> nn.Module:
     _check_state(network, state)
     try:
         # A network saved in double or half precision stays so.
-        for key, tensor in _tensors(network).items():
+        for key, tensor in tensors(network).items():
             if key in state:
                 tensor.data = tensor.data.to(state[key].dtype)
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"state_dict does not load: {reason}") from error
+        raise UserError(f"state_dict does not load: {joined(error)}") from error
     return network.eval()
 
 
 def resize(network: nn.Module, kept: Kept) -> None:
     """Cut a network's parameters and buffers down to the kept indices, in place, with the modules' channel counts.
 
-    Values, requires_grad and tensors shared between modules are preserved. Raises UserError, naming the tensor, when
-    kept does not fit the network.
+    The one place where channels are removed: pruning calls it, and so does `load`. Values, requires_grad and tensors
+    that modules share are preserved. Raises UserError, naming the tensor, when kept does not fit the network.
     """
-    tensors = _tensors(network)
-    smaller: dict[int, Tensor] = {}
+    whole = tensors(network)
+    smaller: dict[int, Tensor] = {}  # by the whole tensor's id, so that a shared tensor stays shared
     for name, dims in kept.items():
-        if name not in tensors:
+        if name not in whole:
             raise UserError(f"kept names '{name}', which the network does not have")
-        old = tensors[name]
+        old = whole[name]
         new = old.detach()
         for dim, indices in dims.items():
             _check_indices(name, old, dim, indices)
             new = new.index_select(dim, torch.tensor(indices, device=new.device))
         smaller[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for name, tensor in tensors.items():
+    for name, tensor in whole.items():
         if id(tensor) in smaller:
             owner, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(owner), attribute, smaller[id(tensor)])
@@ -157,8 +156,8 @@ def resize(network: nn.Module, kept: Kept) -> None:
         _update_counts(module, kept.get(f"{prefix}weight", {}).get(0))
 
 
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers under all their names."""
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every name that it has."""
     return {
         **dict(network.named_parameters(remove_duplicate=False)),
         **dict(network.named_buffers(remove_duplicate=False)),
@@ -182,7 +181,7 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
     """Set the channel counts that a module keeps beside its tensors, from the tensors' shapes.
 
     kept_first: original indices kept along the first dimension of its weight. They tell how many groups of a grouped
-    convolution are left: the shape alone cannot.
+    convolution are left. The shape tells it only where whole groups went, as in pruning; a file may keep parts of some.
     """
     if isinstance(module, _ConvNd):
         transposed = isinstance(module, _ConvTransposeNd)
@@ -257,8 +256,8 @@ def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.is_floating_point():
         largest = tensor.abs().amax().item() if tensor.numel() else 0.0
         if not largest <= LARGEST:  # also true for NaN
-            said = f"{largest:.2g}" if math.isfinite(largest) else "infinite values or NaN"
-            raise UserError(f"'{key}' must be finite and at most {LARGEST:g}, but holds {said}")
+            value = f"{largest:.2g}" if math.isfinite(largest) else "infinite values or NaN"
+            raise UserError(f"'{key}' must be finite and at most {LARGEST:g}, but holds {value}")
 
 
 def _plain(value: Any, where: str) -> Any:

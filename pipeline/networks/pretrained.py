@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors
 from pipeline.networks import checkpoint, rebuilt
 from pipeline.networks.edsr import RGB_MEAN
@@ -64,9 +64,9 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
         raise UserError(
             f"{path} has no key of the network '{factory}', only {_some(state)}; known are those of {known}"
         )
-    if faults := _faults(layout, expected, state):
+    if errors := _errors(layout, expected, state):
         raise UserError(
-            f"{path} doesn't fit the network '{factory}', read by the keys of {layout.name}: {'; '.join(faults)}"
+            f"{path} doesn't fit the network '{factory}', read by the keys of {layout.name}: {'; '.join(errors)}"
             f"{_resembles(factory, layout, state)}; known are the keys of {known}"
         )
     ours = {key: state[name].detach().to(expected[key].dtype, copy=True) for key, name in layout.keys.items()}
@@ -86,7 +86,7 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     try:
         network.load_state_dict(ours)
     except RuntimeError as error:  # a module of the user's may ask for more than tensors
-        raise UserError(f"{path} doesn't load into the network '{factory}': {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} doesn't load into the network '{factory}': {joined(error)}") from None
     return ", ".join(told)
 
 
@@ -178,25 +178,25 @@ def _renamed(keys: list[str], *rules: tuple[str, str]) -> dict[str, str]:
     return names
 
 
-def _faults(layout: _Layout, expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+def _errors(layout: _Layout, expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
     """What is missing, unknown and of another shape, in words and by the file's names."""
-    wanted = {name: tuple(expected[key].shape) for key, name in layout.keys.items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in found]
-    unknown = [f"{name} {shape}" for name, shape in found.items() if name not in wanted.keys() | layout.aside]
+    expected_shapes = {name: tuple(expected[key].shape) for key, name in layout.keys.items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    missing = [f"{name} {shape}" for name, shape in expected_shapes.items() if name not in shapes]
+    unknown = [f"{name} {shape}" for name, shape in shapes.items() if name not in expected_shapes.keys() | layout.aside]
     other = [
-        f"{name} is {found[name]} where {shape} is expected"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"{name} is {shapes[name]} where {shape} is expected"
+        for name, shape in expected_shapes.items()
+        if name in shapes and shapes[name] != shape
     ]
     kinds = (("missing", missing), ("unknown", unknown), ("of another shape", other))
-    return [f"{kind}: {_some(faults)}" for kind, faults in kinds if faults]
+    return [f"{kind}: {_some(names)}" for kind, names in kinds if names]
 
 
-def _some(faults: Iterable[str]) -> str:
-    faults = list(faults)
-    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    return ", ".join(faults[:_SHOWN]) + more
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _resembles(factory: str, layout: _Layout, state: dict[str, Tensor]) -> str:
@@ -232,9 +232,9 @@ def _pixel_range(path: Path, state: dict[str, Tensor]) -> int:
     shifts = [state[key].float() if key in state else torch.zeros(0) for key in _MEAN_SHIFTS]
     if [tuple(shift.shape) for shift in shifts] == [(3, 3, 1, 1), (3,)] * 2:
         reach = round((shifts[3].sum() / mean.sum()).nan_to_num(0, 0, 0).item())
-        wanted = (identity, -reach * mean, identity, reach * mean)
+        published = (identity, -reach * mean, identity, reach * mean)
         # half precision rounds by up to 0.4%
-        if reach >= 1 and all(torch.allclose(a, b, rtol=0.01) for a, b in zip(shifts, wanted, strict=True)):
+        if reach >= 1 and all(torch.allclose(a, b, rtol=0.01) for a, b in zip(shifts, published, strict=True)):
             return reach
     raise UserError(
         f"{path}: {', '.join(_MEAN_SHIFTS)} must take the mean {RGB_MEAN} times rgb_range away and add it again, "

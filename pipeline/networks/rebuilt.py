@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line, joined
 from pipeline.networks import build, duplicate
 
 _SHOWN = 3  # names in a sentence
@@ -40,8 +40,7 @@ def check(name: str, args: dict[str, Any], network: nn.Module, example: Tensor) 
     try:
         twin.load_state_dict(network.state_dict())
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"network '{name}' that is built twice isn't the same: {reason}") from None
+        raise UserError(f"network '{name}' that is built twice isn't the same: {joined(error)}") from None
     names, difference = compare(network, twin, example)
     if difference:
         raise UserError(
@@ -54,7 +53,7 @@ def check(name: str, args: dict[str, Any], network: nn.Module, example: Tensor) 
 def same(network: nn.Module, loaded: nn.Module, example: Tensor) -> None:
     """UserError, naming what differs, unless a loaded network computes what the one that was saved does.
 
-    What a training leaves beside the state_dict is no fault as long as the output doesn't depend on it.
+    What a training leaves beside the state_dict does no harm as long as the output doesn't depend on it.
     """
     names, difference = compare(network, loaded, example)
     if difference:
@@ -97,9 +96,9 @@ def follows(network: nn.Module, traced: dict[str, Any]) -> bool:
     output = answer(network, _image(network, tuple(traced["shape"])))
     if output is None:  # whoever uses it sees why
         return True
-    values, wanted = output.detach().flatten().float(), torch.tensor(traced["values"])
+    values, stored = output.detach().flatten().float(), torch.tensor(traced["values"])
     values = values[:: max(1, len(values) // _TRACED)][:_TRACED]
-    return len(values) == len(wanted) and torch.allclose(values, wanted, rtol=0, atol=0.01 * wanted.abs().max().item())
+    return len(values) == len(stored) and torch.allclose(values, stored, rtol=0, atol=0.01 * stored.abs().max().item())
 
 
 def answer(network: nn.Module, image: Tensor, seed: int = 0) -> Tensor | None:
@@ -138,24 +137,24 @@ def held(network: nn.Module) -> dict[str, Any]:
 
     lasting = network.state_dict(keep_vars=True).values()
     known = {id(value) for value in lasting} | {id(module) for module in network.modules()}
-    found: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:
         if isinstance(value, torch.Generator):
             value = value.get_state()
         if isinstance(value, Tensor):
             if id(value) not in known:
-                found[name] = value.detach().cpu()
+                beside[name] = value.detach().cpu()
             return
         if isinstance(value, np.ndarray | np.generic | int | float | complex):
             if getattr(value, "dtype", None) != np.dtype(object):
-                found[name] = value
+                beside[name] = value
             return
         if isinstance(value, np.random.Generator):
-            found[name] = repr(value.bit_generator.state)
+            beside[name] = repr(value.bit_generator.state)
             return
         if isinstance(value, random.Random):
-            found[name] = repr(value.getstate())
+            beside[name] = repr(value.getstate())
             return
         if id(value) in known:
             return
@@ -183,7 +182,7 @@ def held(network: nn.Module) -> dict[str, Any]:
     kept: list[Any] = []  # as long as they live, nothing else has their id
     for name, part in network.named_modules():
         module(f"{name}." if name else "", part)
-    return found
+    return beside
 
 
 def _image(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
@@ -198,8 +197,7 @@ def _copied(network: nn.Module) -> nn.Module:
     try:
         return duplicate(network)
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
-        reason = " ".join(str(error).split())
-        raise UserError(f"{type(network).__name__} can't be copied (copy.deepcopy): {reason}") from None
+        raise UserError(f"{type(network).__name__} can't be copied (copy.deepcopy): {first_line(error)}") from None
 
 
 def _apart(one: Tensor | None, other: Tensor | None) -> str:

@@ -10,7 +10,7 @@ from pipeline import config
 from pipeline.data.raw import Exposures
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.prepare import image_files, sid, splits
+from pipeline.prepare import images, sid, splits
 from pipeline.prepare.pairs import Making, Source, bytes_needed, make, measure
 from pipeline.prepare.splits import SPLITS
 
@@ -54,61 +54,61 @@ class Part:
 
 
 @dataclass
-class Found:
-    """What one network's section of `prepare` leads to; of pictures headers have been read, raw files are decoded."""
+class Listing:
+    """What one network's section of `prepare` leads to; of images headers have been read, raw files are decoded."""
 
     parts: dict[str, Part]  # "train", "validation", "test", "sets/NAME": also their folders' names
-    faults: list[str]  # one sentence each
+    errors: list[str]  # one sentence each
 
 
-def find(params: config.Params, network: str, pixels: bool = False) -> Found:
-    """Look for one network's images; every fault is kept, none is raised.
+def find(params: config.Params, network: str, pixels: bool = False) -> Listing:
+    """Look for one network's images; every error is listed, none is raised.
 
-    With `pixels` each picture is made as `prepare` will, and thrown away: so what `prepare` refuses is found.
+    With `pixels` each image is made as `prepare` will, and thrown away: what `prepare` would refuse is then listed.
     """
-    section, wanted = params.prepare[network], params.networks[network]
-    exposures = Exposures(section.ratio, section.shot) if wanted.task == "low_light" else None
+    section, entry = params.prepare[network], params.networks[network]
+    exposures = Exposures(section.ratio, section.shot) if entry.task == "low_light" else None
     if section.layout == "sid":
         exposures = None
-    crop_border = metrics.border(wanted.task, wanted.scale)
+    crop_border = metrics.border(entry.task, entry.scale)
     measurable = 2 * crop_border + 8  # SSIM's window is 7 pixels wide
-    minimum = max(params.train[network].patch * wanted.scale, measurable)
-    found = Found({}, [])
+    minimum = max(params.train[network].patch * entry.scale, measurable)
+    listing = Listing({}, [])
     try:
-        splits = _splits(section, wanted, params.seed, found)
+        splits = _splits(section, entry, params.seed, listing)
     except UserError as error:
-        found.faults.append(str(error))
+        listing.errors.append(str(error))
         splits = {}
     for number, split in enumerate(SPLITS):
         if split in splits:
             seed = params.seed * 10 + number
-            making = Making(wanted.task, wanted.scale, minimum, exposures, section.noise, seed, split != "train",
-                            wanted.multiple)  # fmt: skip
-            found.parts[split] = Part(splits[split], making)
+            making = Making(entry.task, entry.scale, minimum, exposures, section.noise, seed, split != "train",
+                            entry.multiple)  # fmt: skip
+            listing.parts[split] = Part(splits[split], making)
     for name, folder in section.test_sets.items():
         try:
-            sources = [Source(path.name, path) for path in image_files.list_images(Path(folder))]
+            sources = [Source(path.name, path) for path in images.list_images(Path(folder))]
         except UserError as error:
-            found.faults.append(f"test_sets.{name}: {error}")
+            listing.errors.append(f"test_sets.{name}: {error}")
             continue
-        minimum = max(measurable, SSIM_WINDOW + 2 * metrics.luma_border(wanted.task, wanted.scale))
-        making = Making(wanted.task, wanted.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
-                        wanted.multiple)  # fmt: skip
-        found.parts[f"sets/{name}"] = Part(sources, making)
+        minimum = max(measurable, SSIM_WINDOW + 2 * metrics.luma_border(entry.task, entry.scale))
+        making = Making(entry.task, entry.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
+                        entry.multiple)  # fmt: skip
+        listing.parts[f"sets/{name}"] = Part(sources, making)
     if section.layout == "sid":
         sid.recall(RAW_FILES)
     try:
-        for part in found.parts.values():
-            _measure(part, found, pixels)
+        for part in listing.parts.values():
+            _measure(part, listing, pixels)
     finally:  # a stopped check goes on where it was
         if section.layout == "sid":
             sid.remember(RAW_FILES)
-    found.faults += _shared(found.parts)
-    found.faults = list(dict.fromkeys(found.faults))  # a long exposure is read for each of its short ones
-    return found
+    listing.errors += _shared(listing.parts)
+    listing.errors = list(dict.fromkeys(listing.errors))  # a long exposure is read for each of its short ones
+    return listing
 
 
-def _measure(part: Part, found: Found, pixels: bool) -> None:
+def _measure(part: Part, listing: Listing, pixels: bool) -> None:
     """Fill in a part's sizes, and take out the sources that can't be used."""
     whole = []
     for source in part.sources:
@@ -120,18 +120,18 @@ def _measure(part: Part, found: Found, pixels: bool) -> None:
             part.sizes.append(size)
             whole.append(source)
         except UserError as error:
-            found.faults.append(str(error))
+            listing.errors.append(str(error))
     part.sources = whole
 
 
-def faultless(params: config.Params, network: str) -> Found:
-    """`find`, with UserError for the first fault."""
-    found = find(params, network)
-    if found.faults:
-        more = len(found.faults) - 1
+def checked(params: config.Params, network: str) -> Listing:
+    """`find`, with UserError for the first error."""
+    listing = find(params, network)
+    if listing.errors:
+        more = len(listing.errors) - 1
         tail = f" ({more} more: python -m stages.prepare --check says more)" if more else ""
-        raise UserError(f"prepare.{network}: {found.faults[0]}{tail}")
-    return found
+        raise UserError(f"prepare.{network}: {listing.errors[0]}{tail}")
+    return listing
 
 
 def _shared(parts: dict[str, Part]) -> list[str]:
@@ -140,7 +140,7 @@ def _shared(parts: dict[str, Part]) -> list[str]:
     for name, part in parts.items():
         for path in dict.fromkeys(source.target for source in part.sources if source.ratio is None):
             sizes.setdefault(path.stat().st_size, []).append((name, path))
-    faults, seen = [], {}
+    errors, seen = [], {}
     for alike in sizes.values():
         if len({name for name, _ in alike}) < 2:
             continue
@@ -148,26 +148,26 @@ def _shared(parts: dict[str, Part]) -> list[str]:
             with open(path, "rb") as file:
                 other, where = seen.setdefault(hashlib.file_digest(file, "sha256").digest(), (name, path))
             if other != name and not other.startswith("sets/") and (other == "train" or not name.startswith("sets/")):
-                faults.append(
+                errors.append(
                     f"{path}: has the same bytes as {where}, but one is in {other} and the other in {name}; an image "
                     "belongs to one split"
                 )
-    return faults
+    return errors
 
 
-def _splits(section: config.Prepare, wanted: config.Network, seed: int, found: Found) -> dict[str, list[Source]]:
+def _splits(section: config.Prepare, entry: config.Network, seed: int, listing: Listing) -> dict[str, list[Source]]:
     folder = Path(section.folder)
     if section.layout == "photographs":
-        paths = {path.name: path for path in image_files.list_images(folder)}
+        paths = {path.name: path for path in images.list_images(folder)}
         divided = _divided(folder, sorted(paths), seed)
         return {split: [Source(name, paths[name]) for name in names] for split, names in divided.items()}
     if section.layout == "paired":
-        return _paired(folder, seed, found)
+        return _paired(folder, seed, listing)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; it comes from {ARCHIVES[section.layout]}")
     if section.layout == "div2k":
-        return _div2k(section, wanted, found)
-    return _sid(folder, found)
+        return _div2k(section, entry, listing)
+    return _sid(folder, listing)
 
 
 def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
@@ -180,19 +180,19 @@ def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
         raise UserError(f"{folder}: {error}") from None
 
 
-def _paired(folder: Path, seed: int, found: Found) -> dict[str, list[Source]]:
+def _paired(folder: Path, seed: int, listing: Listing) -> dict[str, list[Source]]:
     sides: list[dict[str, Path]] = []
     for side in ("inputs", "targets"):
-        paths = image_files.list_images(folder / side)
+        paths = images.list_images(folder / side)
         sides.append({path.stem: path for path in paths})
         names = {path.name for path in sides[-1].values()}
         for path in paths:
             if path.name not in names:
-                found.faults.append(f"{path}: {sides[-1][path.stem].name} has the same stem; one of each is allowed")
+                listing.errors.append(f"{path}: {sides[-1][path.stem].name} has the same stem; one of each is allowed")
     inputs, targets = sides
     for stem in sorted(inputs.keys() ^ targets.keys()):
         path, other = (inputs[stem], "targets") if stem in inputs else (targets[stem], "inputs")
-        found.faults.append(f"{path}: has no partner of the same name in {folder / other}")
+        listing.errors.append(f"{path}: has no partner of the same name in {folder / other}")
     both = {targets[stem].name: stem for stem in sorted(inputs.keys() & targets.keys())}
     divided = _divided(folder, sorted(path.name for path in targets.values()), seed)
     return {
@@ -201,9 +201,9 @@ def _paired(folder: Path, seed: int, found: Found) -> dict[str, list[Source]]:
     }
 
 
-def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dict[str, list[Source]]:
+def _div2k(section: config.Prepare, entry: config.Network, listing: Listing) -> dict[str, list[Source]]:
     """Super-resolution's small images are read where their folder is there, and else made."""
-    folder, scale = Path(section.folder), wanted.scale
+    folder, scale = Path(section.folder), entry.scale
     splits: dict[str, list[Source]] = {}
     absent: dict[Path, list[str]] = {}
     for split in SPLITS:
@@ -213,7 +213,7 @@ def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dic
             part = "train" if number <= DIV2K_TRAIN else "valid"
             target = folder / f"DIV2K_{part}_HR" / f"{number:04d}.png"
             small = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
-            read = wanted.task == "super_resolution" and small.is_dir()
+            read = entry.task == "super_resolution" and small.is_dir()
             given = small / f"{number:04d}x{scale}.png" if read else None
             missing = [path for path in (target, given) if path is not None and not path.is_file()]
             for path in missing:
@@ -222,24 +222,24 @@ def _div2k(section: config.Prepare, wanted: config.Network, found: Found) -> dic
                 splits[split].append(Source(target.name, target, given))
     for parent, names in absent.items():
         if not parent.is_dir():
-            found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")
+            listing.errors.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")
         else:
             more = f", and {len(names) - 1} more up to {names[-1]}" if len(names) > 1 else ""
-            found.faults.append(
+            listing.errors.append(
                 f"{parent / names[0]}: there is no such file{more}; DIV2K has it, and "
                 "prepare.NETWORK.train, validation and test say which numbers are wanted"
             )
     return splits
 
 
-def _sid(folder: Path, found: Found) -> dict[str, list[Source]]:
+def _sid(folder: Path, listing: Listing) -> dict[str, list[Source]]:
     lists: dict[str, list[sid.Pair]] = {}
     for split, name in sid.LISTS.items():
         try:
             lists[split] = sid.read_list(folder / name)
         except UserError as error:
-            found.faults.append(str(error))
-    found.faults += sid.repeated(lists)
+            listing.errors.append(str(error))
+    listing.errors += sid.repeated(lists)
     splits: dict[str, list[Source]] = {split: [] for split in sid.LISTS}
     absent: dict[Path, str] = {}
     for split, pairs in lists.items():
@@ -251,8 +251,8 @@ def _sid(folder: Path, found: Found) -> dict[str, list[Source]]:
                 splits[split].append(Source(pair.short.name, pair.long, pair.short, pair.ratio))
     for parent in dict.fromkeys(path.parent for path in absent):
         if not parent.is_dir():
-            found.faults.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
-    found.faults += [
+            listing.errors.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
+    listing.errors += [
         f"{path}: there is no such file; {line} names it" for path, line in absent.items() if path.parent.is_dir()
     ]
     return splits

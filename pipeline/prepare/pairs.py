@@ -1,4 +1,4 @@
-"""One split out of files: each picture read, degraded as the task asks, and handed on, one at a time."""
+"""One split out of files: each image read, degraded as the task asks, and handed on, one at a time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.data.raw import Exposures
 from pipeline.data.storage import Prepared
 from pipeline.errors import UserError
 from pipeline.prepare import sid
-from pipeline.prepare.image_files import image_size, load_image
+from pipeline.prepare.images import image_size, load_image
 
 
 @dataclass(frozen=True)
 class Source:
-    """One picture on disk."""
+    """One image on disk."""
 
     name: str
     target: Path
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Making:
-    """What is made of the pictures of one split."""
+    """What is made of the images of one split."""
 
     task: str
     scale: int
@@ -39,7 +39,7 @@ class Making:
     exposures: Exposures | None = None  # synthetic low light
     noise: float | None = None  # restoration of noise: σ in 8-bit levels
     seed: int = 0
-    fixed: bool = False  # whether each picture gets one exposure for ever, or each patch of each batch its own
+    fixed: bool = False  # whether each image gets one exposure for ever, or each patch of each batch its own
     multiple: int = 1  # of which an input's sides are
 
 
@@ -49,9 +49,9 @@ def photographs(paths: list[Path]) -> list[Source]:
 
 
 def measure(source: Source, making: Making) -> tuple[int, int]:
-    """Height and width of a picture's input, from the headers of its files alone.
+    """Height and width of an image's input, from the headers of its files alone.
 
-    Pictures are cut at the right and the bottom, so that the input's sides are multiples of `making.multiple`. Raises
+    Images are cut at the right and the bottom, so that the input's sides are multiples of `making.multiple`. Raises
     UserError, naming the file, for one that can't be read, has a side under `making.minimum` target pixels, or doesn't
     fit its input.
     """
@@ -70,7 +70,7 @@ def measure(source: Source, making: Making) -> tuple[int, int]:
     if min(h, w) < least:
         usable = f"{w}×{h} usable" if (h, w) != full else "all usable"
         raise UserError(
-            f"{path}: the picture has {full[1]}×{full[0]} pixels ({usable}), but each side needs at least {least}"
+            f"{path}: the image has {full[1]}×{full[0]} pixels ({usable}), but each side needs at least {least}"
         )
     wanted = (full[0] // scale, full[1] // scale)
     if source.given is not None and source.ratio is None and image_size(source.given) != wanted:
@@ -98,7 +98,7 @@ def bytes_needed(sources: list[Source], sizes: list[tuple[int, int]], making: Ma
 
 
 def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prepared]]:
-    """A split as storage.save_split takes it: what is known from headers, then picture by picture the rest.
+    """A split as storage.save_split takes it: what is known from headers, then image by image the rest.
 
     With `making.fixed` (validation and test) an input's camera, exposure and noise are drawn from the seed and the
     file's name, so that they don't depend on what else is in the split. Without (training) every patch of every batch
@@ -106,7 +106,7 @@ def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prep
     decoded.
     """
     if not sources:
-        raise UserError(f"{making.task}: there is no picture to prepare; a split needs at least one")
+        raise UserError(f"{making.task}: there is no image to prepare; a split needs at least one")
     sizes = [measure(source, making) for source in sources]
     split = {
         "task": np.array(making.task),
@@ -121,10 +121,10 @@ def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prep
     if sources[0].ratio is not None:
         targets = list(dict.fromkeys(source.target for source in sources))
         split["shown"] = np.array([targets.index(source.target) for source in sources], dtype=np.int64)
-    return split, _pictures(sources, sizes, making)
+    return split, _images(sources, sizes, making)
 
 
-def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Making) -> Iterator[Prepared]:
+def _images(sources: list[Source], sizes: list[tuple[int, int]], making: Making) -> Iterator[Prepared]:
     developed = set()
     for source, (h, w) in zip(sources, sizes, strict=True):
         if source.ratio is not None:
@@ -140,7 +140,7 @@ def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Makin
         if making.task == "low_light":
             if making.fixed:
                 rng = np.random.default_rng((making.seed, zlib.crc32(source.name.encode())))
-                samples, ratio = darken(_image(high), rng, making.exposures)
+                samples, ratio = darken(_tensor(high), rng, making.exposures)
                 piece |= {"ratio": ratio.numpy(), "raw": samples.to(torch.int16).numpy().ravel()}
         elif making.noise is None:
             low = (
@@ -153,11 +153,11 @@ def _pictures(sources: list[Source], sizes: list[tuple[int, int]], making: Makin
 
 
 def _read(path: Path, h: int, w: int, multiple: int) -> np.ndarray:
-    picture = load_image(path)
-    if tuple(side - side % multiple for side in picture.shape[:2]) != (h, w):
+    image = load_image(path)
+    if tuple(side - side % multiple for side in image.shape[:2]) != (h, w):
         raise UserError(f"{path}: its orientation stands behind its pixels, where no header is; store it upright")
-    return np.ascontiguousarray(picture[:h, :w])
+    return np.ascontiguousarray(image[:h, :w])
 
 
-def _image(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).contiguous()
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -85,7 +85,7 @@ def repeated(splits: dict[str, list[Pair]]) -> list[str]:
     A short exposure may stand once in all lists, a long one in one split alone, and none is both. Files count by where
     their paths lead.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     shorts: dict[Path, str] = {}
     longs: dict[Path, tuple[str, str]] = {}
     listed = [
@@ -96,14 +96,14 @@ def repeated(splits: dict[str, list[Pair]]) -> list[str]:
     for split, pair, short, long in listed:
         first = shorts.setdefault(short, pair.line)
         if first != pair.line:
-            faults.append(f"{pair.line} has {short.name} again, as {first}; an exposure serves once, in one split")
+            errors.append(f"{pair.line} has {short.name} again, as {first}; an exposure serves once, in one split")
         owner, line = longs.setdefault(long, (split, pair.line))
         if owner != split:
-            faults.append(f"{pair.line} has the long exposure {long.name}, as {line}; it may serve one split alone")
+            errors.append(f"{pair.line} has the long exposure {long.name}, as {line}; it may serve one split alone")
     for _, pair, short, _ in listed:
         if short in longs:
-            faults.append(f"{pair.line} has {short.name} as the short exposure, but {longs[short][1]} as the long one")
-    return faults
+            errors.append(f"{pair.line} has {short.name} as the short exposure, but {longs[short][1]} as the long one")
+    return errors
 
 
 def exposure_ratio(short: Path, long: Path) -> float:
@@ -132,7 +132,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     raw = rawpy.RawPy()
     try:
-        with open(path, "rb"):  # LibRaw calls every fault of the file system an input/output error
+        with open(path, "rb"):  # LibRaw calls every error of the file system an input/output error
             raw.open_file(str(path))
         yield raw
     except (OSError, rawpy.LibRawError, NotImplementedError) as error:
@@ -170,7 +170,7 @@ def recall(file: Path) -> None:
 
 
 def remember(file: Path) -> None:
-    """Write down the places of all raw files that were decoded without a fault, if there are new ones."""
+    """Write down the places of all raw files that were decoded without a error, if there are new ones."""
     with contextlib.suppress(OSError, ValueError, UserError):  # where it can't be written, files are decoded again
         if _seen and (not file.exists() or json.loads(file.read_bytes()) != {k: list(v) for k, v in _seen.items()}):
             write_json(file, _seen)
@@ -230,7 +230,7 @@ def read_target(path: Path) -> np.ndarray:
     with _opened(path) as raw:
         (h, w, top, left), _ = _checked(path, raw)
         # not turned upright, since the mosaic isn't
-        picture = raw.postprocess(use_camera_wb=True, half_size=False, no_auto_bright=True, output_bps=16, user_flip=0)
-        if picture.shape[:2] != (raw.sizes.height, raw.sizes.width):
+        image = raw.postprocess(use_camera_wb=True, half_size=False, no_auto_bright=True, output_bps=16, user_flip=0)
+        if image.shape[:2] != (raw.sizes.height, raw.sizes.width):
             raise UserError(f"{path}: LibRaw develops it to another size than its mosaic's; square pixels are needed")
-        return picture[top : top + 2 * h, left : left + 2 * w]
+        return image[top : top + 2 * h, left : left + 2 * w]

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.prepare.image_files import _some
+from pipeline.prepare.images import _some
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"validation": 0.10, "test": 0.125}  # shares of the images; a series is never cut, so these are approximate
@@ -87,7 +87,7 @@ def make_splits(names: list[str], seed: int) -> dict[str, list[str]]:
         shown = _some([f"{name}…" for name in cut])
         warnings.warn(
             f"{shown}: too many images of one series to keep whole, so runs of about {length} neighbours are divided: "
-            "pictures of one place may be in two splits",
+            "images of one place may be in two splits",
             stacklevel=2,
         )
     return splits

@@ -2,8 +2,9 @@
 
 `find_groups` reads this from the traced graph, so it holds for any network: a label for every channel is carried
 through the operations (`tracing.py`), labels that meet are united, and what the network's input or output, an
-unknown operation or a normalisation over channels touches is never removed. Where a forward may write sizes as numbers,
-a trial decides: the shrunk network must run and agree with the masked one, or the channels are frozen and named.
+unknown operation or a normalisation over channels touches is never removed; neither is what reaches the image through
+kernels that training doesn't change. Where a forward may write sizes as numbers, a trial decides: the shrunk network
+must run and agree with the masked one, or the channels are frozen and named.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pipeline.networks import duplicate
-from pipeline.pruning.labels import owner
+from pipeline.networks import checkpoint, duplicate
+from pipeline.networks.checkpoint import tensors
+from pipeline.pruning.labels import Labels, owner
 from pipeline.pruning.tracing import follow
 
 Removed = Mapping[str, Sequence[int]]
+Removals = dict["Group", Sequence[int]]
+OTHER = "a forward that gives another result when channels go"
+UNSEEN = "a trial in which the effect of its removal on the output can't be measured"
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,15 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     for part, reason in labels.freezes:
         roots = {labels.root(int(label)) for label in np.unique(part)}
         fixed |= roots
-        layers = tuple(dict.fromkeys(layer for layer, made in makers if roots & made))
+        layers = tuple(dict.fromkeys(layer for layer, outputs in makers if roots & outputs))
         if reason and layers:
             whole[layers][reason] = None
+    pictured, through = image_channels(labels)
+    layers = tuple(dict.fromkeys(layer for layer, made in makers if pictured & made))
+    if layers:
+        fixed |= pictured
+        named = f"{', '.join(through[:3])}{f' and {len(through) - 3} more' if len(through) > 3 else ''}"
+        whole[layers][f"kernels that training doesn't change ({named}), through which they are the image's"] = None
     doubts: dict[int, str] = {}  # channels behind sizes that may be numbers: a trial decides
     for part, reason in labels.suspects:
         for label in np.unique(part):
@@ -106,7 +116,7 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})
     if idle:
-        whole[idle]["a traced forward that doesn't run them"] = None
+        whole[idle]["the traced forward, in which these layers don't run"] = None
     candidates = {
         group: next((doubts[root] for root in roots if root in doubts), "")
         for group, roots in families(sites, fixed, names)
@@ -118,14 +128,34 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     return Coupling(tuple(accepted), tuple(sentence(layers, list(reasons)) for layers, reasons in whole.items()))
 
 
+def image_channels(labels: Labels) -> tuple[set[int], list[str]]:
+    """The channels that reach the input or the output through kernels that training doesn't change, and those layers.
+
+    They are colours, or fixed mixtures of them, such as behind EDSR's MeanShift: losing one is no smaller feature map.
+    """
+
+    def roots(part: np.ndarray) -> set[int]:
+        return {labels.root(int(label)) for label in np.unique(part)}
+
+    image = set().union(*map(roots, labels.image))
+
+    sides = [(layer, roots(read), roots(made)) for layer, read, made in labels.carriers]
+    found: set[int] = set()
+    through: list[str] = []
+    while reached := [side for side in sides if image & (side[1] | side[2])]:
+        sides = [side for side in sides if side not in reached]
+        for layer, read, made in reached:
+            image |= read | made
+            if layer:
+                found |= read | made
+                through.append(layer)
+    return found, list(dict.fromkeys(through))
+
+
 def sentence(layers: tuple[str, ...], reasons: list[str]) -> str:
+    """Why the channels of some layers can't be removed: the first reason, and how many more there are."""
     more = f" and {len(reasons) - 1} more like it" if len(reasons) > 1 else ""
-    return f"channels of {', '.join(layers)} stay, because of {reasons[0]}{more}"
-
-
-def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer under every name it has."""
-    return dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    return f"channels of {', '.join(layers)} can't be removed because of {reasons[0]}{more}"
 
 
 def aliases(network: nn.Module) -> dict[str, list[str]]:
@@ -153,9 +183,11 @@ def families(
             places[root][number].append(index)
     gathered: dict[tuple, list[int]] = defaultdict(list)
     for root, at in places.items():
-        made = [number for number in at if sites[number][2] == "output"]
-        if made:
-            gathered[made[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(root)
+        producers = [number for number in at if sites[number][2] == "output"]
+        if producers:
+            gathered[producers[0], root in fixed, tuple((number, len(where)) for number, where in at.items())].append(
+                root
+            )
 
     groups = []
     for (first, _, signature), roots in sorted(gathered.items()):  # an order that a removal doesn't change
@@ -185,60 +217,178 @@ def settle(
 
     A group behind sizes that may be numbers is tried by itself with several counts, because half sizes such as
     `channels // 2` follow some counts by luck. Then all groups are tried at once, and only if that fails one by one.
+    Float64 sees what a group gets wrong even beside all others' effect (1.5e-8 of it); in float32, or with the
+    network's own weights, whose scales may be 0, each group is judged by what it adds to the effect itself.
     Training mode is tried too, in case the forward takes another way there; runs: how often, because chance may
     choose the way. With more than one, a larger image is tried as well.
     """
     rng = torch.Generator().manual_seed(0)
-    trial = duplicate(network).eval().requires_grad_(False)
-    for tensor in trial.parameters():  # a scale that training starts from zero would hide a wrong result
-        if tensor.is_floating_point():
-            fan = tensor[0].numel() if tensor.dim() > 1 and len(tensor) > 1 else 1
-            drawn = (
-                torch.randn(tensor.shape, generator=rng) / fan**0.5
-                if fan > 1
-                else torch.rand(tensor.shape, generator=rng) + 0.5
-            )
-            tensor.copy_(drawn)
-    image = torch.rand(example.shape, generator=rng).to(example)
-    ways = [("in training", image.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
-    ways += [("on a larger image", image.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
-    ways = [way for way in ways if not failure(duplicate(trial), *way)]
+    picture = torch.rand(example.shape, generator=rng).to(example)
+    own = duplicate(network).eval().requires_grad_(False)
+    found = rehearse(own, picture, rng)
+    if found is None:
+        return [], dict.fromkeys(candidates, "a trial of its removal that gives no finite output")
+    trial, image, full, coarse = found
+    doubtful = coarse or any(candidates.values())
+    wobble = tremor(trial, image, full) if doubtful else 0.0
+    ways = [("in training", picture.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
+    ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
+    troubled: dict[int, bool] = {}  # ways that the whole network fails in too
 
-    def fault(removed: dict[Group, Sequence[int]]) -> str:
-        """Why the shrunk network doesn't do what the masked one does; empty if it does."""
+    def failing(small: nn.Module) -> str:
+        for number, way in enumerate(ways):
+            text = failure(small, *way)
+            if text and number not in troubled:
+                troubled[number] = bool(failure(duplicate(own), *way))
+            if text and not troubled[number]:
+                return f"a forward that fails {text}"
+        return ""
+
+    def fault(removed: Removals, before: torch.Tensor = full) -> tuple[str, torch.Tensor]:
+        """Why the shrunk network doesn't do what the masked one does, or nothing; and the masked one's output.
+
+        before: the output that the effect of this removal is counted from.
+        """
         coupling = Coupling(tuple(removed), ())
         indices = {group.name: gone for group, gone in removed.items()}
         with torch.no_grad():
+            whole = masked(trial, coupling, indices)(image.clone())
             try:
                 small = remove(trial, coupling, indices)
-                made = small(image)
+                made = small(image.clone())
             except Exception as error:  # whatever a forward may raise when its tensors are smaller
-                return f"a forward that fails when channels go ({(str(error) or type(error).__name__).splitlines()[0]})"
-            whole = masked(trial, coupling, indices)(image)
-        made, whole = (torch.nan_to_num(out, posinf=0.0, neginf=0.0) for out in (made, whole))  # log of random values
-        tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max().clamp(min=1e-6))
-        if made.shape != whole.shape or not float((made - whole).abs().max()) <= tolerance:
-            return "a forward that gives another result when channels go"
-        fault = next(filter(None, (failure(small, *way) for way in ways)), "")
-        return fault and f"a forward that fails {fault}"
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                return f"a forward that fails when channels go ({reason})", whole
+        reason = difference(made, whole, before, wobble) if removed else ""
+        if not reason:
+            reason = failing(cast(small, picture.dtype))
+        return reason, whole
 
     refused = {}
     for group, doubt in candidates.items():
         if doubt:
             every = range(group.channels)
             tries = dict.fromkeys(tuple(part) for part in (every[::2], every[:1], every[-1:], every[1:]))
-            if any(fault({group: gone}) for gone in tries if 0 < len(gone) < group.channels):
-                refused[group] = doubt
-    accepted = {group: range(0, group.channels - 1, 2) for group in candidates if group not in refused}
-    if fault(accepted):
-        tried, accepted = accepted, {}
+            seen = False
+            for gone in tries:
+                reason = fault({group: gone})[0] if 0 < len(gone) < group.channels else UNSEEN
+                seen = seen or not reason
+                if reason not in ("", UNSEEN):
+                    refused[group] = doubt
+                    break
+            if not seen and group not in refused and group.channels > 1:
+                refused[group] = UNSEEN
+    accepted: Removals = {group: range(0, group.channels - 1, 2) for group in candidates if group not in refused}
+    if coarse or fault(accepted)[0]:
+        wobble = wobble if doubtful else tremor(trial, image, full)
+        tried, accepted, before = accepted, {}, full
         for group, gone in tried.items():
-            reason = fault(accepted | {group: gone})
-            if reason:
+            reason, whole = fault(accepted | {group: gone}, before)
+            if reason and len(gone):
                 refused[group] = reason
             else:
-                accepted[group] = gone
+                accepted[group], before = gone, whole
     return list(accepted), refused
+
+
+def tremor(trial: nn.Module, image: torch.Tensor, full: torch.Tensor) -> float:
+    """What an error of rounding in the image becomes in the output: products of products enlarge it without bound."""
+    again = result(trial, image * (1 + 4 * torch.finfo(image.dtype).eps))
+    if again is None or again.shape != full.shape:
+        return float("inf")
+    return float((again - full).nan_to_num(0.0).abs().max())
+
+
+def difference(made: torch.Tensor, whole: torch.Tensor, before: torch.Tensor, wobble: float = 0.0) -> str:
+    """What is wrong with the output of a shrunk network, beside that of the masked and of the unmasked one.
+
+    Where the masked network's own output isn't finite (the logarithm of something negative), nothing is compared, but
+    the shrunk one's mustn't be finite there either. wobble: what rounding is known to change in the output.
+    """
+    if made.shape != whole.shape or not torch.equal(made.isfinite(), whole.isfinite()):
+        return OTHER
+    finite = whole.isfinite()
+    seen = finite & before.isfinite()
+    if not seen.any():
+        return UNSEEN
+    eps = torch.finfo(whole.dtype).eps
+    effect, size = float((whole - before)[seen].abs().max()), float(whole[finite].abs().max())
+    noise = max(256 * eps * max(size, float(before[seen].abs().max())), 16 * wobble)  # of rounding in many layers
+    if not float((made - whole)[finite].abs().max()) <= max(eps**0.5 * min(effect, size), noise):
+        return OTHER
+    return UNSEEN if min(effect, size) <= 16 * noise else ""  # also where the masked network's output fades
+
+
+def rehearse(
+    own: nn.Module, image: torch.Tensor, rng: torch.Generator
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor, bool] | None:
+    """The network to try removals on, the image in its type, its output, and whether each group must be judged alone.
+
+    New weights in float64, or else what the forward can take: float32, the network's own weights. Wholly finite outputs
+    that aren't flat come first; None if no output has a finite value.
+    """
+    partial = None
+    for drawn in (True, False):
+        for dtype in dict.fromkeys((torch.float64, image.dtype)):
+            trial = cast(duplicate(own), dtype)
+            full = scramble(trial, image.to(dtype), rng) if drawn else result(trial, image.to(dtype))
+            if full is None or not full.isfinite().any():
+                continue
+            found = trial, image.to(dtype), full, not drawn or full.dtype != torch.float64
+            if full.isfinite().all() and full.min() < full.max():
+                return found
+            partial = partial or found
+    return partial
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network with its real tensors in this type, float64 or float32; complex ones stay complex."""
+    return network.double() if dtype == torch.float64 else network.float()
+
+
+def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> torch.Tensor | None:
+    """Draw new weights; scale kernels one by one so that signals keep their size through depth (LSUV, Mishkin 2016).
+
+    A scale that training starts from zero would hide a wrong result, and so would a bias beside a signal that fades. A
+    kernel that is used several times is scaled for its first use. Returns the output for the image; None if it fails.
+    """
+    for tensor in trial.parameters():
+        if tensor.is_floating_point():
+            fan = tensor[0].numel() if tensor.dim() > 1 and len(tensor) > 1 else 1
+            drawn = torch.randn(tensor.shape, generator=rng) / fan**0.5
+            tensor.copy_(drawn if fan > 1 else torch.rand(tensor.shape, generator=rng) + 0.5)
+    scaled: set[int] = set()
+    reused = False
+
+    def rescale(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        nonlocal reused
+        kernel, bias = layer.weight, layer.bias
+        reused = reused or id(kernel) in scaled
+        if id(kernel) in scaled or not isinstance(kernel, nn.Parameter):  # a computed kernel can't be scaled
+            return None
+        scaled.add(id(kernel))
+        shift = 0 if bias is None else bias.view(-1, *[1] * (kernel.dim() - 2))
+        size = float((output - shift).square().mean().sqrt())
+        if not 0 < size < float("inf"):
+            return None
+        kernel.div_(size)
+        return (output - shift) / size + shift
+
+    layers = [module for module in trial.modules() if isinstance(module, (_ConvNd, nn.Linear))]
+    hooks = [layer.register_forward_hook(rescale) for layer in layers]
+    made = result(trial, image)
+    for hook in hooks:
+        hook.remove()
+    return result(trial, image) if made is None or reused else made
+
+
+def result(network: nn.Module, image: torch.Tensor) -> torch.Tensor | None:
+    """The output for a copy of the image; None if the forward fails."""
+    with torch.no_grad():
+        try:
+            return network(image.clone())
+        except Exception:  # whatever a forward may raise in this type
+            return None
 
 
 def failure(network: nn.Module, way: str, images: torch.Tensor, seed: int) -> str:
@@ -248,7 +398,7 @@ def failure(network: nn.Module, way: str, images: torch.Tensor, seed: int) -> st
         torch.manual_seed(seed)
         random.seed(seed)
         try:
-            network.train(way == "in training")(images)
+            network.train(way == "in training")(images.clone())
         except Exception as error:  # whatever a forward may raise when its tensors are smaller
             return f"{way} when channels go ({(str(error) or type(error).__name__).splitlines()[0]})"
         finally:
@@ -291,43 +441,9 @@ def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
 
     It computes what `masked` computes. Arguments and errors as for `kept_indices`.
     """
-    kept = kept_indices(network, coupling, removed)
-    small = duplicate(network)
-    shrunk: dict[int, torch.Tensor] = {}  # a shared weight is cut once and stays shared
-    whole = tensors(small)
-    for name, dims in kept.items():
-        tensor = whole[name]
-        if id(tensor) not in shrunk:
-            cut = tensor.detach()
-            for dim, indices in dims.items():
-                cut = cut.index_select(dim, torch.tensor(indices, device=cut.device))
-            is_parameter = isinstance(tensor, nn.Parameter)
-            shrunk[id(tensor)] = nn.Parameter(cut, requires_grad=tensor.requires_grad) if is_parameter else cut
-        path, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(path), leaf, shrunk[id(tensor)])
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in kept):
-        update_sizes(small.get_submodule(path))
-    return small
-
-
-def update_sizes(module: nn.Module) -> None:
-    """Bring a layer's size attributes in line with its tensors. Of a grouped convolution whole conv groups went."""
-    if isinstance(module, _ConvNd):
-        first, second = module.weight.shape[:2]
-        side = module.in_channels if module.transposed else module.out_channels  # length of dimension 0 before
-        if module.groups > 1:
-            module.groups = first // (side // module.groups)
-        if module.transposed:
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.in_channels, module.out_channels = second * module.groups, first
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(held) if held is not None else module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+    smaller = duplicate(network)
+    checkpoint.resize(smaller, kept_indices(network, coupling, removed))
+    return smaller
 
 
 def masked(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Module:

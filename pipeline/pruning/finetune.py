@@ -36,15 +36,14 @@ def finetune(
 ) -> Finetuned:
     """Train the last accepted network on; where the gate refuses it, undo iterations and train an earlier one.
 
-    networks: accepted-NNN.pt, oldest first; the first is the baseline, which is what is left when nothing else holds.
-    Here the gate allows no more than the stated drops. When the last network fails, the latest one that holds is
-    looked for by bisection: a network holds when it passes the gate after its fine-tune or as it was
-    before.
+    networks: accepted-NNN.pt, oldest first; the first is the baseline, which is the result when no other one holds.
+    target: (PSNR in dB, SSIM). There is no tolerance any more. A network holds when it passes the gate after its
+    fine-tune, or as it was before. When the last one doesn't, a bisection looks for the latest one that does.
     """
     attempts: list[str] = []
 
     def attempt(lineage: int) -> Finetuned | None:
-        """The network of that place when it holds."""
+        """Fine-tune the network of that place in `networks`; what is delivered when it holds, else None."""
         path = networks[lineage]
         network, meta = checkpoint.load(path, setup.network.factory)
         number, steps = int(path.stem.removeprefix("accepted-")), lineage * setup.iteration_steps
@@ -55,31 +54,31 @@ def finetune(
         try:
             train_final(network, setup, recipe, scratch / f"finetune-{number:03d}.pt", progress)
         except NonFiniteLossError as error:
-            good, reason = False, f"{error}"
+            holds, reason = False, f"{error}"
         else:
-            good, reason = judge(_measure(network, setup), target, setup.gate)
+            holds, reason = judge(_measure(network, setup), target, setup.gate)
         attempts.append(f"iteration {number}: {reason}")
-        progress.say(f"iteration {number} {'holds' if good else 'is undone'}: {reason}")
-        if good:
+        progress.say(f"iteration {number} {'holds' if holds else 'is undone'}: {reason}")
+        if holds:
             return Finetuned(network, meta["kept"], attempts, steps + recipe.steps)
-        good, reason = judge(before, target, setup.gate)
-        if good or not lineage:
+        holds, reason = judge(before, target, setup.gate)
+        if holds or not lineage:
             attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
             return Finetuned(untrained, meta["kept"], attempts, steps)
         return None
 
-    failed = len(networks) - 1
-    best, good = attempt(failed), 0
+    good, bad = 0, len(networks) - 1  # places of the latest network that holds and the earliest that doesn't
+    best = attempt(bad)
     if best is not None:
         return best
-    while failed - good > 1:
-        middle = (good + failed) // 2
-        found = attempt(middle)
-        if found is None:
-            failed = middle
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        candidate = attempt(middle)
+        if candidate is None:
+            bad = middle
         else:
-            best, good = found, middle
+            best, good = candidate, middle
     return best or attempt(0)
 
 

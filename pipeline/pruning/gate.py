@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline import config
+from pipeline.records import Point
 
 
 @dataclass(frozen=True)
 class Target:
-    """Validation quality to hold: of the baseline, or of the control after each number of iterations."""
+    """The reference's validation quality: of the baseline, or of the control after each number of iterations."""
 
     psnr: tuple[float, ...]  # dB; the last one holds from there on
     ssim: tuple[float, ...]
@@ -18,24 +21,34 @@ class Target:
         return self.psnr[min(iterations, len(self.psnr) - 1)], self.ssim[min(iterations, len(self.ssim) - 1)]
 
 
+def targets(reference: Literal["baseline", "control"], points: Sequence[Point]) -> tuple[Target, tuple[float, float]]:
+    """What the gate compares with: the iterations' target, and the final network's (PSNR in dB, SSIM).
+
+    points: the control's, as records.control returns them: the baseline, after each iteration, after its fine-tune.
+    """
+    *iterations, end = points
+    if reference == "baseline":
+        iterations, end = iterations[:1], iterations[0]
+    target = Target(tuple(point["psnr"] for point in iterations), tuple(point["ssim"] for point in iterations))
+    return target, (end["psnr"], end["ssim"])
+
+
 def judge(
     measured: tuple[float, float],
     target: tuple[float, float],
     gate: config.Gate,
     tolerance: tuple[float, float] = (0, 0),
 ) -> tuple[bool, str]:
-    """The gate: whether (PSNR, SSIM) hold the target's less the allowed drops, and the sentence that says so.
+    """The gate: whether (PSNR, SSIM) fall below the target by no more than is allowed, and the sentence that says so.
 
-    tolerance: what may be missing beyond that until the fine-tune pays it back, in dB and SSIM.
+    tolerance: what an iteration may miss the gate by, in dB and SSIM; the fine-tune must make up for it.
     """
     psnr_limit, ssim_limit = gate.max_psnr_drop + tolerance[0], gate.max_ssim_drop + tolerance[1]
-    psnr_drop, ssim_drop = target[0] - measured[0], target[1] - measured[1]
-    text = (
-        f"PSNR {measured[0] - target[0]:+.4f} dB and SSIM {measured[1] - target[1]:+.5f} against the {gate.reference}"
-    )
-    faults = []
-    if not psnr_drop <= psnr_limit:  # also false for NaN
-        faults.append(f"PSNR may drop by {psnr_limit:g} dB")
-    if not ssim_drop <= ssim_limit:
-        faults.append(f"SSIM may drop by {ssim_limit:g}")
-    return not faults, text + (f": {' and '.join(faults)}" if faults else "")
+    psnr_change, ssim_change = measured[0] - target[0], measured[1] - target[1]
+    sentence = f"PSNR {psnr_change:+.4f} dB and SSIM {ssim_change:+.5f} against the {gate.reference}"
+    broken = []
+    if not target[0] - measured[0] <= psnr_limit:  # also false for NaN
+        broken.append(f"PSNR may drop by {psnr_limit:g} dB")
+    if not target[1] - measured[1] <= ssim_limit:
+        broken.append(f"SSIM may drop by {ssim_limit:g}")
+    return not broken, sentence + (f": {' and '.join(broken)}" if broken else "")

@@ -1,4 +1,4 @@
-"""What the rules look at: the relative magnitudes of coupled channels, and the regularisers that shape them."""
+"""What the rules see of a network: the importance of coupled channels, and the regularisers that shape it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def group_states(
     spent: cost.Cost,
     groups: coupling.Coupling,
     reference: dict[str, float],
-    original: dict[str, int],
+    baseline: dict[str, int],
 ) -> list[rules.GroupState]:
-    """What the rules look at, measured on a network that costs `spent`; `original`: channels in the baseline."""
+    """What the rules see, measured on a network that costs `spent`; baseline: channels that each group has there."""
     result = []
     for group in groups.groups:
         mac, weights = cost.channel_saving(spent, group)
-        values = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
-        result.append(rules.GroupState(group.name, values, original[group.name], mac, weights, units(group)))
+        importances = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
+        result.append(rules.GroupState(group.name, importances, baseline[group.name], mac, weights, units(group)))
     return result
 
 
@@ -58,22 +58,22 @@ def units(group: coupling.Group) -> tuple[int, ...]:
 
 
 def regulariser(
-    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], numbers: config.Rules, active
+    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], settings: config.Settings, active
 ) -> Callable[[nn.Module], Tensor] | None:
     """`sparsity`: group lasso over coupled channels, each group weighted by its share of the MACs under `efficiency`.
     `imbalance`: variance over groups of their mean relative magnitude, under `balance`.
     """
-    imbalance = numbers.imbalance if "balance" in active else 0.0
-    if not groups.groups or not (numbers.sparsity or imbalance):
+    imbalance = settings.imbalance if "balance" in active else 0.0
+    if not groups.groups or not (settings.sparsity or imbalance):
         return None
 
     def penalty(network: nn.Module) -> Tensor:
         total = torch.zeros((), device=next(network.parameters()).device)
-        if numbers.sparsity:
+        if settings.sparsity:
             for group in groups.groups:
                 produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
                 norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
-                total = total + numbers.sparsity * shares[group.name] * norms.sum()
+                total = total + settings.sparsity * shares[group.name] * norms.sum()
         if imbalance:
             means = torch.stack([relative_magnitudes(network, group, reference).mean() for group in groups.groups])
             total = total + imbalance * means.var(correction=0)
@@ -82,10 +82,10 @@ def regulariser(
     return penalty
 
 
-def lasso_shares(found: list[rules.GroupState], active) -> dict[str, float]:
+def lasso_shares(states: list[rules.GroupState], active) -> dict[str, float]:
     """Weights of the groups in the group lasso, 1 on average: under `efficiency`, by what the group's channels cost."""
     if "efficiency" not in active:
-        return {group.name: 1.0 for group in found}
-    costs = {group.name: group.mac * len(group.magnitudes) for group in found}
+        return {group.name: 1.0 for group in states}
+    costs = {group.name: group.mac * len(group.importances) for group in states}
     mean = sum(costs.values()) / len(costs) or 1.0  # linear layers alone have no MACs here
     return {name: value / mean for name, value in costs.items()}

@@ -24,7 +24,7 @@ class Iteration:
     lineage: Whole  # iterations of training that the network has behind it, this one included
     alpha: Finite = 0.0
     thresholds: dict[Text, Finite] = field(default_factory=dict)
-    removed: dict[Text, Whole] = field(default_factory=dict)  # channels that each group gave
+    removed: dict[Text, Whole] = field(default_factory=dict)  # number of channels of each group that was pruned
     channels: dict[Text, Whole] = field(default_factory=dict)  # of each group afterwards
     widths: dict[Text, Whole] = field(default_factory=dict)  # output channels of each layer afterwards
     mac: Whole = 0
@@ -33,8 +33,8 @@ class Iteration:
     bw: Whole = 0
     psnr: Figure = 0.0  # dB, validation
     ssim: Figure = 0.0
-    psnr_drop: Figure = 0.0  # dB against the gate's reference; negative: better than it
-    ssim_drop: Figure = 0.0
+    psnr_change: Figure = 0.0  # dB against the gate's reference; plus is better
+    ssim_change: Figure = 0.0
 
 
 def read_log(path: Path) -> list[Iteration]:
@@ -53,7 +53,7 @@ def read_log(path: Path) -> list[Iteration]:
             continue
         if one.lineage != accepted:
             records.wrong(path, f"is {one.lineage}, but {accepted} accepted iterations lie before", place, "lineage")
-        if not all(math.isfinite(figure) for figure in (one.psnr, one.ssim, one.psnr_drop, one.ssim_drop)):
+        if not all(math.isfinite(figure) for figure in (one.psnr, one.ssim, one.psnr_change, one.ssim_change)):
             records.wrong(path, "has quality that is no number though it was accepted", place)
         if not 1 <= one.mac <= log[0].mac or one.widths.keys() != log[0].widths.keys():
             records.wrong(path, "isn't a part of the baseline by its mac or widths", place)
@@ -67,14 +67,14 @@ def accepted_networks(folder: Path) -> list[Path]:
     UserError when one is missing, or there is another.
     """
     networks, path = folder / "networks", folder / "log.json"
-    found = {file.name for file in networks.glob("accepted-*.pt") if file.is_file()}
-    if not found:
+    present = {file.name for file in networks.glob("accepted-*.pt") if file.is_file()}
+    if not present:
         raise UserError(f"{networks} holds no accepted-*.pt: prune makes them; {again(networks / 'accepted-000.pt')}")
-    wanted = [f"accepted-{one.number:03d}.pt" for one in read_log(path) if one.verdict == "accepted"]
-    for words, names in (("lacks", set(wanted) - found), ("holds", found - set(wanted))):
+    logged = [f"accepted-{one.number:03d}.pt" for one in read_log(path) if one.verdict == "accepted"]
+    for words, names in (("lacks", set(logged) - present), ("holds", present - set(logged))):
         if names:
             records.wrong(networks, f"{words} {', '.join(sorted(names))}, unlike what {path} says")
-    return [networks / name for name in wanted]
+    return [networks / name for name in logged]
 
 
 def check_widths(networks: list[Path], log: list[Iteration], setup: Setup) -> None:

@@ -1,9 +1,10 @@
-"""Labels of the channels of a traced network: who stands or falls with whom, and where in the parameters they sit.
+"""Labels of the channels of a traced network: which ones go together, and where in the parameters they sit.
 
 Convention. The labels of a graph node are an integer array with the node's rank. Along a dimension that is indexed by
 channel it has the tensor's full size, elsewhere size 1: a feature map [N, C, H, W] has labels [1, C, 1, 1]. Labels that
-stand or fall together are united in `Labels.parent` (union-find). Size 1 where the tensor is longer means that one
-label covers the whole dimension, so an operation that gives a single label to everything stays safe wherever it goes.
+can only be removed together are united in `Labels.parent` (union-find). Size 1 where the tensor is longer means that
+one label covers the whole dimension, so an operation that gives a single label to everything stays safe wherever it
+goes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ class Labels:
         self.parent: list[int] = []
         self.values: dict[Node, Value] = {}
         self.owned: dict[Node, str] = {}  # placeholder of a parameter or buffer -> its state_dict name
-        self.buffers: set[Node] = set()  # those of `owned` that training doesn't change
+        self.buffers: set[Node] = set()  # the buffers of `owned`
+        self.still: set[Node] = set()  # tensors that training doesn't change: buffers, constants, frozen parameters
         self.constants: set[Node] = set()  # tensors that belong to no module: they can't be made smaller
         self.used: set[str] = set()  # parameters that some operation reads
         self.makers: list[tuple[str, np.ndarray]] = []  # (layer, labels it makes) where its kernel is no parameter
         self.direct: set[str] = set()  # parameters of several dimensions that forward computes with by itself
         self.sites: dict[tuple[str, int], tuple[np.ndarray, str]] = {}  # (tensor, dim) -> (labels [size], role)
         self.freezes: list[tuple[np.ndarray, str]] = []  # (labels, reason); no reason = the network's input or output
+        self.image: list[np.ndarray] = []  # labels of the network's input and output
+        # (layer, labels it reads, labels it makes) where the kernel is `still`; ("", …) where there is no handler
+        self.carriers: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
 
     def new(self, *shape: int) -> np.ndarray:
@@ -98,8 +103,8 @@ class Labels:
         if node is None:
             return
         if node not in self.owned:
-            made = node.name if node.op == "placeholder" else f"what {describe(node)} computes"
-            self.freeze(labels, f"{made}, which a layer uses as a parameter")
+            source = node.name if node.op == "placeholder" else f"what {describe(node)} computes"
+            self.freeze(labels, f"{source}, which a layer uses as a parameter")
             return
         site = (self.owned[node], dim)
         known, known_role = self.sites.setdefault(site, (labels, role))
@@ -113,11 +118,11 @@ def owner(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def role_of(trace: Labels, kernel: Node, node: Node, made: np.ndarray) -> str:
-    """The role of a kernel's output side. What training doesn't make can't be measured; it is named by its layer."""
+def role_of(trace: Labels, kernel: Node, node: Node, outputs: np.ndarray) -> str:
+    """The role of a kernel's output side. One that training doesn't change has no importance; its layer names it."""
     if kernel in trace.owned and kernel not in trace.buffers:
         return "output"
-    trace.makers.append((layer_of(trace, kernel, node), made))
+    trace.makers.append((layer_of(trace, kernel, node), outputs))
     return "channel"
 
 
@@ -144,8 +149,8 @@ def arguments(node: Node) -> dict[str, Any]:
     if not hasattr(node.target, "_schema"):
         return dict(node.kwargs)
     schema = node.target._schema.arguments
-    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
-    return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(node.kwargs)
+    positional = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {a.name: a.default_value for a in schema if a.has_default_value()} | positional | dict(node.kwargs)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ class Current:
 def prune(
     baseline: nn.Module,
     setup: Setup,
-    numbers: config.Rules,
+    settings: config.Settings,
     active: tuple[str, ...],
     target: Target,
     scratch: Path,
@@ -63,12 +63,13 @@ def prune(
     for sentence in all_groups.frozen:
         progress.say(sentence)
     reference = reference_magnitudes(baseline, all_groups)
-    original = {group.name: group.channels for group in all_groups.groups}
-    total = setup.cost(baseline)
+    channels = {group.name: group.channels for group in all_groups.groups}
+    whole = setup.cost(baseline)
+    total = (whole.mac, whole.weights)
 
     current, state, log = _restore(scratch, baseline, all_groups, setup)
     if not log:
-        state = rules.State(alpha=numbers.threshold_scale, step=numbers.threshold_growth)
+        state = rules.State(alpha=settings.threshold_scale, step=settings.threshold_growth)
         log = [_record(0, "accepted", "the baseline", current, setup, target)]
         _keep(scratch, current, setup, state, log)
     for iteration in log:
@@ -76,72 +77,68 @@ def prune(
     progress.phase_over(setup.iteration_steps * (len(log) - 1))
 
     while True:
-        stop = stop_reason(log, numbers, total.mac)
+        stop = stop_reason(log, settings, setup.retrain.max_iterations, whole.mac)
         if stop:
             break
         number = len(log)
         trial = duplicate(current.network)
-        found = group_states(trial, setup.cost(trial), current.groups, reference, original)
-        if rules.next_plan(found, state, active, numbers, (total.mac, total.weights)) is None:
-            stop = "no group can give any more"
+        states = group_states(trial, setup.cost(trial), current.groups, reference, channels)
+        if rules.next_plan(states, state, active, settings, total) is None:
+            stop = "no group can be pruned any further"
             break
-        penalty = regulariser(current.groups, reference, lasso_shares(found, active), numbers, active)
-        made: dict[str, Any] = {"trial": current}
+        penalty = regulariser(current.groups, reference, lasso_shares(states, active), settings, active)
+        removal: dict[str, Any] = {}  # what `remove` decides between the iteration's two trainings
 
-        def remove(network: nn.Module, made=made, current=current, state=state) -> nn.Module:
-            found = group_states(network, setup.cost(network), current.groups, reference, original)
-            made["plan"] = rules.next_plan(found, state, active, numbers, (total.mac, total.weights))
-            if made["plan"] is None:  # there was one before training: the last step left weights that aren't numbers
+        def remove(network: nn.Module, removal=removal, current=current, state=state) -> nn.Module:
+            states = group_states(network, setup.cost(network), current.groups, reference, channels)
+            removal["plan"] = rules.next_plan(states, state, active, settings, total)
+            if removal["plan"] is None:  # there was one before training: the last step left weights that aren't numbers
                 raise NonFiniteLossError(setup.retrain.train_steps)
-            smaller, made["trial"] = cut(network, current, made["plan"].removed)
+            smaller, removal["candidate"] = cut(network, current, removal["plan"].removed)
             return smaller
 
-        ended = (
-            setup.iteration_steps * number
-        )  # where the progress stands after this iteration, also if it is cut short
+        ended = setup.iteration_steps * number  # steps of progress after this iteration, also when it is cut short
         try:
             smaller = train_iteration(trial, setup, number, scratch, progress, penalty, remove)
         except NonFiniteLossError as error:
-            plan = made.get("plan") or rules.plan(
-                found, state, state.alpha, active, numbers, (total.mac, total.weights)
-            )
+            plan = removal.get("plan") or rules.plan(states, state, state.alpha, active, settings, total)
             progress.base = ended
             before = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
             log.append(_refusal(number, plan, before, f"{error}"))
-            state = rules.after_rejected(state, plan, found)
+            state = rules.after_rejected(state, plan, states)
         else:
-            plan, candidate = made["plan"], made["trial"]
+            plan, candidate = removal["plan"], removal["candidate"]
             record = _record(number, "", "", candidate, setup, target, plan)
             accepted, reason = judge(
                 (record.psnr, record.ssim), target.at(candidate.lineage), setup.gate, setup.tolerance
             )
-            gave = ", ".join(f"{name} {len(gone)}" for name, gone in plan.removed.items())
+            pruned = ", ".join(f"{name} {len(gone)}" for name, gone in plan.removed.items())
             verdict = "accepted" if accepted else "rejected"
-            log.append(Iteration(**{**vars(record), "verdict": verdict, "reason": f"{reason}; gave: {gave}"}))
-            now = group_states(smaller, setup.cost(smaller), candidate.groups, reference, original)
+            log.append(Iteration(**{**vars(record), "verdict": verdict, "reason": f"{reason}; pruned: {pruned}"}))
+            now = group_states(smaller, setup.cost(smaller), candidate.groups, reference, channels)
             if accepted:
-                current, state = candidate, rules.after_accepted(state, plan, now, active, numbers)
+                current, state = candidate, rules.after_accepted(state, plan, now, active, settings)
             else:
-                state = rules.after_rejected(state, plan, found)
+                state = rules.after_rejected(state, plan, states)
         _keep(scratch, current, setup, state, log)
-        for left in scratch.glob(f"{number:03d}-*.pt"):
-            left.unlink()
+        for unfinished in scratch.glob(f"{number:03d}-*.pt"):
+            unfinished.unlink()
         last = log[-1]
-        progress.say(f"iteration {number} {last.verdict}, MAC {100 * last.mac / total.mac:.1f}%: {last.reason}")
+        progress.say(f"iteration {number} {last.verdict}, MAC {100 * last.mac / whole.mac:.1f}%: {last.reason}")
         on_iteration(last)
     progress.say(f"stopped after {len(log) - 1} iterations: {stop}")
     return log
 
 
-def stop_reason(log: list[Iteration], numbers: config.Rules, original_mac: int) -> str:
+def stop_reason(log: list[Iteration], settings: config.Settings, max_iterations: int, baseline_mac: int) -> str:
     """The sentence of the first stopping rule that holds, or nothing."""
     accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
     rejected_in_a_row = len(log) - 1 - accepted[-1].number
-    if accepted[-1].mac <= numbers.target_mac * original_mac:
-        return f"the MAC target of {100 * numbers.target_mac:g}% is reached"
-    if rejected_in_a_row >= numbers.patience:
+    if accepted[-1].mac <= settings.target_mac * baseline_mac:
+        return f"the MAC target of {100 * settings.target_mac:g}% is reached"
+    if rejected_in_a_row >= settings.patience:
         return f"{rejected_in_a_row} rejections in a row"
-    if len(log) > numbers.max_iterations:
+    if len(log) > max_iterations:
         return "max_iterations"
     return ""
 
@@ -151,9 +148,9 @@ def cut(network: nn.Module, current: Current, removed: dict[str, tuple[int, ...]
     smaller = coupling.remove(network, current.groups, removed)
     kept = {tensor: dict(dims) for tensor, dims in current.kept.items()}
     for tensor, dims in coupling.kept_indices(network, current.groups, removed).items():
-        for dim, left in dims.items():
+        for dim, indices in dims.items():
             before = kept.setdefault(tensor, {}).get(dim)
-            kept[tensor][dim] = [before[i] for i in left] if before else list(left)
+            kept[tensor][dim] = [before[i] for i in indices] if before else list(indices)
     return smaller, Current(smaller, coupling.narrow(current.groups, removed), kept, (*current.cuts, removed))
 
 
@@ -170,12 +167,12 @@ def _record(number, verdict, reason, current: Current, setup: Setup, target: Tar
         widths={layer.name: layer.out_channels for layer in spent.layers},
         mac=spent.mac, weights=spent.weights, activations=spent.activations, bw=spent.bw,
         psnr=measured.mean_psnr, ssim=measured.mean_ssim,
-        psnr_drop=aim[0] - measured.mean_psnr, ssim_drop=aim[1] - measured.mean_ssim,
+        psnr_change=measured.mean_psnr - aim[0], ssim_change=measured.mean_ssim - aim[1],
     )  # fmt: skip
 
 
 def _refusal(number: int, plan: rules.Plan, accepted: Iteration, reason: str) -> Iteration:
-    """The log of an iteration whose training broke down: the figures are the last accepted network's."""
+    """The log of an iteration whose loss became infinite or NaN: its figures are the last accepted network's."""
     return Iteration(**{
         **vars(accepted), "number": number, "verdict": "rejected", "reason": reason,
         "alpha": plan.alpha, "thresholds": dict(plan.thresholds),
@@ -184,7 +181,7 @@ def _refusal(number: int, plan: rules.Plan, accepted: Iteration, reason: str) ->
 
 
 def _keep(scratch: Path, current: Current, setup: Setup, state: rules.State, log: list[Iteration]) -> None:
-    """The last accepted network, then the log: whoever reads the log finds the network that it speaks of."""
+    """Write the last accepted network, and the log after it: a network that the log names is always there."""
     if log[-1].verdict == "accepted":
         path = scratch / f"accepted-{log[-1].number:03d}.pt"
         checkpoint.save(
@@ -198,7 +195,7 @@ def _keep(scratch: Path, current: Current, setup: Setup, state: rules.State, log
 def _restore(
     scratch: Path, baseline: nn.Module, groups: coupling.Coupling, setup: Setup
 ) -> tuple[Current, rules.State | None, list[Iteration]]:
-    """Where an earlier process got to, or the beginning; of a damaged folder too, after a line that says so."""
+    """How far an earlier process came, or the beginning. A damaged folder is emptied, and a line says so."""
     start = Current(duplicate(baseline), groups, {}), None, []
     if not (scratch / "log.json").exists():
         return start

@@ -20,7 +20,7 @@ from torch.fx import Node
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate
-from pipeline.pruning.labels import Labels, Value, arguments, describe, operation, role_of, shape_of
+from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -44,31 +44,49 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
         raise UserError(f"the network {name} gives several tensors or a container of them; pruning needs one tensor")
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
-    result = Labels()
+    result, still = Labels(), untrained(network)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
             if node.name in signature.inputs_to_buffers:
                 result.buffers.add(node)
+            if node.name in signature.inputs_to_buffers or owned[node.name] in still:
+                result.still.add(node)
             if node.users:
                 result.used.add(owned[node.name])
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
             result.constants.add(node)
+            result.still.add(node)
         elif node.op == "placeholder":
             shape = shape_of(node)
             result.values[node] = result.new(*(size if d == 1 else 1 for d, size in enumerate(shape)))
             result.freeze(result.values[node])
+            result.image.append(result.values[node])
         elif node.op == "get_attr":  # the graph inside a higher-order operation, which no handler knows
             result.values[node] = result.new(1)
         elif node.op == "output":
             for end in node.all_input_nodes:
                 result.freeze(result.get(end))
+                result.image.append(result.get(end))
         elif node.op == "call_function":
             result.values[node] = step(result, node)
     for (tensor, _), (labels, _) in result.sites.items():
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
     return result
+
+
+def untrained(network: nn.Module) -> set[str]:
+    """Names of the parameters that training isn't meant to change.
+
+    A layer may say so by `requires_grad = False` on itself, as RCAN's MeanShift does: it has no effect, but is meant.
+    """
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in network.named_modules(remove_duplicate=False)
+        for name, tensor in module.named_parameters(recurse=False)
+        if not tensor.requires_grad or vars(module).get("requires_grad") is False
+    }
 
 
 def step(trace: Labels, node: Node) -> Value:
@@ -78,38 +96,39 @@ def step(trace: Labels, node: Node) -> Value:
     return HANDLERS.get(operation(node), unknown)(trace, node, arguments(node))
 
 
-def unknown(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def unknown(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Freeze what goes in and what comes out. One label covers all that comes out."""
     reason = f"the operation {describe(node)}, through which channels can't be followed"
+    outputs = trace.new(1)
     for source in node.all_input_nodes:
         value = trace.values.get(source)
         for labels in value if isinstance(value, list) else [trace.get(source)]:
             trace.freeze(labels, reason)
-    made = trace.new(1)
-    trace.freeze(made, reason)
-    return made
+            trace.carriers.append(("", labels, outputs))
+    trace.freeze(outputs, reason)
+    return outputs
 
 
-def mixes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def mixes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """A normalisation that takes its statistics over channels: layer norm, group norm."""
     labels = trace.get(node.all_input_nodes[0])
     trace.freeze(labels, f"the normalisation {describe(node)}, which mixes channels")
     return labels
 
 
-def passes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def passes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Each channel by itself: activations, pooling, resizing."""
     if len(node.all_input_nodes) > 1:
-        return meets(trace, node, given)  # clamp and pow between tensors
+        return meets(trace, node, args)  # clamp and pow between tensors
     return trace.get(node.all_input_nodes[0])
 
 
-def ignores(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def ignores(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """An assertion: makes nothing."""
     return trace.new(1)
 
 
-def meets(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def meets(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Element by element over two or more tensors: channels unite pairwise.
 
     A broadcast over H and W is the same channel.
@@ -127,7 +146,7 @@ def meets(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     pattern = np.broadcast_shapes(*(part.shape for part in labels.values()))
     whole = [s for s in labels if not any(p > 1 and size == 1 for p, size in zip(pattern, shapes[s], strict=True))]
     if not whole:
-        return unknown(trace, node, given)
+        return unknown(trace, node, args)
     result = np.broadcast_to(labels[whole[0]], pattern)
     for source, part in labels.items():
         if source in whole:
@@ -139,61 +158,66 @@ def meets(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     return result
 
 
-def convolution(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def convolution(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """New labels for the output; the kernel's input side keeps the labels it reads.
 
     Conv kernels are [out, in/groups, ...], transposed ones [in, out/groups, ...]. In a grouped convolution a whole conv
     group is one channel: its inputs and outputs unite, and only dimension 0 of the kernel is indexed.
     """
-    source, kernel, groups = given["input"], given["weight"], given["groups"]
+    source, kernel, groups = args["input"], args["weight"], args["groups"]
     transposed = "transpose" in operation(node)
-    read, made = trace.along(source, 1), trace.new(shape_of(node)[1])
+    read, outputs = trace.along(source, 1), trace.new(shape_of(node)[1])
     if any(size > 1 for dim, size in enumerate(trace.get(source).shape) if dim != 1):
         trace.freeze(read, f"the convolution {describe(node)}, which slides over channels")
-    role = role_of(trace, kernel, node, made)
+    role = role_of(trace, kernel, node, outputs)
     if kernel in trace.buffers and groups == 1:
-        trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
+        trace.freeze(outputs, f"the kernel of {describe(node)}, which training doesn't change")
+    if kernel in trace.still:
+        trace.carriers.append((layer_of(trace, kernel, node), read, outputs))
     if groups > 1:
         rows = read.reshape(groups, -1)
         trace.unite(rows, rows[:, :1])
-        trace.unite(made.reshape(groups, -1), rows[:, :1])
-        trace.attach(kernel, 0, read if transposed else made, role)
+        trace.unite(outputs.reshape(groups, -1), rows[:, :1])
+        trace.attach(kernel, 0, read if transposed else outputs, role)
     else:
-        trace.attach(kernel, int(transposed), made, role)
+        trace.attach(kernel, int(transposed), outputs, role)
         trace.attach(kernel, 1 - int(transposed), read, "input")
-    trace.attach(given.get("bias"), 0, made, "channel")
-    return made.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
+    trace.attach(args.get("bias"), 0, outputs, "channel")
+    return outputs.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
 
 
-def linear(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def linear(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Like a convolution, over the last dimension."""
-    labels = trace.get(given["input"])
+    labels = trace.get(args["input"])
     if labels.size != labels.shape[-1]:
-        return unknown(trace, node, given)  # channels sit in another dimension and would be carried past the kernel
-    made = trace.new(shape_of(node)[-1])
-    if given["weight"] in trace.buffers:
-        trace.freeze(made, f"the kernel of {describe(node)}, which training doesn't change")
-    trace.attach(given["weight"], 0, made, role_of(trace, given["weight"], node, made))
-    trace.attach(given["weight"], 1, trace.along(given["input"], -1), "input")
-    trace.attach(given["bias"], 0, made, "channel")
-    return made.reshape([1] * (len(shape_of(node)) - 1) + [-1])
+        return unknown(trace, node, args)  # channels sit in another dimension and would be carried past the kernel
+    outputs = trace.new(shape_of(node)[-1])
+    if args["weight"] in trace.buffers:
+        trace.freeze(outputs, f"the kernel of {describe(node)}, which training doesn't change")
+    if args["weight"] in trace.still:
+        layer = layer_of(trace, args["weight"], node)
+        trace.carriers.append((layer, trace.along(args["input"], -1), outputs))
+    trace.attach(args["weight"], 0, outputs, role_of(trace, args["weight"], node, outputs))
+    trace.attach(args["weight"], 1, trace.along(args["input"], -1), "input")
+    trace.attach(args["bias"], 0, outputs, "channel")
+    return outputs.reshape([1] * (len(shape_of(node)) - 1) + [-1])
 
 
-def per_channel(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def per_channel(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Batch norm, instance norm and PReLU: their parameters and statistics belong to the channel."""
-    labels = trace.along(given.get("input", given.get("self")), 1)
+    labels = trace.along(args.get("input", args.get("self")), 1)
     for key in ("weight", "bias", "running_mean", "running_var"):
-        stored = given.get(key)
+        stored = args.get(key)
         # A single PReLU slope serves all channels and stays.
         if stored is not None and shape_of(stored)[0] == len(labels):
             trace.attach(stored, 0, labels, "channel")
     return labels.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
 
 
-def concatenates(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def concatenates(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Append along a channel dimension; elsewhere the channels of the parts unite."""
-    sources, shape = given["tensors"], shape_of(node)
-    dim = given["dim"] % len(shape)
+    sources, shape = args["tensors"], shape_of(node)
+    dim = args["dim"] % len(shape)
     parts = [trace.get(source) for source in sources]
     if dim != 1 and all(part.shape[dim] == 1 for part in parts):
         for part in parts[1:]:
@@ -209,34 +233,34 @@ def concatenates(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray
     )
 
 
-def stacks(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def stacks(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Along a new dimension: the parts' channels unite, so that a later sum over them is one channel."""
-    parts = [trace.get(source) for source in given["tensors"]]
+    parts = [trace.get(source) for source in args["tensors"]]
     for part in parts[1:]:
         trace.unite(parts[0], part)
     common = np.broadcast_to(parts[0], np.broadcast_shapes(*(part.shape for part in parts)))
-    return np.expand_dims(common, given["dim"] % len(shape_of(node)))
+    return np.expand_dims(common, args["dim"] % len(shape_of(node)))
 
 
-def divides(trace: Labels, node: Node, given: dict[str, Any]) -> list[np.ndarray]:
+def divides(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
     """chunk into equal parts: channel i of every part goes together, or the parts would differ in size."""
-    labels = trace.get(given["self"])
-    dim = given["dim"] % labels.ndim
+    labels = trace.get(args["self"])
+    dim = args["dim"] % labels.ndim
     sizes = [value.shape[dim] for value in node.meta["val"]]
     if labels.shape[dim] == 1:
         return [labels] * len(sizes)
     parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
     for part in parts[1:]:
-        if part.shape != parts[0].shape or len(parts) != given["chunks"]:
+        if part.shape != parts[0].shape or len(parts) != args["chunks"]:
             trace.freeze(labels, f"the division into unequal parts by {describe(node)}")
             return parts
         trace.unite(parts[0], part)
     return parts
 
 
-def splits(trace: Labels, node: Node, given: dict[str, Any]) -> list[np.ndarray]:
-    labels = trace.get(given["self"])
-    dim = given["dim"] % labels.ndim
+def splits(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
+    labels = trace.get(args["self"])
+    dim = args["dim"] % labels.ndim
     sizes = [value.shape[dim] for value in node.meta["val"]]
     if labels.shape[dim] == 1:
         return [labels] * len(sizes)
@@ -244,17 +268,17 @@ def splits(trace: Labels, node: Node, given: dict[str, Any]) -> list[np.ndarray]
     return np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
 
 
-def selects(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """slice, narrow and select."""
-    labels = trace.get(given["self"])
-    dim = given["dim"] % labels.ndim
+    labels = trace.get(args["self"])
+    dim = args["dim"] % labels.ndim
     chosen: slice | int = 0
     if labels.shape[dim] > 1 and operation(node) == "select":
-        chosen = given["index"]
+        chosen = args["index"]
     elif operation(node) == "narrow":
-        chosen = slice(given["start"], given["start"] + given["length"])
+        chosen = slice(args["start"], args["start"] + args["length"])
     elif operation(node) == "slice":
-        chosen = slice(given["start"], given["end"], given["step"])
+        chosen = slice(args["start"], args["end"], args["step"])
     if labels.shape[dim] == 1 and operation(node) != "select":
         return labels  # one label for the whole dimension, such as H or W
     result = np.asarray(labels[(slice(None),) * dim + (chosen,)])
@@ -263,9 +287,9 @@ def selects(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     return result
 
 
-def reshapes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """view, flatten, squeeze ...: exact, by giving every element its label and seeing where they vary."""
-    source = given.get("self", given.get("input"))
+    source = args.get("self", args.get("input"))
     labels = trace.get(source)
     if labels.size > 1 and operation(node) not in ("unsqueeze", "squeeze", "flatten"):
         trace.suspect(labels, node)
@@ -277,59 +301,57 @@ def reshapes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
     return result
 
 
-def permutes(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    labels = trace.get(given["self"])
+def permutes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(args["self"])
     if operation(node) == "transpose":
-        return np.swapaxes(labels, given["dim0"], given["dim1"])
-    return np.transpose(labels, given["dims"])
+        return np.swapaxes(labels, args["dim0"], args["dim1"])
+    return np.transpose(labels, args["dims"])
 
 
-def expands(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    labels = trace.get(given["self"])
+def expands(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(args["self"])
     if labels.size == 1:
-        return unknown(trace, node, given)  # can't tell a map spread over channels from one spread over H and W
+        return unknown(trace, node, args)  # can't tell a map spread over channels from one spread over H and W
     trace.suspect(labels, node)
     return labels.reshape((1,) * (len(shape_of(node)) - labels.ndim) + labels.shape)
 
 
-def reduces(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """mean, sum ...: over H and W each channel by itself; over channels they mix."""
-    labels = trace.get(given["self"])
-    dims = given.get("dim")
+    labels = trace.get(args["self"])
+    dims = args.get("dim")
     dims = range(labels.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = tuple(d % labels.ndim for d in dims)
     if any(labels.shape[d] > 1 for d in dims):
-        return unknown(trace, node, given)
-    return labels if given.get("keepdim") else labels.squeeze(dims)
+        return unknown(trace, node, args)
+    return labels if args.get("keepdim") else labels.squeeze(dims)
 
 
-def softmax(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    labels = trace.get(given["self"])
-    return unknown(trace, node, given) if labels.shape[given["dim"]] > 1 else labels
+def softmax(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(args["self"])
+    return unknown(trace, node, args) if labels.shape[args["dim"]] > 1 else labels
 
 
-def pads(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    labels = trace.get(given["self"])
-    padded = [
-        labels.ndim - 1 - i // 2 for i, size in enumerate(given["pad"]) if size
-    ]  # pairs, the last dimension first
-    return unknown(trace, node, given) if any(labels.shape[d] > 1 for d in padded) else labels
+def pads(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    labels = trace.get(args["self"])
+    padded = [labels.ndim - 1 - i // 2 for i, size in enumerate(args["pad"]) if size]  # pairs, the last dimension first
+    return unknown(trace, node, args) if any(labels.shape[d] > 1 for d in padded) else labels
 
 
-def flips(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    return np.flip(trace.get(given["self"]), given["dims"])
+def flips(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    return np.flip(trace.get(args["self"]), args["dims"])
 
 
-def shuffles(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
+def shuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """PixelShuffle(r): r*r consecutive input channels make one output channel and go together."""
-    rows = trace.along(given["self"], 1).reshape(-1, given["upscale_factor"] ** 2)
+    rows = trace.along(args["self"], 1).reshape(-1, args["upscale_factor"] ** 2)
     trace.unite(rows, rows[:, :1])
     return rows[:, 0].reshape(1, -1, 1, 1)
 
 
-def unshuffles(trace: Labels, node: Node, given: dict[str, Any]) -> np.ndarray:
-    labels = trace.along(given["self"], 1)
-    return np.repeat(labels, given["downscale_factor"] ** 2).reshape(1, -1, 1, 1)
+def unshuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    labels = trace.along(args["self"], 1)
+    return np.repeat(labels, args["downscale_factor"] ** 2).reshape(1, -1, 1, 1)
 
 
 EACH_CHANNEL_BY_ITSELF = """

@@ -1,4 +1,4 @@
-"""The report's pictures: which there are, how each one is read, and which files in results/ it shows."""
+"""The report's figures: which there are, how each one is read, and which files in results/ it shows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.report import figures
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the report."""
+class Figure:
+    """One figure of the report."""
 
     heading: str
-    file: str  # below the report's pictures/
-    says: str  # how it is read
+    file: str  # below the report's figures/
+    caption: str  # how it is read
     sources: tuple[str, ...]  # what it is drawn from, below results/
     draw: Callable[[Path], None]  # into that file
     notes: tuple[str, ...] = ()  # what belongs below it
@@ -32,94 +32,98 @@ LAYERS = (
     "more a removed weight saves. Layers with one letter and colour share their channels: a channel goes from all of "
     "them or from none."
 )
-WIDTHS = "Output channels that each method left (coloured) of those that there were (grey), as kept/before."
+WIDTHS = "Output channels of each layer under each method: kept (coloured) of those before pruning (grey)."
 PATH = (
-    "Left: validation PSNR after each iteration, against the {0}. Right: the MACs that it would keep. Dots were "
-    "accepted; crosses were rejected, and the network before them came back. An iteration may lose {1:g} dB (dashed), "
-    "which the fine-tune after the last one must win back; where it doesn't, an earlier iteration's network is tried. "
-    "The ring is the one that was delivered. What the fine-tunes said:"
+    "Left: validation PSNR after each iteration, as the change against the {0}: plus is better. Right: the MACs "
+    "of its network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
+    "An iteration may lose {1:g} dB (dashed); the fine-tune after the last one must bring the network back to what the "
+    "gate allows, and where it doesn't, the network of an earlier iteration is fine-tuned instead. The ring is the "
+    "network that was delivered. The fine-tunes of each method:"
 )
 THRESHOLDS = (
-    "A row is a group of channels that can only go together, named by the layer that makes them (+n: and n more). In "
-    "each iteration, a channel went whose weights were smaller than its group's threshold in every layer that makes "
-    "it; 1 is the mean weight of a layer before pruning."
+    "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
+    "more). Each iteration removed the channels whose weights were smaller than their group's threshold in every layer "
+    "that makes them; 1 is the mean weight of a layer before pruning."
 )
-TRADEOFF = "Further left is cheaper, higher is better. Bars are 95% intervals of the difference to the baseline."
+TRADEOFF = "Further left is cheaper, higher is better. Bars are 95% intervals of the change against the baseline."
 TRAINING = (
     "The control is the baseline trained on as long as a pruned network is, with nothing removed. What it gains is "
     "what any network gets from the extra training alone."
 )
-LOOKS = (
-    "The test images looked at are chosen by rule: where {0} loses most against the baseline, the median, and where it "
-    "gains most. The crop is the part with most contrast, each pixel 3 × 3; on the right ten times what pruning "
-    "changed: grey is no change."
+SAMPLES = (
+    "The test images shown are not picked by hand: {0} loses most against the baseline on the first, gains most on the "
+    "last, and the median is between. The crop is the part with most contrast, each pixel 3 × 3; on the right ten "
+    "times what pruning changed: grey is no change."
 )
 TIMES = (
-    "Left: milliseconds of each layer. Right: what {0} keeps of a layer's MACs (bar) and of its time (dot); a dot on "
-    "the bar is a layer that gets all the time that its MACs promise, one to the right of it falls short."
+    "Left: milliseconds of each layer. Right: what {0} keeps of a layer's MACs (bar) and of its time (dot), in "
+    "percent. A dot on the bar: the layer became as much faster as its MACs fell. A dot to the right: less so."
 )
 
 
-def pictures(results: Path, params: config.Params, rows: list[dict[str, Any]], network: str) -> list[Picture]:
-    """The pictures of one network in the report's order, times last. rows: those of the report's table."""
-    methods, shown, of = params.run.methods, params.run.methods[-1], (results, network)
+def figures_of(results: Path, params: config.Params, rows: list[dict[str, Any]], network: str) -> list[Figure]:
+    """The figures of one network in the report's order, times last. rows: those of the report's main table."""
+    methods, method, of = params.run.methods, params.report.method, (results, network)
     curves = (f"train/{network}/curve.csv", f"control/{network}")
 
-    def picture(heading: str, word: str, says: str, sources: tuple[str, ...], draw: Callable[[Path], None]) -> Picture:
-        return Picture(heading, f"{network}-{word}.png", says, sources, draw)
+    def figure(heading: str, word: str, caption: str, sources: tuple[str, ...], draw: Callable[[Path], None]) -> Figure:
+        return Figure(heading, f"{network}-{word}.png", caption, sources, draw)
 
     layers = partial(figures.architecture, *of, params.analyze[network].size)
-    found = [
-        picture("Before pruning", "layers", LAYERS, (f"analyze/{network}",), layers),
-        picture(
+    first = [
+        figure("Before pruning", "layers", LAYERS, (f"analyze/{network}",), layers),
+        figure(
             "Channels kept and pruned", "widths", WIDTHS, (f"evaluate/{network}/widths.json",),
             partial(figures.widths, *of, methods),
         ),
         _path(results, params, network),
-        picture(
-            f"Thresholds of {shown}", "thresholds", THRESHOLDS, (f"prune/{network}/{shown}/log.json",),
-            partial(figures.thresholds, *of, shown),
-        ),
-        picture(
-            "Quality against MACs", "tradeoff", TRADEOFF, (f"evaluate/{network}/metrics.json",),
-            partial(figures.tradeoff, rows, network),
-        ),
-        picture(
-            "What the extra training alone gains", "training", TRAINING, curves,
-            partial(figures.training_curves, *of),
-        ),
     ]  # fmt: skip
-    log = iterations.read_log(results / "prune" / network / shown / "log.json")
-    if not any(entry.thresholds for entry in log):  # no group can give: there is no map to draw
-        found = [one for one in found if one.file != f"{network}-thresholds.png"]
-    looks = records.looks(results, network)
-    said = LOOKS.format(shown)
-    for rule in (rule for rule in crops.RULES if rule in looks):
-        (name, drop), word = looks[rule], rule.replace(" ", "-")
-        frames = f"evaluate/{network}/pictures/{word}"
-        draw = partial(figures.looks, results / frames, shown, params.report.crop)
-        heading = f"Looking closer, {_named(rule, drop)}: {escaped(name)}, {-drop:+.3f} dB against the baseline"
-        found.append(picture(heading, word, said, (frames, f"evaluate/{network}/looks.json"), draw))
-        said = ""  # once is enough
-    times = partial(figures.layer_times, *of, shown)
+    log = iterations.read_log(results / "prune" / network / method / "log.json")
+    if any(entry.thresholds for entry in log):  # else no group can be pruned: there is no map to draw
+        first.append(
+            figure(
+                f"Thresholds of {method}", "thresholds", THRESHOLDS, (f"prune/{network}/{method}/log.json",),
+                partial(figures.thresholds, *of, method),
+            )
+        )  # fmt: skip
+    tradeoff = partial(figures.tradeoff, rows, network)
+    training = partial(figures.training_curves, *of)
+    times = partial(figures.layer_times, *of, method)
     return [
-        *found,
-        picture("Layer by layer", "times", TIMES.format(shown), (f"latency/{network}/latency.json",), times),
+        *first,
+        figure("Quality against MACs", "tradeoff", TRADEOFF, (f"evaluate/{network}/metrics.json",), tradeoff),
+        figure("What the extra training alone gains", "training", TRAINING, curves, training),
+        *_samples(results, network, method, params.report.crop),
+        figure("Layer by layer", "times", TIMES.format(method), (f"latency/{network}/latency.json",), times),
     ]
 
 
-def _path(results: Path, params: config.Params, network: str) -> Picture:
-    """Every method's path, with what its fine-tunes said."""
+def _samples(results: Path, network: str, method: str, crop: int) -> list[Figure]:
+    """A figure for each of the test images that were chosen; the first one's caption says how all of them are read."""
+    samples, caption, below = records.samples(results, network), SAMPLES.format(method), []
+    for reason in (reason for reason in crops.SAMPLES if reason in samples):
+        (name, change), word = samples[reason], reason.replace(" ", "-")
+        frames = f"evaluate/{network}/frames/{word}"
+        heading = f"Looking closer, {_named(reason, change)}: {escaped(name)}, {change:+.3f} dB against the baseline"
+        draw = partial(figures.sample, results / frames, method, crop)
+        sources = (frames, f"evaluate/{network}/samples.json")
+        below.append(Figure(heading, f"{network}-{word}.png", caption, sources, draw))
+        caption = ""
+    return below
+
+
+def _path(results: Path, params: config.Params, network: str) -> Figure:
+    """Every method's path, with what each of its fine-tunes came to."""
     methods, gate = params.run.methods, params.gate
-    limit = gate.max_psnr_drop + params.prune.networks[network].psnr_tolerance
-    said = (
+    limit = gate.max_psnr_drop + params.tolerance[network].psnr
+    notes = (
         f"{method}: {'; '.join(records.attempts(results / 'finetune' / network / method / 'attempts.json'))}"
         for method in methods
     )
-    return Picture(
+    return Figure(
         "The path", f"{network}-path.png", PATH.format(gate.reference, limit),
         (f"prune/{network}/METHOD/path.csv", f"finetune/{network}/METHOD/attempts.json"),
-        partial(figures.path, results, network, methods, limit), tuple(said),
+        partial(figures.path, results, network, methods, limit), tuple(notes),
     )  # fmt: skip
 
 
@@ -128,8 +132,8 @@ def escaped(name: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", name)
 
 
-def _named(rule: str, drop: float) -> str:
-    """What a rule has found: the largest loss may be a gain, where no image lost."""
-    if drop <= 0 and rule == "largest loss":
+def _named(reason: str, change: float) -> str:
+    """What an image stands for: where no image lost, the largest loss is the smallest gain, and the other way round."""
+    if change >= 0 and reason == "largest loss":
         return "smallest gain"
-    return "smallest loss" if drop >= 0 and rule == "largest gain" else rule
+    return "smallest loss" if change <= 0 and reason == "largest gain" else reason

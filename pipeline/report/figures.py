@@ -1,4 +1,4 @@
-"""Pictures, made from files in results/; only `save_frames` runs a network, for the stage that may read test images."""
+"""The report's figures, drawn from files in results/ alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from pipeline import records
 from pipeline.errors import UserError
-from pipeline.evaluation.crops import _busiest
+from pipeline.evaluation.crops import busiest
 from pipeline.files import again, first, write_bytes
 
 # Okabe and Ito's colour-blind-safe palette: one colour for one solution, everywhere
 COLOURS = {
     "baseline": "#000000",
-    "original": "#999999",
+    "control": "#999999",
     "A": "#E69F00",
     "B": "#56B4E9",
     "C": "#009E73",
@@ -28,8 +28,8 @@ OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and o
 NUMBERED = 16  # iterations, above which a map of thresholds has no room for its numbers
 
 
-def looks(frames: Path, method: str, crop: int, output: Path) -> None:
-    """Target, input, baseline, a method's output and what differs, side by side, each pixel shown as 3 x 3.
+def sample(frames: Path, method: str, crop: int, output: Path) -> None:
+    """One test image: target, input, baseline, a method's output and what differs, each pixel shown as 3 x 3.
 
     The crop is the target's window of `crop` pixels with the largest variance. What differs is method - baseline,
     ten times over, about mid-grey.
@@ -44,7 +44,7 @@ def looks(frames: Path, method: str, crop: int, output: Path) -> None:
     pixels["difference"] = (128 + 10 * difference).clip(0, 255).astype(np.uint8)
     names["difference"] = f"({method} − baseline) × 10"
     side = min(crop, *pixels["target"].shape[:2])
-    top, left = _busiest(pixels["target"].mean(axis=2), side)
+    top, left = busiest(pixels["target"].mean(axis=2), side)
     zoom, gap, label = 3, 6, 26  # screen pixels
     width, height = len(names) * (side * zoom + gap) - gap, side * zoom + label
     figure = blank((width / 100, height / 100), layout=None)
@@ -62,15 +62,15 @@ def _frame(path: Path) -> np.ndarray:
     try:
         content = path.read_bytes() if path.is_file() or not path.exists() else b""  # a pipe would be waited for
     except OSError as error:
-        raise UserError(f"{path} can't be read as a picture: {error.strerror}; {first(path)}") from None
+        raise UserError(f"{path} can't be read as an image: {error.strerror}; {first(path)}") from None
     try:
         with Image.open(io.BytesIO(content)) as image:
             if (image.format, image.mode) == ("PNG", "RGB"):
                 return np.asarray(image)
-        fault = "it isn't a PNG of RGB"
+        reason = "it isn't a PNG of RGB"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        fault = "it is damaged"
-    raise UserError(f"{path} can't be read as a picture: {fault}; {again(path)}")
+        reason = "it is damaged"
+    raise UserError(f"{path} can't be read as an image: {reason}; {again(path)}")
 
 
 def blank(size: tuple[float, float], layout: str | None = "constrained") -> Any:
@@ -96,7 +96,7 @@ def training_curves(results: Path, network: str, output: Path) -> None:
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["baseline"], label="baseline", markersize=3)
     after = [(start + point["steps"], point["psnr"]) for point in control]
     axes.plot(
-        *zip(*after, strict=True), "s-", color=COLOURS["original"], label="control (nothing removed)", markersize=3
+        *zip(*after, strict=True), "s-", color=COLOURS["control"], label="control (nothing removed)", markersize=3
     )
     gain = control[-1]["psnr"] - control[0]["psnr"]
     axes.set(xlabel="training steps", ylabel="validation PSNR (dB)")
@@ -144,7 +144,8 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
     panels[0].invert_yaxis()
     panels[0].tick_params(axis="y", labelsize=7)
     figure.suptitle(
-        f"{network}, input {size[0]}×{size[1]}, before pruning: {_said(shared)}; hatched: never pruned", fontsize=9
+        f"{network}, input {size[0]}×{size[1]}, before pruning: {_groups_in_words(shared)}; hatched: never pruned",
+        fontsize=9,
     )
     save(figure, output)
 
@@ -154,7 +155,7 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-def _said(shared: list[dict[str, Any]]) -> str:
+def _groups_in_words(shared: list[dict[str, Any]]) -> str:
     if not shared:
         return "no layers share their channels"
     first = [
@@ -165,20 +166,21 @@ def _said(shared: list[dict[str, Any]]) -> str:
 
 def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
     """Output channels kept and pruned in each layer by each method, from `evaluate`'s widths.json."""
-    rows, found = records.widths(results, network, methods)
+    rows, channels = records.widths(results, network, methods)
     names = [row["layer"] for row in rows]  # in the order of the network
     figure = blank((2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)))
     panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
     for axes, method in zip(panels, methods, strict=True):
-        kept = [found[method][name] for name in names]
-        axes.barh(plain(names), [found["baseline"][name] for name in names], color="0.85", label="pruned")
+        kept = [channels[method][name] for name in names]
+        axes.barh(plain(names), [channels["baseline"][name] for name in names], color="0.85", label="pruned")
         axes.barh(plain(names), kept, color=colour(method), label="kept")
         for place, (name, count) in enumerate(zip(names, kept, strict=True)):
-            axes.text(found["baseline"][name], place, f" {count}/{found['baseline'][name]}", va="center", fontsize=6)
-        gone = sum(found["baseline"].values()) - sum(kept)
-        axes.set(xlabel="output channels", title=f"{method}: {gone} of {sum(found['baseline'].values())} pruned")
+            before = channels["baseline"][name]
+            axes.text(before, place, f" {count}/{before}", va="center", fontsize=6)
+        pruned = sum(channels["baseline"].values()) - sum(kept)
+        axes.set(xlabel="output channels", title=f"{method}: {pruned} of {sum(channels['baseline'].values())} pruned")
         axes.title.set_fontsize(9)
-        axes.set_xlim(0, 1.4 * max(found["baseline"].values()))  # room for the longest label
+        axes.set_xlim(0, 1.4 * max(channels["baseline"].values()))  # room for the longest label
     panels[0].invert_yaxis()
     panels[0].tick_params(axis="y", labelsize=7)
     save(figure, output)
@@ -198,7 +200,7 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
         shares = [100 * row["mac"] / rows[0]["mac"] for row in rows]
         good = [number for number, row in enumerate(rows) if row["verdict"] == "accepted"]
         bad = [number for number in range(len(rows)) if number not in good]
-        for axes, values in ((quality, [-row["psnr_drop"] for row in rows]), (cost, shares)):
+        for axes, values in ((quality, [row["psnr_change"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
             axes.plot(
@@ -206,7 +208,7 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
             )
     quality.axhline(0, color="black", linewidth=0.8)
     quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")
-    quality.set(xlabel="iteration", ylabel="validation PSNR gain (dB)")
+    quality.set(xlabel="iteration", ylabel="validation PSNR change (dB)")
     cost.set(xlabel="iteration", ylabel="MACs kept (%)")
     for axes in (quality, cost):
         axes.grid(alpha=0.3)
@@ -249,39 +251,38 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
         if "mac_percent" not in row:
             axes.plot([], [], " ", label=f"{row['solution']}: {row['psnr']:.2f} dB (not drawn)")
             continue
-        mark = {"baseline": "o", "original": "s"}.get(row["solution"], "D")
-        label = "original (control)" if row["solution"] == "original" else row["solution"]
+        mark = {"baseline": "o", "control": "s"}.get(row["solution"], "D")
         axes.plot(
             row["mac_percent"],
             row["psnr"],
             mark,
             color=colour(row["solution"]),
             markersize=max(5, 12 - number),
-            label=label,
+            label=row["solution"],
         )
-        if row["solution"] not in ("baseline", "original"):
+        if row["solution"] not in ("baseline", "control"):
             base = row["against_baseline"]
             bars = [[base["mean"] - base["low"]], [base["high"] - base["mean"]]]
             axes.errorbar(row["mac_percent"], row["psnr"], yerr=bars, color=colour(row["solution"]), capsize=3)
     axes.axhline(next(row["psnr"] for row in mine if row["solution"] == "baseline"), color="black", linewidth=0.8)
     axes.set(xlabel="MACs kept (%)", ylabel="test PSNR (dB)")
-    axes.set_title(f"{network}: bars are 95% intervals of the difference to the baseline", fontsize=9)
+    axes.set_title(f"{network}: bars are 95% intervals of the change against the baseline", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save(figure, output)
 
 
 def layer_times(results: Path, network: str, method: str, output: Path) -> None:
-    """Time of each layer, original and pruned, and the shares of time and MACs that it keeps, from `latency`."""
-    found = records.latency(results, network, method)
-    original, own = ([row for row in found["layers"] if row["network"] == name] for name in ("baseline", method))
-    names = plain(row["layer"] for row in original)
+    """Time of each layer, baseline and pruned, and the shares of time and MACs that it keeps, from `latency`."""
+    measured = records.latency(results, network, method)
+    baseline, own = ([row for row in measured["layers"] if row["network"] == name] for name in ("baseline", method))
+    names = plain(row["layer"] for row in baseline)
     figure = blank((9, 1.2 + 0.2 * len(names)))
     spent, kept = figure.subplots(1, 2, sharey=True)
-    spent.barh(names, [1e3 * row["seconds"] for row in original], color="0.85", label="original")
+    spent.barh(names, [1e3 * row["seconds"] for row in baseline], color="0.85", label="baseline")
     spent.barh(names, [1e3 * row["seconds"] for row in own], height=0.4, color=colour(method), label=method)
-    spent.set(xlabel=f"time (ms), {found['side']}×{found['side']} input pixels")
-    for layer, row, before in zip(names, own, original, strict=True):
+    spent.set(xlabel=f"time (ms), {measured['side']}×{measured['side']} input pixels")
+    for layer, row, before in zip(names, own, baseline, strict=True):
         time = 100 * row["ratio"]
         if "mac" not in row:
             kept.plot(time, layer, "o", color=colour(method))

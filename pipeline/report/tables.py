@@ -1,22 +1,20 @@
-"""The report's table, from the files in results/ alone."""
+"""The report's main tables, for people and as CSV, from the files in results/ alone. Changes: plus is better."""
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import config, records
-from pipeline.evaluation.metrics import Quality
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 NOTES = """\
-`baseline` is the network as trained; `original` is the control, which got the training of a pruned network with nothing
-removed. Validation drop: against the {reference}, the gate's reference (of `original`: against the baseline); the gate
-allows {drop:g} dB. Test drops are paired over images, with a bootstrap 95% interval; negative: better. PSNR and SSIM:
-clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6 pixels; SSIM is scikit-image's
+`baseline` is the network as trained; `control` is the baseline trained on as long as a pruned network, with nothing
+removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. Validation change:
+against the {reference}, the gate's reference (of `control`: against the baseline); the gate allows a drop of {drop:g}
+dB. Test changes are paired over images; brackets hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to
+8 bit, RGB, super-resolution cropped by scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
 SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
@@ -27,20 +25,20 @@ by scale pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian win
 
 def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
     """One row for each solution of a network: input, baseline, control and methods."""
-    found = records.solutions(results, network, methods)
+    measured = records.solutions(results, network, methods)
     baseline: records.Baseline = records.read(results / "train" / network / "metrics.json", records.Baseline)
     control: records.Point = records.read(results / "control" / network / "metrics.json", records.Point)
     table = []
-    for solution in ("input", "baseline", "original", *methods):
-        row: dict[str, Any] = {"network": network, "solution": solution, **found[solution]}
+    for solution in ("input", "baseline", "control", *methods):
+        row: dict[str, Any] = {"network": network, "solution": solution, **measured[solution]}
         if solution == "input":
             row["solution"] = INPUT[task]
-        elif solution == "original":
-            row |= {"validation_drop": baseline["psnr"] - control["psnr"], "steps": control["steps"]}
+        elif solution == "control":
+            row |= {"psnr_change": control["psnr"] - baseline["psnr"], "steps": control["steps"]}
         elif solution in methods:
             path = results / "finetune" / network / solution / "metrics.json"
             tuned: records.Tuned = records.read(path, records.Tuned)
-            row |= {"validation_drop": tuned["psnr_drop"], "steps": tuned["steps"]}
+            row |= {"psnr_change": tuned["psnr_change"], "steps": tuned["steps"]}
         table.append(row)
     return table
 
@@ -51,17 +49,15 @@ def markdown(
     """The table for people. Costs are counted at `sizes`, input height and width; `synthetic` names networks."""
     header = (
         "| network | solution | MAC (%) | weights (%) | activations (%) | BW (%) | PSNR (dB) | SSIM "
-        "| validation drop (dB) | test drop against baseline (dB) | against control (dB) | extra steps |"
+        "| validation change (dB) | test change against baseline (dB) | against control (dB) | extra steps |"
     )
     lines = [header, "| --- | --- |" + " ---: |" * 10]
     for row in table:
         shares = [f"{row[f'{key}_percent']:.1f}" if key in row else "" for key in _COSTS]
-        drops = [_drop(row["against_baseline"]), _drop(row["against_original"])]
-        if row["solution"] in ("baseline", "original"):
-            drops[["baseline", "original"].index(row["solution"])] = ""
-        validation = f"{row['validation_drop']:+.4f}" if "validation_drop" in row else ""
+        changes = ["" if row["solution"] == other else change(row[f"against_{other}"]) for other in REFERENCES]
+        validation = f"{row['psnr_change']:+.4f}" if "psnr_change" in row else ""
         cells = [row["network"], row["solution"], *shares, f"{row['psnr']:.3f}", f"{row['ssim']:.4f}", validation]
-        lines.append("| " + " | ".join([*cells, *drops, str(row.get("steps", ""))]) + " |")
+        lines.append("| " + " | ".join([*cells, *changes, str(row.get("steps", ""))]) + " |")
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
     light = SYNTHETIC.format(" and ".join(synthetic)) if synthetic else ""
     notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop, synthetic=light)
@@ -70,12 +66,12 @@ def markdown(
 
 def set_rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
     """One row for each solution of a network on each of its extra test sets."""
-    found = records.sets(results, network, methods)
+    measured = records.sets(results, network, methods)
     return [
         {"network": network, "set": name, "images": figures["images"], **figures[solution]}
         | {"solution": INPUT[task] if solution == "input" else solution}
-        for name, figures in found.items()
-        for solution in ("input", "baseline", "original", *methods)
+        for name, figures in measured.items()
+        for solution in ("input", "baseline", "control", *methods)
     ]
 
 
@@ -95,34 +91,22 @@ def sets_markdown(table: list[dict[str, Any]]) -> str:
     return "\n" + "\n".join([*header, *rows]) + f"\n\n{SET_NOTES}\n"
 
 
-def images(scores: dict[str, Quality]) -> str:
-    """Every image's figures under every solution, and its PSNR drop against the baseline in dB."""
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")  # quotes file names with commas
-    writer.writerow(["image", "solution", "psnr", "ssim", "psnr_drop"])
-    for solution, score in scores.items():
-        for image, psnr, ssim, base in zip(score.names, score.psnr, score.ssim, scores["baseline"].psnr, strict=True):
-            writer.writerow([image, solution, f"{psnr:.4f}", f"{ssim:.5f}", f"{base - psnr:.4f}"])
-    return text.getvalue()
-
-
-def csv(table: list[dict[str, Any]]) -> str:
-    """The same table for machines: absolute costs too, MACs and elements."""
+def csv(table: list[dict[str, Any]]) -> list[list[Any]]:
+    """CSV of the main table, with absolute costs too: MACs and elements. `psnr_change`: validation; against_*: test."""
     columns = ["network", "solution", *_COSTS, *(f"{key}_percent" for key in _COSTS), "psnr", "ssim"]
-    columns += ["validation_drop", "steps"]
-    differences = [(o, key) for o in ("baseline", "original") for key in ("mean", "low", "high", "worst", "worst_name")]
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")  # quotes file names with commas
-    writer.writerow([*columns, *(f"against_{other}_{key}" for other, key in differences)])
+    columns += ["psnr_change", "steps"]
+    differences = [(other, key) for other in REFERENCES for key in ("mean", "low", "high", "worst", "worst_name")]
+    lines: list[list[Any]] = [[*columns, *(f"against_{other}_{key}" for other, key in differences)]]
     for row in table:
         cells = [row.get(key, "") for key in columns]
-        writer.writerow([*cells, *(row[f"against_{other}"][key] for other, key in differences)])
-    return text.getvalue()
+        lines.append([*cells, *(row[f"against_{other}"][key] for other, key in differences)])
+    return lines
 
 
 _COSTS = ("mac", "weights", "activations", "bw")
+REFERENCES = ("baseline", "control")  # what every solution is compared with on the test images
 
 
-def _drop(difference: dict[str, float]) -> str:
-    """A difference (solution - other) as a drop, with its interval."""
-    return f"{-difference['mean']:+.3f} [{-difference['high']:+.3f}, {-difference['low']:+.3f}]"
+def change(difference: dict[str, float]) -> str:
+    """A change in dB, with its 95% interval."""
+    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"

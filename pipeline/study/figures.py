@@ -1,4 +1,4 @@
-"""Pictures of an Optuna study, from its trials.json and importances.json alone."""
+"""Figures of an Optuna study, from its trials.json and importances.json alone."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pipeline import records
 from pipeline.report.figures import save
 
 
-def study_pictures(folder: Path) -> list[Path]:
+def draw(folder: Path) -> list[Path]:
     """History, contour, importances and trade-off of a study, from the trials.json and importances.json in `folder`."""
     trials = records.trials(folder)
     measured = [trial for trial in trials if trial["state"] == "complete"]
     if not measured:
         return []
     ranked = records.read(folder / "importances.json", dict[records.Text, records.Number])
-    made = {"history": _history(trials), "tradeoff": _tradeoff(measured)}
+    figures = {"history": _history(trials), "tradeoff": _tradeoff(measured)}
     keys = sorted(measured[0]["params"], key=lambda key: -ranked.get(key, 0.0))
     if len(keys) > 1:
-        made["contour"] = _contour(trials, keys[0], keys[1])
+        figures["contour"] = _contour(trials, keys[0], keys[1])
     if ranked:
-        made["importances"] = _importances(ranked)
-    for name, figure in made.items():
+        figures["importances"] = _importances(ranked)
+    for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in made]
+    return [folder / f"{name}.png" for name in figures]
 
 
 FEASIBLE, INFEASIBLE, GIVEN_UP = "#0072B2", "#D55E00", "#999999"  # and as marks: circle, cross, triangle
@@ -47,14 +47,14 @@ def _history(trials: list[dict[str, Any]]) -> Any:
 
     figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for label, mark, colour, found in _kinds(trials):
-        axes.plot([t["trial"] for t in found], [100 * t["mac_kept"] for t in found], mark, color=colour, label=label)
+    for label, mark, colour, those in _kinds(trials):
+        axes.plot([t["trial"] for t in those], [t["mac_percent"] for t in those], mark, color=colour, label=label)
     best, steps = None, []
     for trial in sorted(trials, key=lambda t: t["trial"]):
-        if trial["state"] == "complete" and trial["feasible"] and (best is None or trial["mac_kept"] < best):
-            best = trial["mac_kept"]
+        if trial["state"] == "complete" and trial["feasible"] and (best is None or trial["mac_percent"] < best):
+            best = trial["mac_percent"]
         if best is not None:
-            steps.append((trial["trial"], 100 * best))
+            steps.append((trial["trial"], best))
     if steps:
         axes.step(*zip(*steps, strict=True), where="post", color=FEASIBLE, alpha=0.6, label="best that holds")
     axes.set(xlabel="trial", ylabel="MACs kept (%)")
@@ -68,12 +68,10 @@ def _tradeoff(measured: list[dict[str, Any]]) -> Any:
 
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for label, mark, colour, found in _kinds(measured):
-        axes.plot(
-            [100 * t["mac_kept"] for t in found], [t["psnr_drop"] for t in found], mark, color=colour, label=label
-        )
+    for label, mark, colour, those in _kinds(measured):
+        axes.plot([t["mac_percent"] for t in those], [t["psnr_change"] for t in those], mark, color=colour, label=label)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="MACs kept (%)", ylabel="validation PSNR drop (dB)")
+    axes.set(xlabel="MACs kept (%)", ylabel="validation PSNR change (dB), plus is better")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -85,14 +83,14 @@ def _contour(trials: list[dict[str, Any]], first: str, second: str) -> Any:
 
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
-    points = np.array([(t["params"][first], t["params"][second], 100 * t["mac_kept"]) for t in trials])
+    points = np.array([(t["params"][first], t["params"][second], t["mac_percent"]) for t in trials])
     x, y = np.log10(np.maximum(points[:, :2], 1e-300)).T
     spread = len(set(map(tuple, points[:, :2]))) > 3 and np.ptp(x) > 0 and np.ptp(y) > 0
     if spread and np.linalg.matrix_rank(np.c_[x - x[0], y - y[0]]) == 2:
         shades = axes.tricontourf(points[:, 0], points[:, 1], points[:, 2], levels=10, cmap="cividis")
         figure.colorbar(shades, ax=axes, label="MACs kept (%)")
-    for label, mark, colour, found in _kinds(trials):
-        at = [(t["params"][first], t["params"][second]) for t in found]
+    for label, mark, colour, those in _kinds(trials):
+        at = [(t["params"][first], t["params"][second]) for t in those]
         axes.plot(*zip(*at, strict=True), mark, color=colour, markeredgecolor="white" if mark != "x" else colour,
                   label=label)  # fmt: skip
     axes.set(xlabel=first, ylabel=second)

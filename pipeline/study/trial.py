@@ -1,4 +1,4 @@
-"""One trial of a study: prune by these numbers, fine-tune once, measure. It knows nothing of Optuna."""
+"""One trial of a study: prune with its settings, fine-tune once, measure. It knows nothing of Optuna."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from pipeline.training.loop import NonFiniteLossError
 from pipeline.training.setup import Setup
 
 Values = dict[str, float]
-Report = Callable[[int, float, float], None]  # iteration, MACs kept now, and the least that can be kept in the end
+Report = Callable[[int, float, float], None]  # iteration, MACs now, and the fewest possible in the end, both in percent
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished trial found."""
+    """The result of a finished trial."""
 
-    mac_kept: float  # share of the original's MACs: what is minimised
-    constraints: dict[
-        str, float
-    ]  # psnr_drop in dB, and ssim_drop if asked, beyond what the gate allows; 0 or less holds
-    notes: dict[str, Any] = field(default_factory=dict)  # user attributes: drops against baseline and control, steps
+    mac_percent: float  # of the baseline's MACs: what is minimised
+    # psnr_drop in dB, and ssim_drop if search.ssim asks for it: beyond what the gate allows, so 0 or less holds
+    constraints: dict[str, float]
+    notes: dict[str, Any] = field(default_factory=dict)  # user attributes: quality less each reference's, steps
 
     @property
     def feasible(self) -> bool:
@@ -39,9 +38,9 @@ class Outcome:
 class CannotWinError(Exception):
     """A trial has removed so little that no more iterations could make it the winner."""
 
-    def __init__(self, mac_kept: float, notes: dict[str, Any] | None = None) -> None:
-        super().__init__(f"it keeps {100 * mac_kept:.1f}% of the MACs and can't get below the best feasible trial")
-        self.mac_kept, self.notes = mac_kept, notes or {}
+    def __init__(self, mac_percent: float, notes: dict[str, Any] | None = None) -> None:
+        super().__init__(f"it keeps {mac_percent:.1f}% of the MACs and can't get below the best feasible trial")
+        self.mac_percent, self.notes = mac_percent, notes or {}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Problem:
     """What the trials of a study share: the chain's baseline and control, which are never trained again."""
 
     setup: Setup
-    numbers: config.Rules
+    settings: config.Settings
     active: tuple[str, ...]
     recipe: config.Finetune
     baseline: Path
@@ -70,17 +69,17 @@ def measure(
     report: Report,
     on_iteration: Callable[[iterations.Iteration, int], None] = lambda iteration, total: None,
 ) -> Outcome:
-    """One trial: prune by these numbers, fine-tune the last accepted network once, measure it.
+    """One trial: prune with these settings, fine-tune the last accepted network once, measure it.
 
     An undo after the fine-tune, which the chain has, would make every trial feasible and most of them the same; here
     the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
-    Unfinished work lies in `work`, and is gone on with.
+    Unfinished work lies in `work`, and a trial with the same settings goes on from there.
     """
     setup = problem.setup
-    numbers = config.checked_rules(problem.numbers, values)
+    settings = config.checked_settings(problem.settings, values)
     network, _ = checkpoint.load(problem.baseline, setup.network.factory)
     total, accepted, steps = setup.cost(network).mac, [], 0
-    whole = numbers.max_iterations * setup.iteration_steps + problem.recipe.steps
+    whole = setup.retrain.max_iterations * setup.iteration_steps + problem.recipe.steps
 
     def follow(iteration: iterations.Iteration) -> None:
         nonlocal steps
@@ -88,52 +87,56 @@ def measure(
         if iteration.verdict == "accepted":
             accepted.append(iteration)
         on_iteration(iteration, total)
-        kept = accepted[-1].mac / total
-        left = numbers.max_iterations - iteration.number
-        tell(iteration.number, kept, kept * least_share(accepted[0], accepted[-1], numbers, problem.active, left))
+        mac_percent = 100 * accepted[-1].mac / total
+        left = setup.retrain.max_iterations - iteration.number
+        least = least_share(accepted[0], accepted[-1], settings, problem.active, left)
+        tell(iteration.number, mac_percent, mac_percent * least)
 
-    def tell(number: int, kept: float, at_least: float) -> None:
+    def tell(number: int, mac_percent: float, at_least: float) -> None:
         try:
-            report(number, kept, at_least)
+            report(number, mac_percent, at_least)
         except CannotWinError as error:
-            raise CannotWinError(error.mac_kept, {"steps": steps, "saved_share": 1 - steps / whole}) from None
+            raise CannotWinError(error.mac_percent, {"steps": steps, "saved_share": 1 - steps / whole}) from None
 
-    log = prune.prune(network, setup, numbers, problem.active, problem.target, work, Silent(), follow)
+    log = prune.prune(network, setup, settings, problem.active, problem.target, work, Silent(), follow)
     last = accepted[-1]
-    tell(len(log) - 1, last.mac / total, last.mac / total)  # the fine-tune removes nothing
+    mac_percent = 100 * last.mac / total
+    tell(len(log) - 1, mac_percent, mac_percent)  # the fine-tune removes nothing
 
     pruned, _ = checkpoint.load(work / f"accepted-{last.number:03d}.pt", setup.network.factory)
     with contextlib.suppress(NonFiniteLossError):  # then it is judged as it was left
         recipes.train_final(pruned, setup, problem.recipe, work / "finetune.pt", Silent())
     measured = setup.quality(pruned)
-    found = (measured.mean_psnr, measured.mean_ssim)
-    allowed = {"psnr_drop": setup.gate.max_psnr_drop, "ssim_drop": setup.gate.max_ssim_drop}
-    drops = {"psnr_drop": problem.final[0] - found[0], "ssim_drop": problem.final[1] - found[1]}
-    against = {f"psnr_drop_{name}": psnr - found[0] for name, psnr in problem.rivals.items()}
-    notes = against | drops | {"steps": steps + problem.recipe.steps, "saved_share": 0.0}
-    beyond = {key: drops[key] - allowed[key] for key in problem.constraints}
-    return Outcome(last.mac / total, {key: _number(value) for key, value in beyond.items()}, notes)
+    psnr, ssim = measured.mean_psnr, measured.mean_ssim
+    beyond = {
+        "psnr_drop": problem.final[0] - psnr - setup.gate.max_psnr_drop,
+        "ssim_drop": problem.final[1] - ssim - setup.gate.max_ssim_drop,
+    }
+    notes: dict[str, Any] = {f"psnr_change_{name}": psnr - other for name, other in problem.rivals.items()}
+    notes |= {"psnr_change": psnr - problem.final[0], "ssim_change": ssim - problem.final[1]}
+    notes |= {"steps": steps + problem.recipe.steps, "saved_share": 0.0}
+    return Outcome(mac_percent, {key: _number(beyond[key]) for key in problem.constraints}, notes)
 
 
 def _number(value: float) -> float:
-    """NaN isn't a constraint: quality that is no number is as far from holding as can be said."""
+    """A constraint as Optuna takes it, which refuses NaN: 1000, far from holding, where the quality is no number."""
     return value if math.isfinite(value) else 1e3
 
 
 def least_share(
-    first: iterations.Iteration, now: iterations.Iteration, numbers: config.Rules, active: Sequence[str], left: int
+    first: iterations.Iteration, now: iterations.Iteration, settings: config.Settings, active: Sequence[str], left: int
 ) -> float:
     """The smallest share of a network's present MACs that `left` more iterations can leave.
 
-    A layer's MACs go with its inputs times its outputs, each of which shrinks no faster than the group that may give
-    most: the cap of an iteration, down to the group's floor. Under `align` a group's step divides `align`: it may give
-    that much at once, and what rounding up leaves on top of the floor isn't counted on.
+    A layer's MACs are proportional to its inputs times its outputs. An iteration removes at most a group's cap and
+    leaves at least its floor; the group that can shrink most bounds both factors. With `align` a group may lose up to
+    `align` channels at once, and what rounding up leaves above the floor isn't counted.
     """
     shares = [1.0]
     for name, count in now.channels.items():
-        floor = rules.group_floor(first.channels[name], active, numbers)
+        floor = rules.group_floor(first.channels[name], active, settings)
         channels = count
         for _ in range(left):
-            channels = max(min(channels, floor), channels - rules.group_cap(channels, numbers, numbers.align))
+            channels = max(min(channels, floor), channels - rules.group_cap(channels, settings, settings.align))
         shares.append(channels / count)
     return min(shares) ** 2

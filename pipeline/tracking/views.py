@@ -30,19 +30,19 @@ class View:
     least: str | None = None  # the metric whose least value stands first; none: the latest run does
 
 
-SOLUTION = ("mac_percent", "drop_baseline", "drop_control", "#network", "#method", "psnr", "ssim")
-ITERATION = ("mac_percent", "psnr_drop", "#verdict", "#network", "#method", "psnr", "ssim")
+SOLUTION = ("mac_percent", "psnr_change_baseline", "psnr_change_control", "#network", "#method", "psnr", "ssim")
+ITERATION = ("mac_percent", "psnr_change", "#verdict", "#network", "#method", "psnr", "ssim")
 OF_ALL = {
     COMPARE: View("Networks by MACs kept", "solution", SOLUTION, "mac_percent"),
     "iterations": View("Iterations by MACs kept", "iteration", ITERATION, "mac_percent"),
 }
-TRIAL = ("mac_kept", "#feasible", "psnr_drop_baseline", "psnr_drop_control", "#network", "#method")
-OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "mac_kept")}
+TRIAL = ("mac_percent", "#feasible", "psnr_change_baseline", "psnr_change_control", "#network", "#method")
+OF_STUDIES = {"trials": View("Trials of studies by MACs kept", "trial", TRIAL, "mac_percent")}
 
 
 def of_chains(networks: Sequence[str]) -> dict[str, View]:
     """The view of the chains that ran over these networks, with columns for each one's end."""
-    ends = tuple(f"{n}_{end}" for n in networks[:SHOWN] for end in ("mac_percent", "drop_baseline", "drop_control"))
+    ends = tuple(f"{network}_{key}" for network in networks[:SHOWN] for key in SOLUTION[:3])
     return {
         stores.key("-".join(("chains", *networks))): View(
             f"Chains of {', '.join(networks)}"[:WORDS], "chain", (*ends, "#reproduce")
@@ -52,7 +52,7 @@ def of_chains(networks: Sequence[str]) -> dict[str, View]:
 
 def tags(views: Mapping[str, View], now: int) -> dict[str, str]:
     """Views as tags of the experiment. now: when they were made, in milliseconds since 1970."""
-    found = {}
+    experiment_tags = {}
     for key, view in views.items():
         columns = [f"tags.`{name[1:]}`" if name[0] == "#" else f"metrics.`{name}`" for name in view.columns]
         state = {
@@ -64,5 +64,5 @@ def tags(views: Mapping[str, View], now: int) -> dict[str, str]:
             "columnWidths": dict.fromkeys(columns, WIDTH),
         }
         envelope = {"name": view.name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
-        found[PREFIX + key] = json.dumps(envelope)
-    return found
+        experiment_tags[PREFIX + key] = json.dumps(envelope)
+    return experiment_tags

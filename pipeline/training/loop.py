@@ -144,9 +144,9 @@ def forward(network: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> T
     with explained(f"the forward of {type(network).__name__} fails in training, step {step}"):
         outputs = network(inputs)
     if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
-        found = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        kind = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise UserError(
-            f"the forward of {type(network).__name__} gives {found} in training, but {tuple(targets.shape)} is needed"
+            f"the forward of {type(network).__name__} gives {kind} in training, but {tuple(targets.shape)} is needed"
         )
     if not outputs.requires_grad:
         raise UserError(
@@ -176,11 +176,10 @@ def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tens
     with ThreadPoolExecutor(max_workers=1) as worker:
         coming = None
         for step in range(start, recipe.steps):
-            made = coming or worker.submit(images.batch, step, seed, recipe.batch, recipe.patch)
-            ready = made.result()
+            batch = (coming or worker.submit(images.batch, step, seed, recipe.batch, recipe.patch)).result()
             if step + 1 < recipe.steps:
                 coming = worker.submit(images.batch, step + 1, seed, recipe.batch, recipe.patch)
-            yield ready
+            yield batch
 
 
 def read_state(path: Path | None, machine: Machine, network: nn.Module, steps: int) -> dict | None:

@@ -14,6 +14,7 @@ from pipeline import config, cost
 from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
+from pipeline.networks import input_channels
 from pipeline.training.device import Machine, choose
 
 
@@ -23,11 +24,12 @@ class Setup:
 
     name: str  # of the network in params.yaml
     network: config.Network
-    train: Any  # data.patches.Images
+    train: Any  # data.dataset.Images
     validation: Any
     recipe: config.Train
     retrain: config.Retrain
     gate: config.Gate
+    tolerance: tuple[float, float]  # what an iteration may miss the gate by: PSNR in dB, SSIM
     machine: Machine
     size: tuple[int, int]  # input height and width at which costs are counted
     seed: int
@@ -41,11 +43,11 @@ class Setup:
         return self.retrain.train_steps + self.retrain.retrain_steps
 
     @property
-    def tolerance(self) -> tuple[float, float]:
-        return self.retrain.psnr_tolerance, self.retrain.ssim_tolerance
+    def channels(self) -> int:
+        return input_channels(self.network.factory, self.network.task)
 
     def cost(self, network: nn.Module) -> cost.Cost:
-        return cost.measure(network, self.size, channels(self.network))
+        return cost.measure(network, self.size, self.channels)
 
     def example(self, network: nn.Module | None = None) -> Tensor:
         """The image that the network is traced with: any size gives the same groups, if the network can take it."""
@@ -58,11 +60,6 @@ class Setup:
         return metrics.measure(network, self.validation, self.crop_border, with_ssim=False).mean_psnr
 
 
-def channels(section: config.Network) -> int:
-    """Channels of the network's input: packed Bayer or RGB."""
-    return 4 if section.task == "low_light" else 3
-
-
 def example(section: config.Network, recipe: config.Train, network: nn.Module | None = None) -> Tensor:
     """A black input of the network's task: [1, channels, side, side] in float32.
 
@@ -72,7 +69,8 @@ def example(section: config.Network, recipe: config.Train, network: nn.Module | 
     if side > 64:
         fits = network is None or not misfit(section, (1, 64, 64), network)
         side = 64 if fits else side
-    return torch.zeros(1, channels(section), side, side, dtype=torch.float32)  # whatever a user's module has made usual
+    # float32 also where a user's module has made another type the default
+    return torch.zeros(1, input_channels(section.factory, section.task), side, side, dtype=torch.float32)
 
 
 def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Module) -> str:
@@ -81,12 +79,12 @@ def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Modu
     Only shapes are computed, so that no size is too large.
     """
     batch, height, width = size
-    wanted = (batch, 3, section.scale * height, section.scale * width)
+    needed = (batch, 3, section.scale * height, section.scale * width)
     try:
-        made = cost.shape(network, (batch, channels(section), height, width))
+        output = cost.shape(network, (batch, input_channels(section.factory, section.task), height, width))
     except UserError as error:
         return str(error)
-    return "" if made == wanted else f"{type(network).__name__} makes {made} and not {wanted}"
+    return "" if output == needed else f"{type(network).__name__} makes {output} and not {needed}"
 
 
 def load_setup(params: config.Params, network: str, results: Path) -> Setup:
@@ -99,8 +97,9 @@ def load_setup(params: config.Params, network: str, results: Path) -> Setup:
         train=load_images(data / "train", machine.device),
         validation=load_images(data / "validation", machine.device),
         recipe=params.train[network],
-        retrain=params.prune.networks[network],
+        retrain=params.retrain[network],
         gate=params.gate,
+        tolerance=(params.tolerance[network].psnr, params.tolerance[network].ssim),
         machine=machine,
         size=params.analyze[network].size,
         seed=params.seed * 1_000_003,

@@ -7,21 +7,15 @@ folder of its own, in a process that is forked from one which has the large libr
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from chains import ENVIRONMENT, ROOT, SPLITS, checkout, tiny
-
-LOADED = ["torch", "torch.export", "torchvision", "mlflow", "optuna", "skimage.metrics", "pydantic", "ruamel.yaml"]
-TIMEOUT = 300  # s; against a hang, not against a busy machine
+from chains import ROOT, SPLITS, checkout, module, tiny
 
 
 @dataclass(frozen=True)
@@ -56,38 +50,8 @@ def base(folder: Path) -> Path:
 
 def command(folder: Path, words: str, environment: tuple[tuple[str, str], ...] = ()) -> Ended:
     """Run `python -m WORDS` in a folder, as a user does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LOADED)
-    out, err = folder.with_name(f"{folder.name}.out"), folder.with_name(f"{folder.name}.err")
-    process = context.Process(target=_run, args=(str(folder), words.split(" "), dict(environment), str(out), str(err)))
-    process.start()
-    process.join(TIMEOUT)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        raise AssertionError(f"{words} hangs: {err.read_text()}")
-    ended = Ended(process.exitcode or 0, out.read_text(errors="replace"), err.read_text(errors="replace"))
-    out.unlink()
-    err.unlink()
-    return ended
-
-
-def _run(folder: str, words: list[str], environment: dict[str, str], out: str, err: str) -> None:
-    """In the forked process: become the command."""
-    for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"} | environment)
-    os.chdir(folder)
-    sys.dont_write_bytecode = True
-    sys.path[:] = [folder, *(path for path in sys.path if path and not Path(path).is_relative_to(ROOT / "tests"))]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "stages", "examples")]:
-        del sys.modules[name]
-    sys.argv = words
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    done = module(folder, *words.split(" "), PYTHONDONTWRITEBYTECODE="1", **dict(environment))
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -47,7 +47,7 @@ CASES = [
     ),
     Hostile(
         "a control that is cut short", "stages.prune edsr D",
-        ("results/control/edsr/curve.json", "has 2 points", "max_iterations 2 makes 3", "control@edsr"),
+        ("results/control/edsr/curve.json", "has 2 points", "retrain.edsr.max_iterations 2 makes 3", "control@edsr"),
         make=put("results/control/edsr/curve.json", CURVE[:2]),
     ),
     Hostile(

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 # Pillow's formats that hold photographs; HEIF is there where a plug-in for it is installed and registered.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 BUILT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # libraries that a Pillow may be built without
-COMPANIONS = (".json", ".md", ".txt", ".csv", ".xml", ".xmp", ".html", ".ini", ".db")  # no pictures, and no news
+COMPANIONS = (".json", ".md", ".txt", ".csv", ".xml", ".xmp", ".html", ".ini", ".db")  # no images, and no news
 ORIENTATION = 0x0112  # EXIF: 1 is upright, 5 to 8 are turned by a quarter
 
 # TIFF: the forms that the tests hold against another reader's pixels, by photometric interpretation: bits of each
@@ -134,7 +134,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 _allowed(image, path)
                 yield image
     except Exception as error:  # Pillow's plug-ins raise every kind on damaged files
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = first_line(error).rstrip(".")
         reason = (
             "it isn't a whole image of a known format" if isinstance(error, Image.UnidentifiedImageError) else reason
         )

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.prepare.image_files import SUFFIXES, image_size, list_images, load_image
+from pipeline.prepare.images import SUFFIXES, image_size, list_images, load_image
 from pipeline.prepare.splits import make_splits, read_splits, series
 
 DATA = Path(__file__).parents[1] / "data"
@@ -496,7 +496,7 @@ def test_a_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["text.png", "empty.jpg", "absent.png"])
 def test_a_header_that_cant_be_read_is_refused_by_name(tmp_path: Path, name: str) -> None:
     if name != "absent.png":
-        (tmp_path / name).write_text("no picture" if name == "text.png" else "")
+        (tmp_path / name).write_text("no image" if name == "text.png" else "")
     with pytest.raises(UserError, match=name):
         image_size(tmp_path / name)
 
@@ -515,7 +515,7 @@ def truncated(path: Path) -> None:
         ("cut.webp", truncated),
         ("cut.bmp", truncated),
         ("cut.tif", truncated),
-        ("text.png", lambda path: path.write_text("not a picture")),
+        ("text.png", lambda path: path.write_text("not an image")),
         ("empty.jpg", lambda path: path.write_bytes(b"")),
         ("float.tif", lambda path: Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(path)),
         ("deep.tif", lambda path: Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)).save(path)),

@@ -22,21 +22,21 @@ SIZES = [(20, 31), (44, 17), (16, 16)]  # input pixels, all different
 
 
 def coordinates(h: int, w: int, image: int) -> np.ndarray:
-    """[h, w, 3] uint8 that says of each pixel its row, its column and its picture."""
+    """[h, w, 3] uint8 that says of each pixel its row, its column and its image."""
     rows, columns = np.mgrid[:h, :w]
     return np.stack([rows, columns, np.full((h, w), image)], axis=2).astype(np.uint8)
 
 
 def common(task: str, scale: int) -> Prepared:
     low = [coordinates(h, w, i) for i, (h, w) in enumerate(SIZES)]
-    high = [picture.repeat(scale, axis=0).repeat(scale, axis=1) for picture in low]
+    high = [image.repeat(scale, axis=0).repeat(scale, axis=1) for image in low]
     return {
         "task": np.array(task),
         "names": np.array(["a.png", "b.png", "c.png"]),
         "scale": np.array(scale),
         "sizes": np.array(SIZES),
-        "low": np.concatenate([picture.reshape(-1, 3) for picture in low]),
-        "high": np.concatenate([picture.reshape(-1, 3) for picture in high]),
+        "low": np.concatenate([image.reshape(-1, 3) for image in low]),
+        "high": np.concatenate([image.reshape(-1, 3) for image in high]),
     }
 
 
@@ -49,9 +49,9 @@ def test_input_and_target_patches_show_the_same_place(scale: int) -> None:
         assert given.shape == (16, 3, 12, 12)
         assert torch.equal(target, given.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
         levels = (given * 255).round().int()
-        row, column, picture = levels.unbind(1)
-        assert (picture == picture[:, :1, :1]).all()
-        for r, c, p in zip(row, column, picture, strict=True):
+        row, column, image = levels.unbind(1)
+        assert (image == image[:, :1, :1]).all()
+        for r, c, p in zip(row, column, image, strict=True):
             steps = (int(r[1, 0] - r[0, 0]), int(r[0, 1] - r[0, 0]), int(c[1, 0] - c[0, 0]), int(c[0, 1] - c[0, 0]))
             span = torch.arange(12)
             assert torch.equal(r - r[0, 0], span[:, None] * steps[0] + span * steps[1])  # a whole square, no wrapping
@@ -59,8 +59,8 @@ def test_input_and_target_patches_show_the_same_place(scale: int) -> None:
             orientations.add(steps)
             seen.add((int(p[0, 0]), int(r.min()), int(c.min())))
     assert len(orientations) == 8
-    for picture, (h, w) in enumerate(SIZES):
-        corners = [(r, c) for p, r, c in seen if p == picture]
+    for image, (h, w) in enumerate(SIZES):
+        corners = [(r, c) for p, r, c in seen if p == image]
         assert max(r for r, _ in corners) <= h - 12
         assert max(c for _, c in corners) <= w - 12
 
@@ -68,7 +68,7 @@ def test_input_and_target_patches_show_the_same_place(scale: int) -> None:
 def test_every_place_can_be_drawn_up_to_the_last_row_and_column() -> None:
     images = load_images(common("super_resolution", 2), "cpu")
     given = torch.cat([images.batch(step, 1, 16, 14)[0] for step in range(12)]) * 255
-    smallest = given[given[:, 2, 0, 0] == 2]  # the 16×16 picture has 3×3 places for a patch of 14
+    smallest = given[given[:, 2, 0, 0] == 2]  # the 16×16 image has 3×3 places for a patch of 14
     places = {(int(p[0].min()), int(p[1].min())) for p in smallest.round()}
     assert places == {(r, c) for r in range(3) for c in range(3)}
 
@@ -77,7 +77,7 @@ def test_flips_and_turns_leave_red_at_the_corner_of_the_bayer_cell(monkeypatch: 
     prepared = common("low_light", 2)
     del prepared["low"]
     high = [coordinates(2 * h, 2 * w, i) for i, (h, w) in enumerate(SIZES)]  # now all four places of a cell differ
-    prepared["high"] = np.concatenate([picture.reshape(-1, 3) for picture in high])
+    prepared["high"] = np.concatenate([image.reshape(-1, 3) for image in high])
     plain = degradations.Camera(np.eye(3), np.ones(3))
     monkeypatch.setattr(degradations, "draw_camera", lambda rng: plain)
     prepared["exposures"] = np.array([[1.0, 1.0], [1e-4, 1e-4]])
@@ -130,7 +130,7 @@ def test_training_exposures_are_fresh_and_evaluation_exposures_fixed(low_light: 
         "sizes": low_light["sizes"][:1],
         "high": low_light["high"][:65536],
     }
-    whole = load_images(one, "cpu")  # a patch of the picture's size: only flips, turns and exposures are left to differ
+    whole = load_images(one, "cpu")  # a patch of the image's size: only flips, turns and exposures are left to differ
     by_target: dict[bytes, list[torch.Tensor]] = {}
     for step in range(12):
         given, target = whole.batch(step, 0, 1, 128)
@@ -155,14 +155,14 @@ def test_the_most_varied_of_four_places_is_taken() -> None:
     assert flat == pytest.approx(0.037, abs=0.025)
 
 
-def test_a_patch_larger_than_a_picture_is_refused_by_the_pictures_name() -> None:
+def test_a_patch_larger_than_a_image_is_refused_by_the_images_name() -> None:
     images = load_images(common("super_resolution", 2), "cpu")
     assert images.batch(0, 0, 2, 16)[0].shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match=r"patch: 17 .* c\.png .*at most 16"):
         images.batch(0, 0, 2, 17)
 
 
-def test_pairs_are_the_whole_pictures_in_order() -> None:
+def test_pairs_are_the_whole_images_in_order() -> None:
     images = load_images(common("super_resolution", 2), "cpu")
     assert (len(images), images.names, images.task) == (3, ["a.png", "b.png", "c.png"], "super_resolution")
     for i, (h, w) in enumerate(SIZES):
@@ -236,7 +236,7 @@ def raw_pairs() -> Prepared:
         "sizes": np.array([scenes[0], scenes[0], scenes[1]]),
         "shown": np.array([0, 0, 1]),
         "ratio": np.array([1.0, 2.0, 1.0], dtype=np.float32),
-        "high": np.concatenate([picture.reshape(-1, 3) for picture in high]).astype(np.uint16),
+        "high": np.concatenate([image.reshape(-1, 3) for image in high]).astype(np.uint16),
         "raw": np.concatenate([raws[0], raws[0], raws[1]]),
     }
 
@@ -255,13 +255,13 @@ def test_flipped_patches_of_real_raw_begin_with_red_and_show_their_targets_place
             assert seen.all()  # ratio 1 or 2
             colour = levels[:, 1, dy::2, dx::2]  # 0 red, 3 blue, else green
             assert {0: (colour == 0), 1: (colour % 3 > 0), 2: (colour == 3), 3: (colour % 3 > 0)}[k].all()
-        assert all(len(picture.unique()) == 1 for picture in levels[:, 2])
+        assert all(len(image.unique()) == 1 for image in levels[:, 2])
         steps = (levels[:, 0, 1, 0] - levels[:, 0, 0, 0], levels[:, 0, 0, 1] - levels[:, 0, 0, 0])
         orientations |= set(zip(*(s.tolist() for s in steps), strict=True))
     assert len(orientations) == 8
 
 
-def test_a_raw_patch_as_high_as_its_picture_is_never_flipped_out_of_it() -> None:
+def test_a_raw_patch_as_high_as_its_image_is_never_flipped_out_of_it() -> None:
     images = load_images(raw_pairs(), "cpu")
     rows = torch.cat([images.batch(step, 0, 8, 18)[1] for step in range(6)]) * 65535
     scene = rows[rows[:, 2, 0, 0].round() == 1]  # 18 cells high

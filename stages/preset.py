@@ -1,0 +1,117 @@
+"""Write params.yaml from a preset: `python -m stages.preset NAME` for presets/NAME.yaml.
+
+presets/small.yaml is whole. Every other preset states only what it changes of it: sections merge key by key, a list or
+a value replaces, null takes a key away, and a network that is taken from `networks` goes from every other section too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import config
+from pipeline.errors import UserError
+from pipeline.files import write_bytes
+from pipeline.schema import read_yaml
+from stages.command import guarded
+
+PRESETS, PARAMS = Path("presets"), Path("params.yaml")
+
+
+def main() -> None:
+    """Write params.yaml from a preset, unless that would lose changes of it."""
+    parser = argparse.ArgumentParser(prog="python -m stages.preset", description=main.__doc__)
+    parser.add_argument("name", help="of a file of presets/, without .yaml")
+    with guarded("preset"):
+        print(apply(parser.parse_args().name))
+
+
+def apply(name: str) -> str:
+    """Write params.yaml from presets/NAME.yaml; what was done, in one line. UserError where changes would be lost."""
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
+    path = PRESETS / f"{name}.yaml"
+    config.checked_params(values(path), str(path))
+    text, present = rendered(path), PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else None
+    if present == text:
+        return f"preset: {PARAMS} is the preset {name} already"
+    if (
+        present is not None
+        and present != _committed()
+        and all(present != rendered(PRESETS / f"{n}.yaml") for n in names)
+    ):
+        raise UserError(
+            f"{PARAMS} has changes that are neither committed nor a preset: commit them or take them back "
+            f"(git checkout {PARAMS}), then take the preset {name}"
+        )
+    write_bytes(PARAMS, text.encode())
+    back = "" if name == "small" else "; `python -m stages.preset small` goes back to the small one"
+    return f"preset: {PARAMS} is now the preset {name}{back}"
+
+
+def values(path: Path) -> dict[str, Any]:
+    """The values of a preset, merged with presets/small.yaml. UserError for what is no YAML."""
+    base, changes = read_yaml(path.with_name("small.yaml")), read_yaml(path)
+    for file, content in ((path.with_name("small.yaml"), base), (path, changes)):
+        if not isinstance(content, dict):
+            raise UserError(f"{file} must hold sections, as params.yaml does")
+    return merged(base, changes)
+
+
+def rendered(path: Path) -> str:
+    """The text of params.yaml for a preset: small.yaml with its comments, below the preset's first lines."""
+    text = path.read_text(encoding="utf-8")
+    if path.stem == "small":
+        return text
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    small = path.with_name("small.yaml").read_text(encoding="utf-8")
+    stream = io.StringIO()
+    yaml.dump(merged(yaml.load(_split(small)[1]), yaml.load(_split(text)[1])), stream)
+    body = re.sub(r"\n+(?=\w+:( #.*)?\n)", "\n\n", stream.getvalue())  # blank lines went with the key above them
+    return _split(text)[0] + re.sub(r"(?<=\S) {2,}(?=# )", " ", body)  # comments stood where the old value ended
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The comment that a file begins with, and the rest."""
+    comment = re.match(r"(#.*\n)*", text)[0]
+    return comment, text[len(comment) :]
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the changes of a preset, in place."""
+    before = set(base["networks"])
+    _merge(base, changes)
+    left = base.get("networks")
+    for network in before - set(left) if isinstance(left, dict) else ():
+        for section in base.values():
+            if isinstance(section, dict):
+                section.pop(network, None)
+    return base
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            base.pop(key, None)
+        elif isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _committed() -> str | None:
+    """params.yaml of the last commit; nothing where there is none."""
+    done = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    main()

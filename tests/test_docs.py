@@ -1,0 +1,66 @@
+"""The pages that people read: short enough, linked right, and in step with the table and the code."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_is_read_to_its_end() -> None:
+    assert len(README.splitlines()) <= 130
+    assert [command for command in ("make repro", "make test", "dvc repro") if command not in README] == []
+
+
+def test_the_readme_names_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w/.-]+\.md)\)", README))
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_a_page_begins_with_who_needs_it(page: Path) -> None:
+    assert page.read_text().splitlines()[2].startswith("This page is for who ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not link.startswith("http")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_a_page_prints_exist(page: Path) -> None:
+    text = page.read_text()
+    modules = {name.replace(".", "/") for name in re.findall(r"python -m (pipeline\.[a-z_.]+[a-z])", text)}
+    files = {f"{name}.py" for name in modules} | set(re.findall(r"python ((?:benchmarks|tests)/\w+\.py)", text))
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_the_readmes_table_is_the_reports() -> None:
+    """Every figure of MACs, traffic and PSNR in the README is the one in results/report/table.csv."""
+    block = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", README, re.DOTALL)
+    assert block
+    printed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block[1].splitlines() if line[:1] == "|"]
+    with open(ROOT / "results" / "report" / "table.csv", newline="") as file:
+        rows = {(row["network"], row["solution"]): row for row in csv.DictReader(file)}
+    for network, solution, mac, bw, psnr, *_ in printed[2:]:
+        if (network, solution) in rows:
+            row = rows[network, solution]
+            figures = (
+                f"{float(row['mac_percent']):.1f}",
+                f"{float(row['bw_percent']):.1f}",
+                f"{float(row['psnr']):.3f}",
+            )
+            assert (mac, bw, psnr) == figures
+    assert {(line[0], line[1]) for line in printed[2:]} == {
+        (network, row) for network in ("edsr", "sid") for row in ("baseline", "control", "D")
+    }

@@ -1,0 +1,332 @@
+"""The trial of a removal: no depth, no infinite value and no fixed kernel lets a wrong removal through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import topologies
+import torch
+import torch.nn.functional as F
+from test_coupling import EXAMPLE, assert_equals_mask, check
+from topologies import Frame, Residual, conv
+from torch import Tensor, nn
+
+from pipeline.pruning.coupling import OTHER, UNSEEN, Coupling, difference, find_groups, remove, scramble
+
+
+class Halves(nn.Module):
+    """Half of the channels, written as a number, get another activation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = conv(width, 8), conv(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(torch.cat([torch.tanh(y[:, :4]), y[:, 4:]], 1))
+
+
+class Product(nn.Module):
+    """x times two convolutions of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.left, self.right = conv(width, width), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.left(x) * self.right(x)
+
+
+class Gate(nn.Module):
+    """A convolution of the product of two."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.left, self.right, self.leave = conv(width, 6), conv(width, 6), conv(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.left(x) * self.right(x))
+
+
+class Beside(nn.Module):
+    """A shallow branch beside a trunk."""
+
+    def __init__(self, branch: nn.Module, trunk: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.trunk = branch, trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(x) + self.branch(x)
+
+
+def norm() -> nn.Module:
+    return Residual(conv(8, 5), nn.BatchNorm2d(5), nn.ReLU(), conv(5, 8), nn.BatchNorm2d(8))
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: Residual(conv(8, 8), nn.ReLU()),
+    "two layers": lambda: Residual(conv(8, 5), nn.ReLU(), conv(5, 8)),
+    "batch norm": norm,
+    "no residual": lambda: nn.Sequential(conv(8, 8), nn.ReLU()),
+    "gated": lambda: Residual(Gate(8)),
+    "product": lambda: Residual(Product(8)),
+    "bare product": lambda: Product(8),
+}
+
+
+def deep(kind: str, blocks: int, place: str, suspect: Callable[[int], nn.Module] = Halves) -> nn.Module:
+    """Channels that a forward treats by number, before a deep trunk, beside or after it."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(*(BLOCKS[kind]() for _ in range(blocks)))
+    if place == "beside":
+        return Frame(8, Beside(suspect(8), trunk))
+    return Frame(8, nn.Sequential(*[Residual(suspect(8)), trunk][:: 1 if place == "before" else -1]))
+
+
+def made_by(coupling: Coupling, layer: str) -> list[str]:
+    return [group.name for group in coupling.groups if layer in group.name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "place"),
+    [
+        # Each of the first four passed a trial in float32 with a tolerance relative to the largest output.
+        ("product", 8, "before"),
+        ("bare product", 8, "before"),
+        ("plain", 28, "beside"),
+        ("plain", 64, "beside"),
+        ("two layers", 100, "beside"),
+        ("batch norm", 24, "beside"),
+        ("no residual", 64, "before"),
+        ("gated", 24, "beside"),
+        ("product", 24, "beside"),
+        ("bare product", 100, "before"),
+        ("product", 48, "after"),
+    ],
+)
+def test_depth_does_not_hide_channels_that_a_forward_treats_by_number(kind: str, blocks: int, place: str) -> None:
+    coupling = find_groups(deep(kind, blocks, place), EXAMPLE)
+    assert not made_by(coupling, "first")
+    assert [sentence for sentence in coupling.frozen if ".first stay, because of" in sentence]
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "place"),
+    [
+        ("two layers", 48, "beside"),
+        ("batch norm", 24, "before"),
+        ("no residual", 100, "before"),
+        ("gated", 24, "beside"),
+    ],
+)
+def test_depth_costs_no_group_that_follows(kind: str, blocks: int, place: str) -> None:
+    network = deep(kind, blocks, place, lambda width: nn.Sequential(conv(width, 8), nn.Tanh(), conv(8, width)))
+    coupling = find_groups(network, EXAMPLE)
+    assert coupling.frozen == ()
+    assert_equals_mask(network, coupling, {group.name: [0] for group in coupling.groups})
+
+
+def test_a_signal_keeps_its_size_through_layers_that_are_used_once_twice_or_share_a_kernel() -> None:
+    trial = topologies.random_network(0)
+    for part in (topologies.Twice(8, 4), topologies.Tied(8, 4), Gate(8), nn.Sequential(*[conv(8, 8)] * 24)):
+        trial = Frame(8, nn.Sequential(*[part] * 4)).double().requires_grad_(False)
+        for parameter in trial.parameters():
+            parameter.mul_(1e-3)
+        image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+        made = scramble(trial, image, torch.Generator().manual_seed(0))
+        out = trial(image)
+        assert torch.allclose(made, out, rtol=1e-9)
+        assert 0.1 < float(out.std()) < 1e6
+
+
+def test_the_outputs_of_a_trial_are_judged_by_the_removals_own_effect_and_where_they_are_finite() -> None:
+    before = torch.tensor([1.0, 2.0, 3.0, torch.nan], dtype=torch.float64)
+    whole = torch.tensor([1.0, 2.0, 3.01, torch.nan], dtype=torch.float64)
+    off = torch.tensor([0.0, 0.0, 1e-6, 0.0], dtype=torch.float64)
+    assert difference(whole, whole, before) == ""
+    assert difference(whole + off, whole, before) == OTHER  # of an effect of 1e-2
+    assert difference(whole[:3], whole, before) == OTHER
+    assert difference(torch.nan_to_num(whole), whole, before) == OTHER
+    assert difference(whole, torch.nan_to_num(whole), before) == OTHER
+    assert difference(before, before, before) == UNSEEN  # nothing seen, nothing shown
+    assert difference(0 * whole, 0 * whole, before) == UNSEEN  # zero beside zero
+    assert difference(whole / 0, whole / 0, before) == UNSEEN  # infinite beside infinite
+    assert difference(whole.float() + off.float(), whole.float(), before.float()) == ""  # rounding of float32
+    assert difference(whole.float() + 1e3 * off.float(), whole.float(), before.float()) == OTHER
+
+
+class Ending(nn.Module):
+    """Two layers and something at the end."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor], middle: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.middle, self.last, self.end = conv(3, 8), middle or nn.Identity(), conv(8, 3), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.last(self.middle(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        torch.log,  # not a number in half of all places
+        lambda y: (y - 100).clamp(min=0).log(),  # infinite for weights that are drawn, and for its own
+        lambda y: y.clamp(0, 1),
+        lambda y: (255 * y).round() / 255,
+        torch.exp,
+        lambda y: y / y.amax(dim=(2, 3), keepdim=True),
+    ],
+    ids=["log", "nothing finite", "clamp", "round", "exp", "divide"],
+)
+def test_an_end_that_is_partly_infinite_or_flat_costs_no_group_unless_it_shows_nothing(
+    end: Callable[[Tensor], Tensor], request: pytest.FixtureRequest
+) -> None:
+    coupling = find_groups(Ending(end), EXAMPLE)
+    if request.node.callspec.id == "nothing finite":
+        reason = "a trial of its removal that gives no finite output"
+        assert coupling.frozen == (f"channels of first stay, because of {reason}",)
+    else:
+        assert [group.name for group in coupling.groups] == ["first"]
+    middle = Residual(Halves(8))
+    assert not made_by(find_groups(Ending(end, middle), EXAMPLE), "middle.body.0.first")
+
+
+def test_an_end_that_new_weights_leave_flat_is_tried_with_the_networks_own() -> None:
+    network = Ending(lambda y: (y - 40).clamp(0, 20), Residual(Halves(8)))
+    nn.init.constant_(network.last.bias, 50.0)
+    coupling = find_groups(network, EXAMPLE)
+    assert [group.name for group in coupling.groups] == ["first+1"]
+    assert len(coupling.frozen) == 1
+
+
+def test_a_removal_that_shows_nothing_is_refused_for_that_reason() -> None:
+    coupling = find_groups(Ending(lambda y: y * 0 + 1, Residual(Halves(8))), EXAMPLE)
+    assert coupling.groups == ()
+    assert {sentence.partition(" stay, because of ")[2] for sentence in coupling.frozen} == {UNSEEN}
+
+
+class Single(nn.Module):
+    """A forward that runs in float32 alone; a small branch, whose fault a large one could cover."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.side = nn.Sequential(conv(3, 6), conv(6, 3)), nn.Sequential(conv(3, 6), conv(6, 3))
+        self.wrong, self.odd = conv(3, 8), conv(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.lerp(torch.zeros_like(x, dtype=torch.float32), 0.25)  # of two types it fails
+        y = self.wrong(x)
+        y = y * (1 + 0.5 * y.shape[1] / 8)
+        return self.trunk(x) + 1e-2 * self.side(x) + 1e-2 * self.odd(y)
+
+
+def test_a_forward_in_float32_alone_has_each_group_judged_by_its_own_effect() -> None:
+    coupling = find_groups(Single(), EXAMPLE)
+    assert [group.name for group in coupling.groups] == ["trunk.0", "side.0"]
+    assert coupling.frozen == (f"channels of wrong stay, because of {OTHER}",)
+
+
+def test_a_forward_that_changes_its_input_in_place_keeps_its_groups() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(conv(3, 6), conv(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x.sub_(0.5))
+
+    assert len(find_groups(InPlace(), EXAMPLE).groups) == 1
+
+
+def still(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False)
+
+
+def said(module: nn.Module) -> nn.Module:
+    """As RCAN's MeanShift has it: an attribute of the module, which changes no parameter."""
+    module.requires_grad = False
+    return module
+
+
+class Mixed(nn.Module):
+    """Colours mixed by a kernel that is no layer's parameter, or along the last dimension."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(3, 3))
+        self.layer, self.way = still(nn.Linear(3, 3)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "linear":
+            return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.way == "einsum":
+            return torch.einsum("oc,nchw->nohw", self.kernel, x)
+        return F.conv2d(x, self.kernel[:, :, None, None] if self.way == "computed" else self.kernel.view(3, 3, 1, 1))
+
+
+class Shifted(nn.Module):
+    """Fixed layers around a trained network, as EDSR-PyTorch, CARN and RCAN have them."""
+
+    def __init__(self, head: nn.Module, tail: nn.Module, inputs: int = 3, outputs: int = 3) -> None:
+        super().__init__()
+        self.sub, self.add = head, tail
+        self.head, self.body, self.tail = conv(inputs, 8), topologies.residual(8, 6), conv(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.tail(self.body(self.head(self.sub(x)))))
+
+
+def shift() -> nn.Module:
+    return still(nn.Conv2d(3, 3, 1))
+
+
+SHIFTS: dict[str, Callable[[], nn.Module]] = {
+    "mean shift": lambda: Shifted(shift(), shift()),
+    "said by the module": lambda: Shifted(said(nn.Conv2d(3, 3, 1)), said(nn.Conv2d(3, 3, 1))),
+    "two of them": lambda: Shifted(nn.Sequential(shift(), nn.ReLU(), shift()), nn.Sequential(shift(), shift())),
+    "depthwise": lambda: Shifted(still(conv(3, 3, groups=3)), still(conv(3, 3, groups=3))),
+    "linear": lambda: Shifted(Mixed("linear"), Mixed("linear")),
+    "buffer": lambda: Shifted(Mixed("buffer"), nn.Sequential(Mixed("computed"), shift())),
+    "einsum": lambda: Shifted(Mixed("einsum"), nn.Sequential(shift(), Mixed("einsum"))),
+    "transposed": lambda: Shifted(shift(), still(nn.ConvTranspose2d(3, 3, 4, 2, 1))),
+    "transposed depthwise": lambda: Shifted(shift(), still(nn.ConvTranspose2d(3, 3, 4, 2, 1, groups=3))),
+    "space to depth": lambda: Shifted(
+        still(nn.Conv2d(3, 12, 2, 2)), nn.Sequential(nn.PixelShuffle(2), shift()), inputs=12, outputs=12
+    ),
+}
+
+
+@pytest.mark.parametrize("form", SHIFTS)
+def test_colours_behind_fixed_layers_are_the_images_and_named(form: str) -> None:
+    network = SHIFTS[form]()
+    coupling = find_groups(network, EXAMPLE)
+    assert [(group.name, group.channels) for group in coupling.groups] == [("head+1", 8), ("body.body.0", 6)]
+    assert [sentence for sentence in coupling.frozen if "tail" in sentence and "stay" in sentence]
+    small = remove(network, coupling, {group.name: range(1, group.channels) for group in coupling.groups})
+    before, after = dict(network.named_parameters()), dict(small.named_parameters())
+    inside = ("head.", "body.", "tail.")
+    assert {name: t.shape for name, t in after.items() if not name.startswith(inside)} == {
+        name: t.shape for name, t in before.items() if not name.startswith(inside)
+    }
+    assert (small.head.in_channels, small.tail.out_channels) == (network.head.in_channels, network.tail.out_channels)
+
+
+def test_a_fixed_layer_between_features_is_pruned_with_them() -> None:
+    network = Shifted(shift(), shift())
+    still(network.body)
+    assert [group.name for group in check(network).groups] == ["head+1", "body.body.0"]
+
+
+def test_what_a_user_has_frozen_up_to_the_image_is_named_in_one_sentence() -> None:
+    network = Shifted(shift(), shift())
+    still(network.head)
+    coupling = find_groups(network, EXAMPLE)
+    reason = "kernels that training doesn't change (sub, add, head), through which they are the image's"
+    assert [group.name for group in coupling.groups] == ["body.body.0"]
+    assert coupling.frozen == (f"channels of sub, head, body.body.2, tail, add stay, because of {reason}",)
+
+    coupling = find_groups(still(topologies.edsr()), EXAMPLE)
+    assert coupling.groups == ()
+    assert len(coupling.frozen) == 1
+    assert "end" in coupling.frozen[0]
