@@ -212,9 +212,17 @@ def main() -> None:
 
 def table(name: str, case: Case, reference: float, rows: dict[str, dict]) -> None:
     print(f"{name} {case.args}, baseline {case.baseline.steps} steps, {reference:.3f} dB; {case.steps} steps each\n")
-    print(
-        "| channels removed | teacher | rate | average | MACs left (%) | drop at the cut (dB) | drop after (dB) | range |"
+    heads = (
+        "channels removed",
+        "teacher",
+        "rate",
+        "average",
+        "MACs left (%)",
+        "at the cut (dB)",
+        "after (dB)",
+        "range",
     )
+    print(f"| {' | '.join(heads)} |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for variant in VARIANTS:
         found = [row for key, row in rows.items() if key.startswith(f"{variant} | ")]
