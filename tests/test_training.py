@@ -292,3 +292,19 @@ def test_a_state_of_another_training_starts_it_anew(
     torch.save(state | {key: other[key]}, path)
     assert loop.read_state(path, machine, network, 2) is None
     assert "state.pt is damaged: this training starts anew" in capsys.readouterr().err
+
+
+def test_a_teacher_takes_its_share_of_the_loss(
+    network: nn.Module, splits: dict[str, Images], recipe: config.Train, machine: Machine
+) -> None:
+    teacher = copy.deepcopy(network).eval()
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    alone = recipe.model_copy(update={"steps": 1, "average": 0.0})
+    loop.fit(network, splits["train"], alone, machine, seed=1, teacher=loop.Teacher(teacher, 1.0))
+    # its own output is what it is taught: there is no error, and nothing moves
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    plain, none = copy.deepcopy(network), copy.deepcopy(network)
+    loop.fit(plain, splits["train"], alone, machine, seed=1)
+    loop.fit(none, splits["train"], alone, machine, seed=1, teacher=loop.Teacher(teacher, 0.0))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), none.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, plain.parameters(), strict=True))

@@ -36,6 +36,17 @@ class NonFiniteLossError(Exception):
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A network whose output is a part of what is learnt: `weight` of the loss is taken against it, 0 to 1.
+
+    Source: Hinton et al., 2015, for the idea; for restoration the outputs are images, and the loss is the same.
+    """
+
+    network: nn.Module
+    weight: float
+
+
+@dataclass(frozen=True)
 class Point:
     """A point of a training curve: validation PSNR in dB after `step` steps."""
 
@@ -62,13 +73,15 @@ def fit(
     *,
     seed: int,
     penalty: Callable[[nn.Module], Tensor] | None = None,
+    teacher: Teacher | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     tick: Callable[[int, float | None], None] = lambda step, psnr: None,
     resume: Path | None = None,
 ) -> list[Point]:
     """Train `network` in place by `recipe`; returns the validation curve, one point each `validate_every` steps.
 
-    images: data.dataset.Images; its batches are (seed, step)'s. Loss: mean absolute error plus `penalty(network)`.
+    images: data.dataset.Images; its batches are (seed, step)'s. Loss: mean absolute error plus `penalty(network)`; with
+    a teacher, a share of the error is against its output.
     With `recipe.average`, validation sees the averaged weights and the network ends with them.
     resume: a file that holds the state, written every SAVE_SECONDS and read when it exists; the caller removes it.
     Raises NonFiniteLossError, leaving the network as it was at that step, and UserError as `forward` does.
@@ -91,8 +104,11 @@ def fit(
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
             outputs = forward(network, inputs, targets, step)
+            taught = _taught(teacher, inputs)
         loss = (outputs.float() - targets).abs().mean()
         loss_sum = loss.item()
+        if taught is not None:
+            loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught).abs().mean()
         if penalty is not None:
             loss = loss + penalty(network)
         if not math.isfinite(loss.item()):
@@ -144,6 +160,12 @@ def backward(network: nn.Module, loss: Tensor) -> None:
     """The gradients; UserError when they can't be computed because of what a user's forward does."""
     with explained(f"training can't go back through the forward of {type(network).__name__}"):
         loss.backward()
+
+
+@torch.no_grad()
+def _taught(teacher: Teacher | None, inputs: Tensor) -> Tensor | None:
+    """What the teacher makes of the inputs, as float32."""
+    return teacher.network(inputs).float() if teacher is not None and teacher.weight else None
 
 
 def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

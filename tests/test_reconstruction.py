@@ -1,0 +1,148 @@
+"""Least squares on what layers read: against numbers by hand, torch's own least squares, and coupled networks."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import networks
+from pipeline.pruning import coupling, reconstruction
+from pipeline.pruning.coupling import find_groups, remove
+from pipeline.pruning.reconstruction import compensated, moments, weakest
+
+
+class Chain(nn.Module):
+    """One layer that makes channels and one that reads them."""
+
+    def __init__(self, makes: nn.Module, reads: nn.Module) -> None:
+        super().__init__()
+        self.makes, self.reads = makes, reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reads(torch.relu(self.makes(x)))
+
+
+def images(count: int = 4, side: int = 12) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.rand(2, 3, side, side, generator=generator) for _ in range(count)]
+
+
+def damage(network: nn.Module, other: nn.Module) -> float:
+    with torch.no_grad():
+        return float(sum((network(image) - other(image)).square().mean() for image in images()))
+
+
+def test_a_channel_that_is_twice_another_is_made_up_for_exactly() -> None:
+    torch.manual_seed(0)
+    network = Chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 3, padding=1)).eval()
+    with torch.no_grad():
+        network.makes.weight.abs_(), network.makes.bias.abs_()  # no channel that is always 0
+        network.makes.weight[2], network.makes.bias[2] = 2 * network.makes.weight[0], 2 * network.makes.bias[0]
+    groups = find_groups(network, images()[0][:1])
+    (group,) = groups.groups
+    known = moments(network, groups, images())
+    small = remove(compensated(network, groups, {group.name: (2,)}, known), groups, {group.name: (2,)})
+    assert damage(network, small) < 1e-9
+    expected = network.reads.weight[:, 0] + 2 * network.reads.weight[:, 2]
+    assert torch.allclose(small.reads.weight[:, 0], expected, atol=1e-3)
+    assert set(weakest(network, groups, known, {group.name: 1})[group.name]) <= {0, 2}
+
+
+def test_what_a_channel_gives_on_average_goes_into_the_bias() -> None:
+    network = Chain(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)).eval()
+    with torch.no_grad():
+        network.makes.weight[1], network.makes.bias[1] = 0.0, 0.5  # a constant
+        network.reads.weight[:, 1] = torch.tensor([1.0, -2.0, 4.0]).view(3, 1, 1)
+    groups = find_groups(network, images()[0][:1])
+    known = moments(network, groups, images())
+    changed = compensated(network, groups, {groups.groups[0].name: (1,)}, known)
+    expected = network.reads.bias + torch.tensor([0.5, -1.0, 2.0])
+    assert torch.allclose(changed.reads.bias, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        nn.Conv2d(5, 3, 3, padding=1),
+        nn.Conv2d(5, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(5, 3, (3, 1), stride=2, padding=(1, 0), bias=False),
+        nn.ConvTranspose2d(5, 3, 2, 2, bias=False),
+        nn.ConvTranspose2d(5, 3, 2, 2),
+    ],
+    ids=str,
+)
+def test_the_weights_are_those_of_least_squares(reads: nn.Module) -> None:
+    torch.manual_seed(1)
+    network = Chain(nn.Conv2d(3, 5, 3, padding=1), reads).eval()
+    groups = find_groups(network, images()[0][:1])
+    removed = {groups.groups[0].name: (1, 4)}
+    known = moments(network, groups, images())
+    changed = compensated(network, groups, removed, known)
+
+    rows = torch.cat([reconstruction._patches(reads, torch.relu(network.makes(image))) for image in images()]).double()
+    places = reconstruction._places(reads)
+    kept = [c * places + k for c in (0, 2, 3) for k in range(places)]
+    kept += [rows.shape[1] - 1] if reads.bias is not None else []
+    wanted = rows @ reconstruction._matrix(reads).T
+    best = torch.linalg.lstsq(rows[:, kept], wanted).solution.T
+    if isinstance(reads, nn.ConvTranspose2d) and reads.bias is not None:
+        best[:, -1] = best[:, -1].view(3, -1).mean(dim=1).repeat_interleave(4)
+    assert torch.allclose(reconstruction._matrix(changed.reads)[:, kept], best.detach(), atol=1e-3)
+
+
+def test_the_weakest_channels_are_those_that_a_search_of_all_pairs_finds() -> None:
+    torch.manual_seed(2)
+    network = Chain(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)).eval()
+    groups = find_groups(network, images()[0][:1])
+    (group,) = groups.groups
+    known = moments(network, groups, images())
+
+    def remains(gone: tuple[int, ...]) -> float:
+        return damage(
+            network, remove(compensated(network, groups, {group.name: gone}, known), groups, {group.name: gone})
+        )
+
+    first = weakest(network, groups, known, {group.name: 1})[group.name]
+    assert remains(first) == min(remains((channel,)) for channel in range(5))
+    pair = weakest(network, groups, known, {group.name: 2})[group.name]
+    with_first = [gone for gone in itertools.combinations(range(5), 2) if first[0] in gone]
+    assert remains(pair) == min(remains(gone) for gone in with_first)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "channels"), [("edsr", {"blocks": 2, "channels": 8}, 3), ("sid", {"base": 4}, 4)]
+)
+def test_coupled_networks_lose_less_than_by_magnitude(name: str, args: dict, channels: int) -> None:
+    torch.manual_seed(5)
+    network = networks.build(name, args).eval()
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.rand(2, channels, 32, 32, generator=generator) for _ in range(3)]
+    groups = find_groups(network, batches[0][:1])
+    known = moments(network, groups, batches)
+    counts = {group.name: group.channels // 4 for group in groups.groups if group.channels >= 4}
+    chosen = weakest(network, groups, known, counts)
+    assert {group: len(gone) for group, gone in chosen.items()} == counts
+
+    def lost(removed: coupling.Removed, made_up: bool) -> float:
+        start = compensated(network, groups, removed, known) if made_up else network
+        small = remove(start, groups, removed)
+        with torch.no_grad():
+            return float(sum((small(batch) - network(batch)).square().mean() for batch in batches))
+
+    first = {group: tuple(range(number)) for group, number in counts.items()}
+    assert lost(chosen, True) < 0.7 * lost(chosen, False)
+    assert lost(chosen, True) < 0.7 * lost(first, True)
+    assert lost(first, True) < 0.9 * lost(first, False)
+
+
+def test_layers_that_are_not_linear_in_patches_stay_as_they_are() -> None:
+    network = Chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding="same")).eval()
+    groups = find_groups(network, images()[0][:1])
+    known = moments(network, groups, images())
+    assert known == {}
+    changed = compensated(network, groups, {groups.groups[0].name: (0,)}, known)
+    assert torch.equal(changed.reads.weight, network.reads.weight)
+    assert weakest(network, groups, known, {groups.groups[0].name: 1}) == {}
