@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from pipeline.networks import duplicate
 from pipeline.pruning.coupling import Coupling, Group, Removed, Slot
+
+Reader = nn.Conv2d | nn.ConvTranspose2d
 
 RIDGE = 1e-6  # of the mean of A's diagonal, added to it: inputs that hardly vary would make it singular
 ROWS = 20_000  # patches of one layer and batch that are looked at, evenly spread; enough for A of some thousand rows
@@ -37,7 +40,7 @@ class Moments:
     places: int  # kernel places that each input channel has in x
 
 
-def readable(layer: nn.Module) -> bool:
+def readable(layer: nn.Module) -> TypeGuard[Reader]:
     """Whether a layer's output is linear in patches of its input, as `moments` takes them."""
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and not isinstance(layer.padding, str)
@@ -54,12 +57,11 @@ def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -
     Layers are named by their modules. The network is left in evaluation mode.
     """
     names = dict.fromkeys(slot.module for group in coupling.groups for slot in _inputs(group))
-    layers = {name: network.get_submodule(name) for name in names}
-    layers = {name: layer for name, layer in layers.items() if readable(layer)}
+    layers = {name: layer for name in names if readable(layer := network.get_submodule(name))}
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys(layers, 0)
 
-    def add(name: str, layer: nn.Module, image: Tensor) -> None:
+    def add(name: str, layer: Reader, image: Tensor) -> None:
         patches = _patches(layer, image.float())
         patches = patches[:: -(-len(patches) // ROWS)].double()
         sums[name] = sums.get(name, 0) + patches.T @ patches
@@ -93,7 +95,7 @@ def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known:
             )
     for name, channels in gone.items():
         if name in known and channels:
-            layer, moment = copied.get_submodule(name), known[name]
+            layer, moment = _reader(copied, name), known[name]
             weights = _matrix(layer)
             away = _columns(sorted(channels), moment.places)
             kept = [column for column in range(weights.shape[1]) if column not in set(away)]
@@ -127,7 +129,7 @@ def _order(
     """The first `number` channels to go, weakest first."""
     states = []
     for slot in readers:
-        moment, weights = known[slot.module], _matrix(network.get_submodule(slot.module))
+        moment, weights = known[slot.module], _matrix(_reader(network, slot.module))
         second = _ridged(moment.second)
         energy = float(torch.einsum("oi,ij,oj->", weights, second, weights))
         states.append([torch.linalg.inv(second), weights, energy, slot, moment.places])
@@ -143,12 +145,12 @@ def _order(
         order.append(channel)
         for state in states:
             inverse, weights, _, slot, places = state
-            columns = _columns(slot.index[channel], places)
-            step = torch.linalg.inv(inverse[columns][:, columns]) @ inverse[columns]
-            state[1] = weights - weights[:, columns] @ step
-            inverse = inverse - inverse[:, columns] @ step
-            inverse[columns, :] = inverse[:, columns] = state[1][:, columns] = 0.0
-            inverse[columns, columns] = 1.0
+            gone = _columns(slot.index[channel], places)
+            step = torch.linalg.inv(inverse[gone][:, gone]) @ inverse[gone]
+            state[1] = weights - weights[:, gone] @ step
+            inverse = inverse - inverse[:, gone] @ step
+            inverse[gone, :] = inverse[:, gone] = state[1][:, gone] = 0.0
+            inverse[gone, gone] = 1.0
             state[0] = inverse
     return order
 
@@ -164,12 +166,18 @@ def _inputs(group: Group) -> list[Slot]:
     return [slot for slot in group.slots if slot.role == "input" and slot.tensor.endswith("weight")]
 
 
+def _reader(network: nn.Module, name: str) -> Reader:
+    layer = network.get_submodule(name)
+    assert readable(layer), name  # only such layers have moments
+    return layer
+
+
 def _columns(channels: Sequence[int], places: int) -> list[int]:
     """The numbers in x of some input channels."""
     return [channel * places + place for channel in channels for place in range(places)]
 
 
-def _places(layer: nn.Module) -> int:
+def _places(layer: Reader) -> int:
     return 1 if isinstance(layer, nn.ConvTranspose2d) else layer.kernel_size[0] * layer.kernel_size[1]
 
 
@@ -177,20 +185,20 @@ def _ridged(second: Tensor) -> Tensor:
     return second + RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype, device=second.device)
 
 
-def _patches(layer: nn.Module, image: Tensor) -> Tensor:
+def _patches(layer: Reader, image: Tensor) -> Tensor:
     """[patches, n] what each of a layer's outputs is made of, with a 1 behind it where there is a bias."""
     if isinstance(layer, nn.ConvTranspose2d):
         rows = image.flatten(2)
     else:
         if layer.padding_mode != "zeros":
             image = F.pad(image, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = layer.padding if layer.padding_mode == "zeros" else 0
+        padding = layer.padding if layer.padding_mode == "zeros" and not isinstance(layer.padding, str) else 0
         rows = F.unfold(image, layer.kernel_size, layer.dilation, padding, layer.stride)
     rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if layer.bias is not None else rows
 
 
-def _matrix(layer: nn.Module) -> Tensor:
+def _matrix(layer: Reader) -> Tensor:
     """float64 [rows, n] a layer's weights as y = W x has them, the bias last."""
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.ConvTranspose2d):
@@ -202,7 +210,7 @@ def _matrix(layer: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def _set_matrix(layer: nn.Module, weights: Tensor) -> None:
+def _set_matrix(layer: Reader, weights: Tensor) -> None:
     """Put them back. A transposed kernel's places share one bias: the mean of what they ask for."""
     if layer.bias is not None:
         bias, weights = weights[:, -1], weights[:, :-1]
