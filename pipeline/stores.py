@@ -57,6 +57,7 @@ def _fallback(text: str, character: str) -> str:
 
     # the look behind begins a match at a word's start alone: tried at each character, a long word takes minutes
     text = re.sub(rf"(?s)(?<![\w+.-])([\w+.-]*:?)//{character}*@", without, text)
+    text = re.sub(r"(?<![\w/.+-])([\w.+-]++):[^\s:@/'\"]++@(?=\w)", r"\1:***@", text)  # an address without its kind
     word = rf"(?<![\w.-])(?=[\w.-]*?{SECRET})([\w.-]++)"
     return re.sub(rf"(?i){word}(=|%3d)('[^']*'|\"[^\"]*\"|[^\s&;,'\"]*)", r"\1\2***", text)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import config
-from pipeline.cli import guarded
+from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, under
 from pipeline.files import digest
 from stages.command import writable
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Check the parameters, that the images are there, and the given weights."""
-    parser = argparse.ArgumentParser(prog="python -m stages.check", description=main.__doc__)
+    parser = Parser(prog="python -m stages.check", description=main.__doc__)
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
-    given = parser.parse_args()
     with guarded("check"):
+        given = parser.parse_args()
         if not given.results:  # it comes after a call without it
             mend()
         params = config.read()

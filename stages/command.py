@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from pipeline import config
-from pipeline.cli import guarded
+from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from stages.common import RESULTS
@@ -25,13 +24,13 @@ GRACE = 3.0  # s from asking a process to stop to making it
 def main(stage: Callable[..., None], *arguments: str) -> None:
     """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on."""
     name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__)
+    parser = Parser(prog=f"python -m stages.{name}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
-    given = vars(parser.parse_args())
     if "DVC_STAGE" in os.environ:
         end_with_parent()
     with guarded(name):
+        given = vars(parser.parse_args())
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.methods)):
             if key in given and given[key] not in allowed:

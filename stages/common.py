@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import digest
+from pipeline.files import again, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +51,16 @@ def control_of(params: config.Params, network: str) -> list[Any]:
     retrain = params.retrain[network]
     steps = retrain.train_steps + retrain.retrain_steps
     return records.control(RESULTS, network, steps, retrain.max_iterations)
+
+
+def network_of(path: Path, settings: config.Network, pruned: bool) -> nn.Module:
+    """A network of the chain; UserError for one of other arguments, or a baseline or control with channels missing."""
+    from pipeline.networks import checkpoint
+
+    net, meta = checkpoint.load(path, settings.factory)
+    if meta["args"] != settings.args or (meta["kept"] and not pruned):
+        raise UserError(f"{path} holds another network than params.yaml says; {again(path)}")
+    return net
 
 
 def finished(folder: Path) -> None:

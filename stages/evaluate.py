@@ -8,7 +8,7 @@ from pipeline import config, records
 from pipeline.files import write_csv, write_json
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS
+from stages.common import RESULTS, network_of
 
 
 def evaluate(params: config.Params, network: str) -> None:
@@ -18,7 +18,6 @@ def evaluate(params: config.Params, network: str) -> None:
         from pipeline import cost
         from pipeline.data.dataset import load_images
         from pipeline.evaluation import crops, metrics
-        from pipeline.networks import checkpoint
         from pipeline.training.device import choose
 
         machine = choose(params.device, params.threads, params.precision)
@@ -27,7 +26,7 @@ def evaluate(params: config.Params, network: str) -> None:
         images = load_images(data / "test", machine.device)
         paths = {"baseline": RESULTS / "train" / network, "control": RESULTS / "control" / network}
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
-        nets = {name: checkpoint.load(path / "network.pt", settings.factory)[0] for name, path in paths.items()}
+        nets = {name: network_of(path / "network.pt", settings, name in methods) for name, path in paths.items()}
         nets = {name: net.to(machine.device) for name, net in nets.items()}
         crop_border = metrics.border(settings.task, settings.scale)
         scores = {name: metrics.measure(net, images, crop_border) for name, net in {"input": None, **nets}.items()}

@@ -65,17 +65,22 @@ def _is_busy(content: bytes) -> bool:
 
     try:
         held = SCHEMA(json.loads(content))
-    except (ValueError, Invalid):
+    except (ValueError, Invalid, RecursionError):
         return False
     holders = [*held["write"].values(), *(reader for readers in held["read"].values() for reader in readers)]
     living = _living() if holders else []
-    return all(int(holder["pid"]) in living or not psutil.pid_exists(holder["pid"]) for holder in holders)
+    return all(_free(int(holder["pid"])) or int(holder["pid"]) in living for holder in holders)
+
+
+def _free(pid: int) -> bool:
+    """Whether no process has this number; one that no process can have is free."""
+    return not 0 <= pid < 2**31 or not psutil.pid_exists(pid)
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -6,7 +6,6 @@ a value replaces, null takes a key away, and a network that is taken from `netwo
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 import subprocess
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import config
+from pipeline.cli import Parser
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.schema import read_yaml
@@ -26,7 +27,7 @@ PRESETS, PARAMS = Path("presets"), Path("params.yaml")
 
 def main() -> None:
     """Write params.yaml from a preset, unless that would lose changes of it."""
-    parser = argparse.ArgumentParser(prog="python -m stages.preset", description=main.__doc__)
+    parser = Parser(prog="python -m stages.preset", description=main.__doc__)
     parser.add_argument("name", help="of a file of presets/, without .yaml")
     with guarded("preset"):
         print(apply(parser.parse_args().name))
@@ -39,20 +40,19 @@ def apply(name: str) -> str:
         raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
     path = PRESETS / f"{name}.yaml"
     config.checked_params(values(path), str(path))
-    text, present = rendered(path), PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else None
+    text, present = rendered(path), PARAMS.read_text(encoding="utf-8", errors="replace") if PARAMS.exists() else None
     if present == text:
         return f"preset: {PARAMS} is the preset {name} already"
-    if (
-        present is not None
-        and present != _committed()
-        and all(present != rendered(PRESETS / f"{n}.yaml") for n in names)
-    ):
+    preset = present is None or any(present == _text_of(PRESETS / f"{other}.yaml") for other in names)
+    if not preset and present != _committed():
         raise UserError(
             f"{PARAMS} has changes that are neither committed nor a preset: commit them or take them back "
             f"(git checkout {PARAMS}), then take the preset {name}"
         )
     write_bytes(PARAMS, text.encode())
     back = "" if name == "small" else "; `python -m stages.preset small` goes back to the small one"
+    if not preset:
+        back = f"; `git checkout {PARAMS}` goes back to the committed one"
     return f"preset: {PARAMS} is now the preset {name}{back}"
 
 
@@ -62,6 +62,8 @@ def values(path: Path) -> dict[str, Any]:
     for file, content in ((path.with_name("small.yaml"), base), (path, changes)):
         if not isinstance(content, dict):
             raise UserError(f"{file} must hold sections, as params.yaml does")
+    if not isinstance(base.get("networks"), dict):
+        raise UserError(f"{path.with_name('small.yaml')} has no section networks")
     return merged(base, changes)
 
 
@@ -76,7 +78,16 @@ def rendered(path: Path) -> str:
     stream = io.StringIO()
     yaml.dump(merged(yaml.load(_split(small)[1]), yaml.load(_split(text)[1])), stream)
     body = re.sub(r"\n+(?=\w+:( #.*)?\n)", "\n\n", stream.getvalue())  # blank lines went with the key above them
-    return _split(text)[0] + re.sub(r"(?<=\S) {2,}(?=# )", " ", body)  # comments stood where the old value ended
+    closer = re.sub(r"(?<=\S) {2,}(?=# )", " ", body)  # comments stood where the old value ended
+    return _split(text)[0] + (closer if YAML().load(closer) == YAML().load(body) else body)  # a text may hold "  # "
+
+
+def _text_of(path: Path) -> str | None:
+    """The text of params.yaml for a preset; None for one that can't be merged."""
+    try:
+        return rendered(path)
+    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -568,3 +568,11 @@ def test_a_network_without_a_section_is_named() -> None:
     params.require("edsr")
     with pytest.raises(UserError, match="network 'mine' isn't in prepare, which has edsr, sid"):
         params.require("mine", "prepare")
+
+
+def test_a_preset_keeps_text_that_looks_like_the_start_of_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text((ROOT / "presets" / "small.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text('# mine\nprepare:\n  edsr: {folder: "my  # photos"}\n')
+    (tmp_path / "params.yaml").write_text(preset.rendered(path))
+    assert config.read(tmp_path / "params.yaml").prepare["edsr"].folder == "my  # photos"

@@ -18,7 +18,7 @@ import yaml
 from chains import ENVIRONMENT, ROOT, checkout, run, tiny
 
 from pipeline.errors import UserError
-from stages.mend import mend
+from stages.mend import _is_busy, mend
 
 SLEEP = """
 import time
@@ -238,3 +238,8 @@ def test_a_dead_dvcs_number_that_another_process_has_got_keeps_nobody_out(
     Path(".dvc/tmp/rwlock").write_text(held % os.getpid())
     mend()
     assert not Path(".dvc/tmp/rwlock").exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"write": {"a": {"pid": %d, "cmd": "x"}}, "read": {}}' % 10**30])
+def test_a_list_of_workers_that_nobody_can_read_is_no_traceback(content: bytes) -> None:
+    assert _is_busy(content) is (b"pid" in content)  # a number that no process can have names nobody

@@ -150,3 +150,10 @@ def test_an_unreachable_server_is_said_without_its_password() -> None:
         stores.probe("postgresql+psycopg://u:secret@127.0.0.1:1/none")
     assert "refused" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_an_address_without_its_kind_is_masked() -> None:
+    assert stores.masked("u:SECRET@host/db is no store") == "u:***@host/db is no store"
+    assert stores.masked("dvc repro -s -f train@edsr makes it anew: retry@noon") == (
+        "dvc repro -s -f train@edsr makes it anew: retry@noon"
+    )
