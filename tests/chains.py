@@ -19,8 +19,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+OURS = ("DVC_", "MLFLOW_", "REPRO_", "MAKE", "MFLAGS")  # of the chain or the make that the tests may run below
 ENVIRONMENT = {
-    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "REPRO_"))},
+    **{key: value for key, value in os.environ.items() if not key.startswith(OURS)},
     "PATH": f"{BIN}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
     "GIT_AUTHOR_NAME": "test",
