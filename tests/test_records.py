@@ -187,11 +187,11 @@ def test_a_damaged_value_is_said_with_file_key_what_is_needed_and_the_command(re
     [
         ("results/prune/edsr/D/networks/accepted-000.pt", "prune@edsr-D"),
         ("results/prepare/edsr/sets/names.json", "prepare@edsr"),
-        ("/tmp/results/x/results/train/results/curve.csv", "train@results"),
+        ("/data/results/x/results/train/results/curve.csv", "train@results"),
         ("results/train/train/curve.csv", "train@train"),
         ("results/report/table.md", ""),
         ("results/search/edsr-D/trials.json", ""),
-        ("/tmp/evaluate/edsr/x.json", ""),
+        ("/data/evaluate/edsr/x.json", ""),
     ],
 )
 def test_the_stage_that_writes_a_file_is_named_as_dvc_names_it(file: str, stage: str) -> None:
