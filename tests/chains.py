@@ -110,7 +110,9 @@ def forking() -> str:
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command; what DVC runs as `python -m` is forked from a Python that has the large libraries loaded."""
-    shim = {"PATH": f"{forking()}:{ENVIRONMENT['PATH']}"} if words[0] == "dvc" else {}
+    shim = {}
+    if words[0] == "dvc":  # a fork has no dvc among its parents, so the chain's run gets its name here
+        shim = {"PATH": f"{forking()}:{ENVIRONMENT['PATH']}", "REPRO_SESSION": f"dvc-{time.time_ns()}"}
     return subprocess.run(
         words,
         cwd=folder,

@@ -35,8 +35,7 @@ import os, sys
 if "DVC_STAGE" in os.environ and sys.argv[1:2] == ["-m"]:
     sys.path.insert(0, {tests!r})
     import forks
-    chain = {{"REPRO_SESSION": f"dvc-{{os.getppid()}}"}}  # a fork has no dvc among its parents
-    sys.exit(forks.ask({folder!r}, sys.argv[2:], os.getcwd(), chain | dict(os.environ), (0, 1, 2), None))
+    sys.exit(forks.ask({folder!r}, sys.argv[2:], os.getcwd(), dict(os.environ), (0, 1, 2), None))
 os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
 
