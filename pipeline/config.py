@@ -36,6 +36,7 @@ Ratio = Annotated[float, Field(ge=1, le=300)]
 Shot = Annotated[float, Field(gt=0, le=1)]
 Span = Annotated[tuple[Number, Number], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Taught = Annotated[float, Field(ge=0, le=1)]  # share of the loss that is taken against the baseline's output; 0: none
 Rule = Literal["adaptive", "depth", "efficiency", "balance"]
 
 
@@ -84,6 +85,8 @@ class Prepare(Section):
     # synthetic low light, of photographs or div2k; two numbers each, lowest first
     ratio: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (100.0, 300.0)  # exposure ratios; SID clips at 300
     shot: Annotated[tuple[Shot, Shot], Field(strict=False)] = (1e-4, 0.012)  # λ_shot: variance a unit of signal
+    # random: another one for each image, whose colours nobody could guess from noise; one: as one real sensor has them
+    cameras: Literal["one", "random"] = "one"
     noise: Annotated[float, Field(gt=0, le=255)] | None = None  # restoration: σ of Gaussian noise, in 8-bit levels
     # more folders of targets to measure on, by name. Changed images in them are prepared anew by `dvc repro -f` alone
     test_sets: dict[str, Text] = {}
@@ -108,7 +111,12 @@ class Prepare(Section):
         """ValueError for keys that the network's task doesn't go with."""
         if self.layout not in TASK_LAYOUTS[task]:
             raise ValueError(f"layout is {self.layout!r}, but the task {task} has {_listed(TASK_LAYOUTS[task])}")
-        for key, wanted in (("ratio", "low_light"), ("shot", "low_light"), ("noise", "restoration")):
+        for key, wanted in (
+            ("ratio", "low_light"),
+            ("shot", "low_light"),
+            ("cameras", "low_light"),
+            ("noise", "restoration"),
+        ):
             if key in self.model_fields_set and task != wanted:
                 raise ValueError(f"{key} is for the task {wanted}, not {task}")
         made = task == "restoration" and self.layout != "paired"
@@ -134,7 +142,8 @@ def _names(names: Any, key: str, taken: tuple[str, ...] = ()) -> None:
 
 LAYOUT_KEYS = {  # key -> layouts that it goes with
     "train": ("div2k",), "validation": ("div2k",), "test": ("div2k",), "ratio": ("photographs", "div2k"),
-    "shot": ("photographs", "div2k"), "noise": ("photographs", "div2k"),
+    "shot": ("photographs", "div2k"), "cameras": ("photographs", "div2k"),
+    "noise": ("photographs", "div2k"),
 }  # fmt: skip
 TASK_LAYOUTS = {
     "super_resolution": ("photographs", "paired", "div2k"),
@@ -203,16 +212,9 @@ class Retrain(Section):
     """What each pruning iteration trains for one network, and the control as well, with nothing removed."""
 
     max_iterations: Count  # of pruning, and exactly so many of the control
-    train_steps: Steps  # with regularisation, before channels go
-    retrain_steps: Steps  # after they went
-    train_lr: Rate  # constant
-    retrain_lr: Rate  # falls to retrain_lr_final by a cosine
-    retrain_lr_final: LastRate = 0.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Retrain:
-        _falls(self.retrain_lr, self.retrain_lr_final, "retrain_lr")
-        return self
+    steps: Steps
+    lr: Rate  # constant; the averaged weights are measured, and the fine-tune alone anneals
+    teacher: Taught = 0.0
 
 
 class Settings(Section):
@@ -231,6 +233,9 @@ class Settings(Section):
     efficiency_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
     balance_strength: Strength  # gamma
     balance_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
+    # which of a group's channels go: true, those that their readers can best make up for, and these then do, by least
+    # squares on training images; false, the paper's smallest magnitudes
+    reconstruct: bool = False
     align: Annotated[int, Field(ge=1, le=4096)] = (
         1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
     )
@@ -262,9 +267,12 @@ class Method(Section):
 class Gate(Section):
     """What an iteration must hold to be accepted, on validation images."""
 
-    reference: Literal["baseline", "control"]
+    reference: Literal["best", "baseline", "control"]  # best: at each point the better of the two
     max_psnr_drop: Drop  # dB; negative: a gain is asked for
     max_ssim_drop: Drop
+    # one-sided: how sure it must be, by a bootstrap over validation images, that no more is lost than allowed; null:
+    # the means decide
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None
 
 
 class Tolerance(Section):
@@ -280,6 +288,7 @@ class Finetune(Section):
     steps: SomeSteps
     lr: Rate
     lr_final: LastRate = 0.0
+    teacher: Taught = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Finetune:
@@ -346,7 +355,9 @@ class Search(Section):
 
 
 # all that are single numbers, but for `align`, which the hardware gives
-SEARCHABLE = tuple(key for key in Settings.model_fields if key not in ("efficiency_range", "balance_range", "align"))
+SEARCHABLE = tuple(
+    key for key in Settings.model_fields if key not in ("efficiency_range", "balance_range", "reconstruct", "align")
+)
 
 
 def whole_number(key: str) -> bool:

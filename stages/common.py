@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 SCRATCH = Path(".scratch")
+TRAININGS = SCRATCH / "trainings"  # what stages and trials trained, for those that need the same
 
 
 def scratch(stage: str, params: config.Params, *key: Any) -> Path:
@@ -49,8 +50,7 @@ def control_of(params: config.Params, network: str) -> list[Any]:
     from pipeline import records
 
     retrain = params.retrain[network]
-    steps = retrain.train_steps + retrain.retrain_steps
-    return records.control(RESULTS, network, steps, retrain.max_iterations)
+    return records.control(RESULTS, network, retrain.steps, retrain.max_iterations)
 
 
 def network_of(path: Path, settings: config.Network, pruned: bool) -> nn.Module:

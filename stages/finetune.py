@@ -6,7 +6,7 @@ from pipeline import config
 from pipeline.files import write_json
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, flat, images_of, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
@@ -16,20 +16,22 @@ def finetune(params: config.Params, network: str, method: str) -> None:
 
     pruned = RESULTS / "prune" / network / method
     candidates = iterations.accepted_networks(pruned)
-    _, target = gate.targets(params.gate.reference, control_of(params, network))
+    points, settings = control_of(params, network), params.settings(method)
     with runs.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
         from pipeline.training.setup import load_setup
 
-        setup = load_setup(params, network, RESULTS)
-        iterations.check_widths(candidates, iterations.read_log(pruned / "log.json"), setup)
+        setup = load_setup(params, network, RESULTS, TRAININGS)
+        _, target = gate.targets(params.gate.reference, points)
+        log = iterations.read_log(pruned / "log.json")
+        iterations.check_widths(candidates, log, setup)
         work = scratch(
-            "finetune", params, network, method, flat(recipe), flat(params.gate), target, flat(setup.recipe),
-            *candidates, *images_of(network),
+            "finetune", params, network, method, flat(recipe), flat(params.gate), points, flat(settings),
+            flat(setup.recipe), *candidates, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
-        finetuned = finetune.finetune(candidates, setup, recipe, target, work, progress)
+        finetuned = finetune.finetune(candidates, log, setup, settings, recipe, target, work, progress)
         net = finetuned.network
         measured, spent = setup.quality(net), setup.cost(net)
         whole = setup.cost(checkpoint.load(candidates[0], params.networks[network].factory)[0])
@@ -37,8 +39,9 @@ def finetune(params: config.Params, network: str, method: str) -> None:
 
         figures = {
             "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw,
-            "psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "psnr_change": measured.mean_psnr - target[0],
-            "ssim_change": measured.mean_ssim - target[1], "steps": finetuned.steps,
+            "psnr": measured.mean_psnr, "ssim": measured.mean_ssim,
+            "psnr_change": measured.mean_psnr - target.mean_psnr,
+            "ssim_change": measured.mean_ssim - target.mean_ssim, "steps": finetuned.steps,
         }  # fmt: skip
         folder = RESULTS / "finetune" / network / method
         section = params.networks[network]

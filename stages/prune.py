@@ -7,10 +7,9 @@ from dataclasses import asdict
 
 from pipeline import config
 from pipeline.files import write_csv, write_json
-from pipeline.pruning import gate
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, control_of, finished, flat, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, flat, images_of, scratch
 
 CROP = 96  # pixels; side of the image that the UI shows by iteration
 
@@ -20,17 +19,18 @@ def prune(params: config.Params, network: str, method: str) -> None:
     settings, active = params.settings(method), params.methods[method].rules
     parameters = flat(settings) | flat(params.retrain[network]) | flat(params.gate, "gate")
     parameters |= flat(params.tolerance[network], "tolerance")
-    target, _ = gate.targets(params.gate.reference, control_of(params, network))
+    points = control_of(params, network)
     with runs.stage("prune", network, method, parameters | {"rules": " + ".join(active)}) as run:
         from pipeline.evaluation import crops
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
-        from pipeline.pruning import prune
+        from pipeline.pruning import gate, prune
         from pipeline.training.setup import load_setup
 
-        setup, baseline = load_setup(params, network, RESULTS), RESULTS / "train" / network / "network.pt"
+        setup, baseline = load_setup(params, network, RESULTS, TRAININGS), RESULTS / "train" / network / "network.pt"
+        target, _ = gate.targets(params.gate.reference, points)
         work = scratch(
-            "prune", params, network, method, parameters, active, flat(setup.recipe), setup.size, asdict(target),
+            "prune", params, network, method, parameters, active, flat(setup.recipe), setup.size, points[:-1],
             baseline, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"prune {network} {method}", params.retrain[network].max_iterations * setup.iteration_steps)

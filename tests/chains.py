@@ -50,7 +50,7 @@ def tiny(path: Path, **changes: Any) -> dict[str, Any]:
         params["networks"][network]["args"] |= small.get(network, {"blocks": 1, "channels": 8})
         params["train"][network] |= {"steps": 2, "batch": 2, "patch": 16, "validate_every": 2}
         params["train"][network].pop("milestones", None)  # they lie beyond two steps
-        params["retrain"][network] |= {"max_iterations": 2, "train_steps": 1, "retrain_steps": 2}
+        params["retrain"][network] |= {"max_iterations": 2, "steps": 2}
         params["tolerance"][network] = {"psnr": 50, "ssim": 1}
         params["finetune"][network]["steps"] = 2
         params["analyze"][network]["size"] = [32, 32]

@@ -51,9 +51,9 @@ class Images:
         """One step's input [batch, C, patch, patch] and target [batch, 3, scale·patch, scale·patch], float32 in 0 … 1.
 
         C is 3, or 4 in low light. Images and places are drawn evenly, the most varied of `CANDIDATES` places is
-        taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets a camera, an exposure
-        ratio and noise of its own; Gaussian noise is as fresh, and may leave 0 … 1. Bit-equal for equal arguments on
-        one device. Raises UserError for a patch larger than an image.
+        taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets an exposure ratio and
+        noise of its own, and a camera where these are random; Gaussian noise is as fresh, and may leave 0 … 1.
+        Bit-equal for equal arguments on one device. Raises UserError for a patch larger than an image.
         """
         smallest = int(self.sizes.min(axis=1).argmin())
         if patch > self.sizes[smallest].min():
@@ -234,8 +234,16 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
         low=moved("low"),
         raw=moved("raw"),
         ratio=moved("ratio"),
-        exposures=Exposures(*map(tuple, prepared["exposures"])) if "exposures" in prepared else None,
+        exposures=_exposures(prepared),
         noise=float(prepared["noise"]) if "noise" in prepared else None,
         seed=int(prepared.get("seed", 0)),
         device=device,
     )
+
+
+def _exposures(prepared: Prepared) -> Exposures | None:
+    """What synthetic low light draws from."""
+    if "exposures" not in prepared:
+        return None
+    ratio, shot = (tuple(pair) for pair in prepared["exposures"].tolist())
+    return Exposures(ratio, shot, str(prepared.get("cameras", "random")))

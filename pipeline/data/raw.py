@@ -7,6 +7,7 @@ The mosaic is RGGB: red at (row 0, column 0), green at (0, 1) and (1, 0), blue a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,11 +26,12 @@ COLOURS = (0, 1, 2, 1)  # colour (0 red, 1 green, 2 blue) under each packed chan
 
 @dataclass(frozen=True)
 class Exposures:
-    """How dark the frames are and how noisy the sensor: each range holds its lowest and its highest value."""
+    """How dark the frames are, how noisy the sensor, and whose: each range holds its lowest and its highest value."""
 
     ratio: tuple[float, float] = (100.0, 300.0)  # light of a good exposure over that of the dark one, as SID's; uniform
     # λ_shot, noise variance a unit of signal, log-uniform: from a good sensor at base ISO to a small one at its limit
     shot: tuple[float, float] = (1e-4, 0.012)
+    cameras: Literal["one", "random"] = "random"  # degradations.CAMERA for all images, or another for each
 
 
 def pack_bayer(mosaic: Tensor) -> Tensor:

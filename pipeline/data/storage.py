@@ -13,6 +13,7 @@ a checksum of the rest, so that this file alone says whether a split changed:
 | shown | int64 | [N] | which target is each image's; absent: each has its own (SID's inputs share theirs) |
 | ratio | float32 | [N] | low light with a fixed exposure: the exposure ratio |
 | exposures | float64 | [2, 2] | synthetic low light: lowest and highest exposure ratio, lowest and highest λ_shot |
+| cameras | str | () | synthetic low light: "one" for all images, or "random" |
 | noise | float64 | () | restoration of noise made here: σ in 8-bit levels |
 | seed | int64 | () | with `noise`: what a whole image's noise is drawn from, with its name |
 
@@ -44,7 +45,7 @@ Prepared = dict[str, np.ndarray]
 INDEX = "index.json"
 SMALL = {
     "task": np.str_, "names": np.str_, "scale": np.int64, "sizes": np.int64, "shown": np.int64, "ratio": np.float32,
-    "exposures": np.float64, "noise": np.float64, "seed": np.int64,
+    "exposures": np.float64, "cameras": np.str_, "noise": np.float64, "seed": np.int64,
 }  # fmt: skip
 LARGE = ("high", "low", "raw")
 

@@ -67,7 +67,7 @@ def find(params: config.Params, network: str, pixels: bool = False) -> Listing:
     With `pixels` each image is made as `prepare` will, and thrown away: what `prepare` would refuse is then listed.
     """
     section, entry = params.prepare[network], params.networks[network]
-    exposures = Exposures(section.ratio, section.shot) if entry.task == "low_light" else None
+    exposures = Exposures(section.ratio, section.shot, section.cameras) if entry.task == "low_light" else None
     if section.layout == "sid":
         exposures = None
     crop_border = metrics.border(entry.task, entry.scale)

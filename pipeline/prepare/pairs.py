@@ -116,6 +116,7 @@ def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prep
     }
     if making.exposures is not None:
         split["exposures"] = np.array([making.exposures.ratio, making.exposures.shot])
+        split["cameras"] = np.array(making.exposures.cameras)
     if making.noise is not None:
         split |= {"noise": np.array(making.noise), "seed": np.array(making.seed, dtype=np.int64)}
     if sources[0].ratio is not None:

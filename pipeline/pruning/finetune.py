@@ -1,19 +1,27 @@
-"""The fine-tune of a pruned network; where the gate refuses it, iterations are undone."""
+"""The fine-tune of a pruned network; where the gate refuses it, removed channels are given back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from torch import nn
 
 from pipeline import config
+from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
+from pipeline.pruning import coupling, rules
 from pipeline.pruning.gate import judge
+from pipeline.pruning.importance import reference_magnitudes, relative_magnitudes, units
+from pipeline.pruning.iterations import Iteration
+from pipeline.pruning.prune import Current, cut
 from pipeline.training.loop import NonFiniteLossError
 from pipeline.training.recipes import train_final
 from pipeline.training.setup import Setup
+
+FINEST = 0.03  # of the baseline's MACs: nearer than this, what is delivered isn't brought to what the gate allows
 
 
 @dataclass(frozen=True)
@@ -22,66 +30,120 @@ class Finetuned:
 
     network: nn.Module
     kept: dict[str, dict[int, list[int]]]
-    attempts: list[str]  # a sentence for each network that was fine-tuned, the last one being the result
+    attempts: list[str]  # a sentence for each network that was fine-tuned
     steps: int  # of training that the network has had since it was the baseline
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to fine-tune: of an accepted iteration, or with a part of what the next one removed."""
+
+    network: nn.Module
+    kept: dict[str, dict[int, list[int]]]
+    mac: int
+    name: str
+    steps: int  # of training behind it
 
 
 def finetune(
     networks: list[Path],
+    log: list[Iteration],
     setup: Setup,
+    settings: config.Settings,
     recipe: config.Finetune,
-    target: tuple[float, float],
+    target: Quality,
     scratch: Path,
     progress: Progress,
 ) -> Finetuned:
-    """Train the last accepted network on; where the gate refuses it, undo iterations and train an earlier one.
+    """Train the last accepted network on; where the gate refuses it, give channels back until one holds.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is the result when no other one holds.
-    target: (PSNR in dB, SSIM). There is no tolerance any more. A network holds when it passes the gate after its
-    fine-tune, or as it was before. When the last one doesn't, a bisection looks for the latest one that does.
+    log: of `prune`. target: the reference's quality; there is no tolerance any more. A network holds when it passes the
+    gate after its fine-tune, or as it was before. When the last one doesn't, a bisection over iterations, and over
+    parts of what an iteration removed, looks for the smallest that does, until it is known to `FINEST`.
     """
     attempts: list[str] = []
+    accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
+    baseline, _ = checkpoint.load(networks[0], setup.network.factory)
+    baseline.to(setup.machine.device)
+    whole = setup.cost(baseline).mac
 
-    def attempt(lineage: int) -> Finetuned | None:
-        """Fine-tune the network of that place in `networks`; what is delivered when it holds, else None."""
-        path = networks[lineage]
-        network, meta = checkpoint.load(path, setup.network.factory)
-        number, steps = int(path.stem.removeprefix("accepted-")), lineage * setup.iteration_steps
-        before = _measure(network.to(setup.machine.device), setup)
-        untrained = duplicate(network)
+    def candidate(place: Fraction) -> Candidate:
+        """The network of an accepted iteration, counted from 0, or after it with that share of the next one's cut."""
+        number = int(place)
+        network, meta = checkpoint.load(networks[number], setup.network.factory)
+        network.to(setup.machine.device)
+        name, kept = f"iteration {accepted[number].number}", meta["kept"]
+        if place != number:
+            after = accepted[number + 1]
+            network, kept = partial(network, kept, after.removed, place - number, setup, settings, baseline)
+            name = f"iteration {accepted[number].number} and {float(place - number):.0%} of what {after.number} removed"
+        return Candidate(network, kept, setup.cost(network).mac, name, number * setup.iteration_steps)
+
+    def attempt(one: Candidate) -> Finetuned | None:
+        """Fine-tune a network; what is delivered when it holds, else None."""
+        before, untrained = setup.quality(one.network), duplicate(one.network)
         if attempts:
             progress.extend(recipe.steps)
+        resume = scratch / f"finetune-{len(attempts):03d}.pt"
         try:
-            train_final(network, setup, recipe, scratch / f"finetune-{number:03d}.pt", progress)
+            train_final(one.network, setup, recipe, resume, progress, baseline)
         except NonFiniteLossError as error:
             holds, reason = False, f"{error}"
         else:
-            holds, reason = judge(_measure(network, setup), target, setup.gate)
-        attempts.append(f"iteration {number}: {reason}")
-        progress.say(f"iteration {number} {'holds' if holds else 'is undone'}: {reason}")
+            holds, reason = judge(setup.quality(one.network), target, setup.gate)
+        attempts.append(f"{one.name}, {100 * one.mac / whole:.1f}% of the MACs: {reason}")
+        progress.say(f"{attempts[-1]} — {'holds' if holds else 'is given back'}")
         if holds:
-            return Finetuned(network, meta["kept"], attempts, steps + recipe.steps)
+            return Finetuned(one.network, one.kept, attempts, one.steps + recipe.steps)
         holds, reason = judge(before, target, setup.gate)
-        if holds or not lineage:
-            attempts.append(f"iteration {number} is kept as it was before fine-tuning: {reason}")
+        if holds or one.mac == whole:
+            attempts.append(f"{one.name} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
-            return Finetuned(untrained, meta["kept"], attempts, steps)
+            return Finetuned(untrained, one.kept, attempts, one.steps)
         return None
 
-    good, bad = 0, len(networks) - 1  # places of the latest network that holds and the earliest that doesn't
-    best = attempt(bad)
+    good, bad = Fraction(0), Fraction(len(networks) - 1)  # the latest place that holds, the earliest that doesn't
+    smallest, largest = candidate(bad), whole  # of those that don't hold, and of those that do
+    best = attempt(smallest)
     if best is not None:
         return best
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        candidate = attempt(middle)
-        if candidate is None:
-            bad = middle
+    too_small = smallest.mac
+    while largest - too_small > FINEST * whole:
+        middle = (good + bad) / 2
+        middle = Fraction(round(middle)) if bad - good > 1 else middle
+        one = candidate(middle)
+        if one.mac in (largest, too_small):  # no channel lies between
+            break
+        result = attempt(one)
+        if result is None:
+            bad, too_small = middle, one.mac
         else:
-            best, good = candidate, middle
-    return best or attempt(0)
+            best, good, largest = result, middle, one.mac
+    return best or attempt(candidate(Fraction(0)))
 
 
-def _measure(network: nn.Module, setup: Setup) -> tuple[float, float]:
-    measured = setup.quality(network)
-    return measured.mean_psnr, measured.mean_ssim
+def partial(
+    network: nn.Module,
+    kept: dict[str, dict[int, list[int]]],
+    removed: dict[str, int],
+    share: Fraction,
+    setup: Setup,
+    settings: config.Settings,
+    baseline: nn.Module,
+) -> tuple[nn.Module, dict[str, dict[int, list[int]]]]:
+    """The network without a share of what an iteration removed, its strongest channels given back; and what is kept.
+
+    removed: group name -> number of channels. Groups keep multiples of `align` channels as they did.
+    """
+    groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device))
+    reference = reference_magnitudes(baseline, groups)
+    gone: dict[str, tuple[int, ...]] = {}
+    for group in groups.groups:
+        count, step = int(share * removed.get(group.name, 0)), rules.channel_step(units(group), settings.align)
+        importances = relative_magnitudes(network, group, reference).tolist()
+        weakest = rules.select(importances, float("inf"), 1, count, step)
+        if weakest:
+            gone[group.name] = weakest
+    smaller = cut(Current(network, groups, kept), gone, setup if settings.reconstruct else None)
+    return smaller.network, smaller.kept

@@ -6,49 +6,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from pipeline import config
+from pipeline.evaluation.metrics import Quality
 from pipeline.records import Point
+
+RESAMPLES = 10_000  # of the bootstrap that `confidence` asks for
 
 
 @dataclass(frozen=True)
 class Target:
-    """The reference's validation quality: of the baseline, or of the control after each number of iterations."""
+    """The reference's validation quality after each number of iterations; the last entry holds from there on."""
 
-    psnr: tuple[float, ...]  # dB; the last one holds from there on
-    ssim: tuple[float, ...]
+    after: tuple[Quality, ...]
 
-    def at(self, iterations: int) -> tuple[float, float]:
-        return self.psnr[min(iterations, len(self.psnr) - 1)], self.ssim[min(iterations, len(self.ssim) - 1)]
+    def at(self, iterations: int) -> Quality:
+        return self.after[min(iterations, len(self.after) - 1)]
 
 
-def targets(reference: Literal["baseline", "control"], points: Sequence[Point]) -> tuple[Target, tuple[float, float]]:
-    """What the gate compares with: the iterations' target, and the final network's (PSNR in dB, SSIM).
+def targets(reference: Literal["best", "baseline", "control"], points: Sequence[Point]) -> tuple[Target, Quality]:
+    """What the gate compares with: the iterations' target, and the final network's.
 
+    `best`: the better of baseline and control at each point, PSNR and SSIM each by itself.
     points: the control's, as records.control returns them: the baseline, after each iteration, after its fine-tune.
     """
-    *iterations, end = points
+    *iterations, end = [_quality(point) for point in points]
+    baseline = iterations[0]
     if reference == "baseline":
-        iterations, end = iterations[:1], iterations[0]
-    target = Target(tuple(point["psnr"] for point in iterations), tuple(point["ssim"] for point in iterations))
-    return target, (end["psnr"], end["ssim"])
+        iterations, end = [baseline], baseline
+    elif reference == "best":
+        iterations, end = [better(baseline, one) for one in iterations], better(baseline, end)
+    return Target(tuple(iterations)), end
+
+
+def better(first: Quality, second: Quality) -> Quality:
+    """The images' PSNR of the one that has more of it on average, and the SSIM likewise."""
+    psnr = max(first, second, key=lambda one: one.mean_psnr).psnr
+    return Quality(first.names, psnr, max(first, second, key=lambda one: one.mean_ssim).ssim)
 
 
 def judge(
-    measured: tuple[float, float],
-    target: tuple[float, float],
-    gate: config.Gate,
-    tolerance: tuple[float, float] = (0, 0),
+    measured: Quality, target: Quality, gate: config.Gate, tolerance: tuple[float, float] = (0, 0)
 ) -> tuple[bool, str]:
-    """The gate: whether (PSNR, SSIM) fall below the target by no more than is allowed, and the sentence that says so.
+    """The gate: whether PSNR and SSIM fall below the target by no more than is allowed, and the sentence that says so.
 
-    tolerance: what an iteration may miss the gate by, in dB and SSIM; the fine-tune must make up for it.
+    tolerance: what an iteration may miss the gate by, in dB and SSIM; the fine-tune must make up for it. With
+    `gate.confidence` the lower end of the change's one-sided paired bootstrap interval over images must hold, not the
+    mean alone: a test of non-inferiority.
     """
-    psnr_limit, ssim_limit = gate.max_psnr_drop + tolerance[0], gate.max_ssim_drop + tolerance[1]
-    psnr_change, ssim_change = measured[0] - target[0], measured[1] - target[1]
-    sentence = f"PSNR {psnr_change:+.4f} dB and SSIM {ssim_change:+.5f} against the {gate.reference}"
+    sentence = (
+        f"PSNR {measured.mean_psnr - target.mean_psnr:+.4f} dB and SSIM {measured.mean_ssim - target.mean_ssim:+.5f} "
+        f"against {'the better of baseline and control' if gate.reference == 'best' else f'the {gate.reference}'}"
+    )
     broken = []
-    if not target[0] - measured[0] <= psnr_limit:  # also false for NaN
-        broken.append(f"PSNR may drop by {psnr_limit:g} dB")
-    if not target[1] - measured[1] <= ssim_limit:
-        broken.append(f"SSIM may drop by {ssim_limit:g}")
+    for name, unit, ours, theirs, limit in (
+        ("PSNR", " dB", measured.psnr, target.psnr, gate.max_psnr_drop + tolerance[0]),
+        ("SSIM", "", measured.ssim, target.ssim, gate.max_ssim_drop + tolerance[1]),
+    ):
+        change = float(np.mean(ours)) - float(np.mean(theirs))
+        if gate.confidence is not None:
+            change = lowest(ours, theirs, gate.confidence)
+            sentence += f"; {name} at {100 * gate.confidence:g}% confidence {change:+.4g}{unit} or more"
+        if not change >= -limit:  # also false for NaN
+            broken.append(f"{name} may drop by {limit:g}{unit}")
     return not broken, sentence + (f": {' and '.join(broken)}" if broken else "")
+
+
+def lowest(ours: Sequence[float], theirs: Sequence[float], confidence: float) -> float:
+    """The lower end of the one-sided percentile bootstrap interval (Efron, 1979) of the mean change over images."""
+    change = np.asarray(ours) - np.asarray(theirs)
+    draws = np.random.default_rng(0).integers(0, len(change), (RESAMPLES, len(change)))
+    return float(np.percentile(change[draws].mean(axis=1), 100 * (1 - confidence)))
+
+
+def _quality(point: Point) -> Quality:
+    images = tuple(point["image_psnr"]), tuple(point["image_ssim"])
+    return Quality(tuple(f"{number}" for number in range(len(images[0]))), *images)

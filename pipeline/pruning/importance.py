@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,29 +57,40 @@ def units(group: coupling.Group) -> tuple[int, ...]:
     return tuple(sorted({len(slot.index[0]) for slot in group.slots if slot.role != "channel"}))
 
 
-def regulariser(
-    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], settings: config.Settings, active
-) -> Callable[[nn.Module], Tensor] | None:
+@dataclass(frozen=True)
+class Regulariser:
     """`sparsity`: group lasso over coupled channels, each group weighted by its share of the MACs under `efficiency`.
     `imbalance`: variance over groups of their mean relative magnitude, under `balance`.
     """
+
+    groups: coupling.Coupling
+    reference: dict[str, float]
+    shares: dict[str, float]  # weights of the groups in the lasso, 1 on average
+    sparsity: float
+    imbalance: float
+
+    def __call__(self, network: nn.Module) -> Tensor:
+        """[] what is added to the loss."""
+        total = torch.zeros((), device=next(network.parameters()).device)
+        if self.sparsity:
+            for group in self.groups.groups:
+                produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
+                norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
+                total = total + self.sparsity * self.shares[group.name] * norms.sum()
+        if self.imbalance:
+            means = [relative_magnitudes(network, group, self.reference).mean() for group in self.groups.groups]
+            total = total + self.imbalance * torch.stack(means).var(correction=0)
+        return total
+
+
+def regulariser(
+    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], settings: config.Settings, active
+) -> Regulariser | None:
+    """The regulariser of a method, or none where there is nothing to shrink."""
     imbalance = settings.imbalance if "balance" in active else 0.0
     if not groups.groups or not (settings.sparsity or imbalance):
         return None
-
-    def penalty(network: nn.Module) -> Tensor:
-        total = torch.zeros((), device=next(network.parameters()).device)
-        if settings.sparsity:
-            for group in groups.groups:
-                produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
-                norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
-                total = total + settings.sparsity * shares[group.name] * norms.sum()
-        if imbalance:
-            means = torch.stack([relative_magnitudes(network, group, reference).mean() for group in groups.groups])
-            total = total + imbalance * means.var(correction=0)
-        return total
-
-    return penalty
+    return Regulariser(groups, reference, shares, settings.sparsity, imbalance)
 
 
 def lasso_shares(states: list[rules.GroupState], active) -> dict[str, float]:

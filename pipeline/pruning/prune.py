@@ -1,7 +1,8 @@
 """The paper's method: prune, retrain, measure, accept or roll back.
 
-One iteration: train with regularisation -> thresholds -> remove -> retrain -> measure on the validation images ->
-accept, or go back to the last accepted network. Read `prune` from top to bottom; the rules themselves are in rules.py.
+One iteration: thresholds -> remove -> retrain with regularisation, which prepares the next iteration's thresholds ->
+measure on the validation images -> accept, or go back to the last accepted network. Read `prune` from top to bottom;
+the rules themselves are in rules.py.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.evaluation.metrics import Quality
 from pipeline.files import load_tensors, read_sealed, write_sealed
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, rules
+from pipeline.pruning import coupling, reconstruction, rules
 from pipeline.pruning.gate import Target, judge
 from pipeline.pruning.importance import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.pruning.iterations import Iteration
@@ -70,7 +71,7 @@ def prune(
     current, state, log = _restore(scratch, baseline, all_groups, setup)
     if not log:
         state = rules.State(alpha=settings.threshold_scale, step=settings.threshold_growth)
-        log = [_record(0, "accepted", "the baseline", current, setup, target)]
+        log = [_record(0, "accepted", "the baseline", current, setup, setup.quality(current.network), target)]
         _keep(scratch, current, setup, state, log)
     for iteration in log:
         on_iteration(iteration)
@@ -81,41 +82,30 @@ def prune(
         if stop:
             break
         number = len(log)
-        trial = duplicate(current.network)
-        states = group_states(trial, setup.cost(trial), current.groups, reference, channels)
-        if rules.next_plan(states, state, active, settings, total) is None:
+        states = group_states(current.network, setup.cost(current.network), current.groups, reference, channels)
+        plan = rules.next_plan(states, state, active, settings, total)
+        if plan is None:
             stop = "no group can be pruned any further"
             break
-        penalty = regulariser(current.groups, reference, lasso_shares(states, active), settings, active)
-        removal: dict[str, Any] = {}  # what `remove` decides between the iteration's two trainings
-
-        def remove(network: nn.Module, removal=removal, current=current, state=state) -> nn.Module:
-            states = group_states(network, setup.cost(network), current.groups, reference, channels)
-            removal["plan"] = rules.next_plan(states, state, active, settings, total)
-            if removal["plan"] is None:  # there was one before training: the last step left weights that aren't numbers
-                raise NonFiniteLossError(setup.retrain.train_steps)
-            smaller, removal["candidate"] = cut(network, current, removal["plan"].removed)
-            return smaller
-
+        candidate = cut(current, plan.removed, setup if settings.reconstruct else None)
+        now = group_states(candidate.network, setup.cost(candidate.network), candidate.groups, reference, channels)
+        penalty = regulariser(candidate.groups, reference, lasso_shares(now, active), settings, active)
         ended = setup.iteration_steps * number  # steps of progress after this iteration, also when it is cut short
         try:
-            smaller = train_iteration(trial, setup, number, scratch, progress, penalty, remove)
+            train_iteration(candidate.network, setup, number, scratch, progress, baseline, penalty)
         except NonFiniteLossError as error:
-            plan = removal.get("plan") or rules.plan(states, state, state.alpha, active, settings, total)
             progress.base = ended
             before = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
             log.append(_refusal(number, plan, before, f"{error}"))
             state = rules.after_rejected(state, plan, states)
         else:
-            plan, candidate = removal["plan"], removal["candidate"]
-            record = _record(number, "", "", candidate, setup, target, plan)
-            accepted, reason = judge(
-                (record.psnr, record.ssim), target.at(candidate.lineage), setup.gate, setup.tolerance
-            )
-            pruned = ", ".join(f"{name} {len(gone)}" for name, gone in plan.removed.items())
+            measured = setup.quality(candidate.network)
+            accepted, reason = judge(measured, target.at(candidate.lineage), setup.gate, setup.tolerance)
+            pruned = "; ".join(f"{len(gone)} of {name}" for name, gone in plan.removed.items())
             verdict = "accepted" if accepted else "rejected"
-            log.append(Iteration(**{**vars(record), "verdict": verdict, "reason": f"{reason}; pruned: {pruned}"}))
-            now = group_states(smaller, setup.cost(smaller), candidate.groups, reference, channels)
+            log.append(_record(number, verdict, f"{reason}. Channels removed: {pruned}", candidate, setup, measured,
+                               target, plan))  # fmt: skip
+            now = group_states(candidate.network, setup.cost(candidate.network), candidate.groups, reference, channels)
             if accepted:
                 current, state = candidate, rules.after_accepted(state, plan, now, active, settings)
             else:
@@ -143,21 +133,33 @@ def stop_reason(log: list[Iteration], settings: config.Settings, max_iterations:
     return ""
 
 
-def cut(network: nn.Module, current: Current, removed: dict[str, tuple[int, ...]]) -> tuple[nn.Module, Current]:
-    """The smaller network, and its place after `current`."""
+def cut(current: Current, removed: dict[str, tuple[int, ...]], setup: Setup | None = None) -> Current:
+    """The smaller network, before it is trained on.
+
+    removed: group name -> channels that go. With a setup, `reconstruct`: of each group as many go, but those that the
+    layers which read them can best make up for on its training images, and these layers then do.
+    """
+    network = current.network
+    if setup is not None:
+        known = reconstruction.moments(network, current.groups, setup.samples())
+        counts = {name: len(gone) for name, gone in removed.items()}
+        removed = removed | reconstruction.weakest(network, current.groups, known, counts)
+        network = reconstruction.compensated(network, current.groups, removed, known)
     smaller = coupling.remove(network, current.groups, removed)
     kept = {tensor: dict(dims) for tensor, dims in current.kept.items()}
     for tensor, dims in coupling.kept_indices(network, current.groups, removed).items():
         for dim, indices in dims.items():
             before = kept.setdefault(tensor, {}).get(dim)
             kept[tensor][dim] = [before[i] for i in indices] if before else list(indices)
-    return smaller, Current(smaller, coupling.narrow(current.groups, removed), kept, (*current.cuts, removed))
+    return Current(smaller, coupling.narrow(current.groups, removed), kept, (*current.cuts, removed))
 
 
-def _record(number, verdict, reason, current: Current, setup: Setup, target: Target, plan: rules.Plan | None = None):
-    """Measure a network for the log."""
-    measured, spent = setup.quality(current.network), setup.cost(current.network)
-    aim = target.at(current.lineage)
+def _record(
+    number: int, verdict: str, reason: str, current: Current, setup: Setup, measured: Quality, target: Target,
+    plan: rules.Plan | None = None,
+) -> Iteration:  # fmt: skip
+    """A network of that quality for the log."""
+    spent, aim = setup.cost(current.network), target.at(current.lineage)
     return Iteration(
         number, verdict, reason, current.lineage,
         alpha=plan.alpha if plan else 0.0,
@@ -167,7 +169,7 @@ def _record(number, verdict, reason, current: Current, setup: Setup, target: Tar
         widths={layer.name: layer.out_channels for layer in spent.layers},
         mac=spent.mac, weights=spent.weights, activations=spent.activations, bw=spent.bw,
         psnr=measured.mean_psnr, ssim=measured.mean_ssim,
-        psnr_change=measured.mean_psnr - aim[0], ssim_change=measured.mean_ssim - aim[1],
+        psnr_change=measured.mean_psnr - aim.mean_psnr, ssim_change=measured.mean_ssim - aim.mean_ssim,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Entries of lists are counted from 0, as iterations are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -134,9 +135,10 @@ def control(results: Path, network: str, steps: int | None = None, iterations: i
         wrong(
             path, f"has {len(points)} points, but retrain.{network}.max_iterations {iterations} makes {iterations + 1}"
         )
-    end: Point = read(folder / "metrics.json", Point)
+    end: Point = read(folder / "end.json", Point)
     if end["steps"] < points[-1]["steps"]:
-        wrong(folder / "metrics.json", f"is {end['steps']} but {path} goes on to {points[-1]['steps']}", "steps")
+        wrong(folder / "end.json", f"is {end['steps']} but {path} goes on to {points[-1]['steps']}", "steps")
+    _by_image(folder / "end.json", end, len(points[0]["image_psnr"]))
     return [*points, end]
 
 
@@ -150,7 +152,17 @@ def curve(path: Path, steps: int | None = None) -> list[Point]:
         steps_here = number * each
         if point["steps"] != steps_here:
             wrong(path, f"is {point['steps']} but should be {steps_here}", number, "steps")
+        _by_image(path, point, len(control_points[0]["image_psnr"]), number)
     return control_points
+
+
+def _by_image(path: Path, point: Point, images: int, *where: int) -> None:
+    """UserError unless a point's means are those of its images, and it has so many of these."""
+    for key, values in (("psnr", point["image_psnr"]), ("ssim", point["image_ssim"])):
+        if len(values) != images:
+            wrong(path, f"has {len(values)} entries, but there are {images} images", *where, f"image_{key}")
+        if not _equal(point[key], math.fsum(values) / images):  # type: ignore[literal-required]
+            wrong(path, f"is {point[key]:g}, but its images' mean is another", *where, key)  # type: ignore[literal-required]
 
 
 def solutions(results: Path, network: str, methods: Iterable[str]) -> dict[str, Any]:
@@ -229,8 +241,11 @@ def widths(results: Path, network: str, methods: Iterable[str]) -> tuple[list[La
     return whole, counts
 
 
-def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], int]:
-    """A method's iterations, the baseline first, and the number of the one that the fine-tune delivered."""
+def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], float]:
+    """A method's iterations, the baseline first, and the place on this path of what the fine-tune delivered.
+
+    The place is an accepted iteration's number, or between two of them, by the MACs, where channels were given back.
+    """
     path = results / "prune" / network / method / "path.csv"
     path_rows = rows(path, PathRow)
     for number, row in enumerate(path_rows):
@@ -243,10 +258,15 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], in
     tuned = results / "finetune" / network / method / "metrics.json"
     percent = read(tuned, Tuned)["mac_percent"]
     accepted = [row for row in path_rows if row["verdict"] == "accepted"]
-    same = [row["number"] for row in accepted if _equal(100 * row["mac"] / path_rows[0]["mac"], percent)]
-    if not same:
-        wrong(tuned, f"is {percent:g}, which no accepted iteration of {path} has", "mac_percent")
-    return path_rows, same[-1]
+    shares = [100 * row["mac"] / path_rows[0]["mac"] for row in accepted]
+    for place in reversed(range(len(accepted))):
+        here, number = shares[place], accepted[place]["number"]
+        if _equal(here, percent):
+            return path_rows, number
+        if percent < here and place + 1 < len(accepted):
+            after, further = shares[place + 1], accepted[place + 1]["number"]
+            return path_rows, number + (here - percent) / (here - after) * (further - number)
+    wrong(tuned, f"is {percent:g}, which lies below every accepted iteration of {path}", "mac_percent")
 
 
 def latency(results: Path, network: str, method: str) -> Latency:

@@ -30,11 +30,13 @@ class Baseline(TypedDict):
 
 
 class Point(TypedDict):
-    """control/NETWORK: an entry of curve.json, and metrics.json, its end."""
+    """control/NETWORK: an entry of curve.json, and end.json; validation quality, its means and by image."""
 
     steps: Whole
     psnr: Psnr
     ssim: Ssim
+    image_psnr: Annotated[list[Psnr], Field(min_length=1)]
+    image_ssim: Annotated[list[Ssim], Field(min_length=1)]
 
 
 Side = Annotated[int, Field(strict=True, ge=1, le=10**6)]  # pixels
@@ -53,6 +55,7 @@ class Index(TypedDict):
     shown: NotRequired[list[Whole]]
     ratio: NotRequired[list[Positive]]
     exposures: NotRequired[Annotated[tuple[Range, Range], Field(strict=False)]]
+    cameras: NotRequired[Literal["one", "random"]]
     noise: NotRequired[Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]]
     seed: NotRequired[Whole]
 

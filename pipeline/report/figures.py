@@ -203,9 +203,8 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
         for axes, values in ((quality, [row["psnr_change"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
-            axes.plot(
-                [delivered], [values[delivered]], "o", color=colour(method), markersize=size + 8, fillstyle="none"
-            )
+            at = np.interp(delivered, good, [values[n] for n in good])
+            axes.plot([delivered], [at], "o", color=colour(method), markersize=size + 8, fillstyle="none")
     quality.axhline(0, color="black", linewidth=0.8)
     quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")
     quality.set(xlabel="iteration", ylabel="validation PSNR change (dB)")

@@ -27,7 +27,7 @@ def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list
     """One row for each solution of a network: input, baseline, control and methods."""
     measured = records.solutions(results, network, methods)
     baseline: records.Baseline = records.read(results / "train" / network / "metrics.json", records.Baseline)
-    control: records.Point = records.read(results / "control" / network / "metrics.json", records.Point)
+    control: records.Point = records.read(results / "control" / network / "end.json", records.Point)
     table = []
     for solution in ("input", "baseline", "control", *methods):
         row: dict[str, Any] = {"network": network, "solution": solution, **measured[solution]}

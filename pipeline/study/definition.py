@@ -104,7 +104,7 @@ class Study:
         params = self.params
         target, final = gate.targets(params.gate.reference, control)
         return Problem(
-            setup=load_setup(params, self.network, self.results),
+            setup=load_setup(params, self.network, self.results, cache=Path(".scratch/trainings")),
             settings=self.settings,
             active=params.methods[self.method].rules,
             recipe=params.finetune[self.network],

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config
-from pipeline.networks import checkpoint
+from pipeline.evaluation.metrics import Quality
+from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Silent
 from pipeline.pruning import gate, iterations, prune, rules
 from pipeline.training import recipes
@@ -53,7 +54,7 @@ class Problem:
     recipe: config.Finetune
     baseline: Path
     target: gate.Target  # of the iterations
-    final: tuple[float, float]  # of the fine-tuned network: PSNR in dB, SSIM
+    final: Quality  # what the fine-tuned network is compared with
     rivals: dict[str, float]  # PSNR in dB of the baseline and of the control's end
     ssim: bool  # whether SSIM must hold as well
 
@@ -78,6 +79,7 @@ def measure(
     setup = problem.setup
     settings = config.checked_settings(problem.settings, values)
     network, _ = checkpoint.load(problem.baseline, setup.network.factory)
+    teacher = duplicate(network).eval()
     total, accepted, steps = setup.cost(network).mac, [], 0
     whole = setup.retrain.max_iterations * setup.iteration_steps + problem.recipe.steps
 
@@ -105,15 +107,15 @@ def measure(
 
     pruned, _ = checkpoint.load(work / f"accepted-{last.number:03d}.pt", setup.network.factory)
     with contextlib.suppress(NonFiniteLossError):  # then it is judged as it was left
-        recipes.train_final(pruned, setup, problem.recipe, work / "finetune.pt", Silent())
+        recipes.train_final(pruned, setup, problem.recipe, work / "finetune.pt", Silent(), teacher)
     measured = setup.quality(pruned)
     psnr, ssim = measured.mean_psnr, measured.mean_ssim
     beyond = {
-        "psnr_drop": problem.final[0] - psnr - setup.gate.max_psnr_drop,
-        "ssim_drop": problem.final[1] - ssim - setup.gate.max_ssim_drop,
+        "psnr_drop": problem.final.mean_psnr - psnr - setup.gate.max_psnr_drop,
+        "ssim_drop": problem.final.mean_ssim - ssim - setup.gate.max_ssim_drop,
     }
     notes: dict[str, Any] = {f"psnr_change_{name}": psnr - other for name, other in problem.rivals.items()}
-    notes |= {"psnr_change": psnr - problem.final[0], "ssim_change": ssim - problem.final[1]}
+    notes |= {"psnr_change": psnr - problem.final.mean_psnr, "ssim_change": ssim - problem.final.mean_ssim}
     notes |= {"steps": steps + problem.recipe.steps, "saved_share": 0.0}
     return Outcome(mac_percent, {key: _number(beyond[key]) for key in problem.constraints}, notes)
 

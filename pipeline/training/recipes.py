@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.progress import Progress
-from pipeline.training.loop import fit
+from pipeline.training import cache
+from pipeline.training.loop import Teacher, fit
 from pipeline.training.setup import Setup
+
+PUBLISHED = {"milestones": (), "schedule": "cosine"}  # in place of a stepwise schedule of the baseline's training
 
 
 def train_iteration(
@@ -19,35 +23,55 @@ def train_iteration(
     number: int,
     scratch: Path,
     progress: Progress,
+    teacher: nn.Module,
     penalty: Callable[[nn.Module], Tensor] | None = None,
-    change: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> nn.Module:
-    """One iteration's training: `train_steps` with the penalty, `change`, `retrain_steps`; the control has neither."""
-    retrain, common = setup.retrain, {"milestones": (), "schedule": "cosine"}
-    if retrain.train_steps:
-        recipe = setup.recipe.model_copy(
-            update=common | {"steps": retrain.train_steps, "lr": retrain.train_lr, "lr_final": retrain.train_lr}
-        )
-        fit(network, setup.train, recipe, setup.machine, seed=setup.seed + 2 * number, penalty=penalty,
-            tick=progress.tick, resume=scratch / f"{number:03d}-train.pt")  # fmt: skip
-    progress.phase_over(retrain.train_steps)
-    network = change(network)
-    if retrain.retrain_steps:
-        recipe = setup.recipe.model_copy(
-            update=common
-            | {"steps": retrain.retrain_steps, "lr": retrain.retrain_lr, "lr_final": retrain.retrain_lr_final}
-        )
-        fit(network, setup.train, recipe, setup.machine, seed=setup.seed + 2 * number + 1,
-            tick=progress.tick, resume=scratch / f"{number:03d}-retrain.pt")  # fmt: skip
-    progress.phase_over(retrain.retrain_steps)
-    return network
+    """One iteration's training, at a constant rate; the network ends with averaged weights.
+
+    teacher: the baseline, whose output a share `retrain.teacher` of the loss is taken against. penalty: added to the
+    loss; the control has none.
+    """
+    retrain = setup.retrain
+    recipe = setup.recipe.model_copy(
+        update=PUBLISHED | {"steps": retrain.steps, "lr": retrain.lr, "lr_final": retrain.lr}
+    )
+    if retrain.steps:
+        resume = scratch / f"{number:03d}-retrain.pt"
+        _train(network, setup, recipe, number, resume, progress, Teacher(teacher, retrain.teacher), penalty)
+    return network.eval()
 
 
 def train_final(
-    network: nn.Module, setup: Setup, recipe: config.Finetune, resume: Path, progress: Progress
+    network: nn.Module, setup: Setup, recipe: config.Finetune, resume: Path, progress: Progress, teacher: nn.Module
 ) -> nn.Module:
-    """The fine-tune of a pruned network, and of the control."""
-    full = setup.recipe.model_copy(update={"milestones": (), "schedule": "cosine", **recipe.model_dump()})
-    fit(network, setup.train, full, setup.machine, seed=setup.seed + 100_003, tick=progress.tick, resume=resume)
-    progress.phase_over(recipe.steps)
+    """The fine-tune of a pruned network, and of the control; `teacher` as for an iteration."""
+    update = PUBLISHED | recipe.model_dump(exclude={"teacher"})
+    full = setup.recipe.model_copy(update=update)
+    _train(network, setup, full, 100_003, resume, progress, Teacher(teacher, recipe.teacher))
     return network
+
+
+def _train(
+    network: nn.Module,
+    setup: Setup,
+    recipe: config.Train,
+    number: int,
+    resume: Path,
+    progress: Progress,
+    teacher: Teacher,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+) -> None:
+    """Train in place, or take what the same training made before."""
+    seed = setup.seed + number
+    teacher.network.to(setup.machine.device)
+    key = ""
+    if setup.cache is not None:
+        taught: Any = (teacher.weight, cache.weights_digest(teacher.network)) if teacher.weight else 0
+        shrunk = repr(penalty)
+        dumped = recipe.model_dump(exclude={"checkpoint", "validate_every"})
+        key = cache.key(network, setup.machine, dumped, setup.images, seed, taught, shrunk)
+    cache.remembered(setup.cache, key, network, lambda: fit(
+        network, setup.train, recipe, setup.machine, seed=seed, penalty=penalty, teacher=teacher, tick=progress.tick,
+        resume=resume,
+    ))  # fmt: skip
+    progress.phase_over(recipe.steps)

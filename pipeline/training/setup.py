@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from pipeline import config, cost
 from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
+from pipeline.files import digest
 from pipeline.networks import input_channels
 from pipeline.training.device import Machine, choose
+
+SAMPLES = 16  # batches
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Setup:
     machine: Machine
     size: tuple[int, int]  # input height and width at which costs are counted
     seed: int
+    images: str = ""  # names the training images, for the cache
+    cache: Path | None = None  # where trainings are kept that may be wanted again; None: nowhere
 
     @property
     def crop_border(self) -> int:
@@ -40,7 +46,7 @@ class Setup:
 
     @property
     def iteration_steps(self) -> int:
-        return self.retrain.train_steps + self.retrain.retrain_steps
+        return self.retrain.steps
 
     @property
     def channels(self) -> int:
@@ -52,6 +58,11 @@ class Setup:
     def example(self, network: nn.Module | None = None) -> Tensor:
         """The image that the network is traced with: any size gives the same groups, if the network can take it."""
         return example(self.network, self.recipe, network)
+
+    def samples(self) -> Iterator[Tensor]:
+        """Batches of training inputs, [batch, channels, patch, patch], always the same, to measure activations on."""
+        for step in range(SAMPLES):
+            yield self.train.batch(step, self.seed + 200_003, self.recipe.batch, self.recipe.patch)[0]
 
     def quality(self, network: nn.Module) -> metrics.Quality:
         return metrics.measure(network, self.validation, self.crop_border)
@@ -87,8 +98,11 @@ def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Modu
     return "" if output == needed else f"{type(network).__name__} makes {output} and not {needed}"
 
 
-def load_setup(params: config.Params, network: str, results: Path) -> Setup:
-    """The setup of one network: its recipes, the machine, and the images that `prepare` left in `results`."""
+def load_setup(params: config.Params, network: str, results: Path, cache: Path | None = None) -> Setup:
+    """The setup of one network: its recipes, the machine, and the images that `prepare` left in `results`.
+
+    cache: a folder of trainings that several stages and trials share.
+    """
     machine = choose(params.device, params.threads, params.precision)
     data = results / "prepare" / network
     return Setup(
@@ -103,4 +117,6 @@ def load_setup(params: config.Params, network: str, results: Path) -> Setup:
         machine=machine,
         size=params.analyze[network].size,
         seed=params.seed * 1_000_003,
+        images=digest(data / "train" / "index.json"),
+        cache=cache,
     )
