@@ -18,6 +18,8 @@ from pipeline.prepare.pairs import Making, make, photographs
 from pipeline.pruning.prune import Setup
 from pipeline.training.device import Machine, choose
 
+pytest.register_assert_rewrite("removals")  # its failed assertions say what they compared, as a test's do
+
 TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
 # Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.

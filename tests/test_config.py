@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chains import ROOT
 from dvc.utils.serialize import load_yaml
 
 from pipeline import config
@@ -19,7 +20,6 @@ from pipeline.errors import UserError
 from pipeline.schema import read_yaml
 from stages import preset
 
-ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 MISSING = object()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chains import ROOT
 
-ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # What changes no result: how parameters and networks are checked, files written, progress shown and runs logged.
 PLUMBING = {

@@ -18,10 +18,11 @@ import optuna
 import postgres
 import pytest
 import yaml
+from chains import ROOT
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from search_worker import outcome
-from test_stores import lock
+from spoiled import lock
 
 from pipeline import config
 from pipeline.errors import UserError
@@ -35,7 +36,6 @@ from pipeline.study.winner import write_settings
 from pipeline.training import recipes
 from pipeline.training.setup import Setup
 
-ROOT = Path(__file__).parents[1]
 SPACE = {"x": FloatDistribution(0, 1)}
 DROP = ("psnr_drop",)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import topologies
 import torch
+from pruning_runs import A, B, C, D, Killed, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,11 +29,6 @@ from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
 from pipeline.training import loop, recipes
 
-A = ("adaptive",)
-B = ("adaptive", "depth")
-C = ("adaptive", "depth", "efficiency")
-D = ("adaptive", "depth", "efficiency", "balance")
-EASY = Target((0.0,), (0.0,))
 IMPOSSIBLE = Target((1000.0,), (0.0,))
 TRUNK, FIRST, SECOND, UP = "head+3", "body.0.conv1", "body.1.conv1", "upsample.0"  # the tiny EDSR's groups
 
@@ -46,21 +42,6 @@ GOLDEN = json.loads("""
 [571392, 0.9126, [4, 5, 4, 5, 4, 4, 20, 3]]
 ]
 """)
-
-
-class Killed(Progress):
-    """Stops the process, as it were, at the n-th training step."""
-
-    def __init__(self, at: int | None = None) -> None:
-        super().__init__("test", 1)
-        self.left = at
-
-    def tick(self, done: int, psnr: float | None = None) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-        super().tick(done, psnr)
 
 
 @dataclass(frozen=True)
@@ -82,13 +63,6 @@ def still(setup: Setup) -> Setup:
 
 def within(setup: Setup, max_iterations: int) -> Setup:
     return replace(setup, retrain=setup.retrain.model_copy(update={"max_iterations": max_iterations}))
-
-
-def run(
-    network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
-):
-    more = {"target": EASY, "progress": Killed()} | more
-    return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
 
 def same_bits(first: nn.Module, second: nn.Module) -> bool:

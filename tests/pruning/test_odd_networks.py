@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_coupling import EXAMPLE, check, random_removal
-from test_pruning import A, run
+from pruning_runs import A, run
+from removals import EXAMPLE, check, random_removal
 from topologies import conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations

@@ -13,6 +13,7 @@ from warnings import catch_warnings
 import pytest
 import torch
 import yaml
+from chains import ROOT
 from payload import Payload
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,6 @@ from pipeline.networks.pretrained import load_weights
 from pipeline.training.setup import Setup
 from stages import train
 
-ROOT = Path(__file__).parents[1]
 MEAN = (0.4488, 0.4371, 0.4040)
 State = dict[str, Tensor]
 

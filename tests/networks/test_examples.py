@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import topologies
 import torch
-from test_coupling import EXAMPLE, check, random_removal
-from test_pruning import A, D, run
+from pruning_runs import A, D, run
+from removals import EXAMPLE, check, random_removal
 from torch import nn
 
 from pipeline import checks, config, cost
