@@ -102,7 +102,7 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
 
 
 @pytest.fixture
-def numbers() -> config.Settings:
+def settings() -> config.Settings:
     """Round settings for the rules; tests change what they are about with model_copy."""
     return config.Settings(
         threshold_scale=1.0,

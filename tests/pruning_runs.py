@@ -36,7 +36,7 @@ class Killed(Progress):
 
 
 def run(
-    network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
+    network: nn.Module, setup: Setup, settings: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
 ):
     more = {"target": EASY, "progress": Killed()} | more
-    return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
+    return prune.prune(network, setup, settings, active, scratch=scratch, **more)

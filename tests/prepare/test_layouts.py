@@ -166,7 +166,7 @@ def test_div2ks_small_images_serve_super_resolution_alone(tmp_path: Path) -> Non
     for network, more in (("clean", {"noise": 15.0}), ("sid", {"ratio": [100.0, 100.0]})):
         found = look(tmp_path, network, layout="div2k", folder=folder, **RANGES, **more)
         assert found.errors == []
-        assert all(source.given is None for part in found.parts.values() for source in part.sources)
+        assert all(source.input is None for part in found.parts.values() for source in part.sources)
         assert "made here" in found.parts["train"].inputs
 
 
