@@ -30,7 +30,7 @@ TRIALS, SECONDS, ROUNDS = 48, 2.0, 3
 def seconds(storage: str, name: str, workers: int, folder: Path) -> float:
     """From the first trial's beginning to the last worker's end: the start of Python isn't counted."""
     log = folder / f"{name}.log"
-    words = [sys.executable, str(ROOT / "tests" / "search_worker.py"), storage, name]
+    words = [sys.executable, str(ROOT / "tests/study/search_worker.py"), storage, name]
     words += [str(TRIALS), str(SECONDS), "20", str(log), "random"]
     open_study(storage, name, {"baseline": "one"})
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,8 +1,13 @@
-"""What is tried before anything trains: whether a network can be built, trained, traced, counted and measured."""
+"""What is tried before anything trains: whether a network can be built, trained, traced, counted and measured.
+
+And, once it is trained or read, whether the baseline is fit to be pruned.
+"""
 
 from __future__ import annotations
 
+import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +16,9 @@ from torch import Tensor, nn
 
 from pipeline import config, cost
 from pipeline.errors import UserError, explained, under
+from pipeline.evaluation.metrics import Quality
 from pipeline.networks import affordable, build, duplicate, gigabytes, input_channels, memory, rebuilt
+from pipeline.networks.pretrained import measured_range
 from pipeline.pruning.tracing import follow
 from pipeline.training.device import choose
 from pipeline.training.loop import backward, forward
@@ -203,3 +210,26 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     resamples, images = params.evaluate.bootstrap, len(parts["test"].sizes)
     _fits_memory(f"evaluate.bootstrap: {resamples} of {images} test images", 16 * resamples * images)  # int64, float64
     return net
+
+
+def check_baseline(name: str, measured: Quality) -> None:
+    """UserError unless a baseline's figures on the validation images are finite."""
+    if not math.isfinite(measured.mean_psnr):
+        raise UserError(
+            f"train.{name}: the baseline gives infinite values or NaN for a validation image, "
+            f"{measured.names[[math.isfinite(psnr) for psnr in measured.psnr].index(False)]}"
+        )
+
+
+def warn_of_baseline(setup: Setup, network: nn.Module, psnr: float, start: float, weights: str | None) -> None:
+    """Warn of a baseline that is no better than its input, and say what may be wrong with weights from a file.
+
+    psnr, start: the network's and its input's on the validation images, in dB. weights: the file, if there is one.
+    """
+    if psnr > start:
+        return
+    sentence = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
+    hint = measured_range(network, setup.validate, start) if weights else "it needs more steps, or another lr"
+    warnings.warn(
+        f"train.{setup.name}: {sentence}; {hint or f'{weights} was trained for something else'}", stacklevel=2
+    )

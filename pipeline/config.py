@@ -111,18 +111,14 @@ class Prepare(Section):
         """ValueError for keys that the network's task doesn't go with."""
         if self.layout not in TASK_LAYOUTS[task]:
             raise ValueError(f"layout is {self.layout!r}, but the task {task} has {_listed(TASK_LAYOUTS[task])}")
-        for key, wanted in (
-            ("ratio", "low_light"),
-            ("shot", "low_light"),
-            ("cameras", "low_light"),
-            ("noise", "restoration"),
-        ):
-            if key in self.model_fields_set and task != wanted:
-                raise ValueError(f"{key} is for the task {wanted}, not {task}")
-        made = task == "restoration" and self.layout != "paired"
-        if made and self.noise is None:
+        keys = {"ratio": "low_light", "shot": "low_light", "cameras": "low_light", "noise": "restoration"}
+        for key, its_task in keys.items():
+            if key in self.model_fields_set and task != its_task:
+                raise ValueError(f"{key} is for the task {its_task}, not {task}")
+        noise_is_made = task == "restoration" and self.layout != "paired"
+        if noise_is_made and self.noise is None:
             raise ValueError(f"noise is missing: with layout {self.layout}, restoration takes away noise made here")
-        if self.test_sets and not made and task != "super_resolution":
+        if self.test_sets and not noise_is_made and task != "super_resolution":
             raise ValueError("test_sets are folders of targets: for super_resolution and restoration of noise")
 
 
@@ -346,11 +342,11 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _searchable(self) -> Search:
-        for key, wanted in self.space.items():
+        for key, span in self.space.items():
             if key not in SEARCHABLE:
                 raise ValueError(f"space has {shown(key)}, which can't be searched; {_listed(SEARCHABLE)} can")
-            if whole_number(key) and not (wanted.low.is_integer() and wanted.high.is_integer()):
-                raise ValueError(f"space.{key} goes from {wanted.low:g} to {wanted.high:g}, but it is a whole number")
+            if whole_number(key) and not (span.low.is_integer() and span.high.is_integer()):
+                raise ValueError(f"space.{key} goes from {span.low:g} to {span.high:g}, but it is a whole number")
         return self
 
 

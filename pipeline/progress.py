@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, stage: str, total: int, unit: str = "step") -> None:
         lines = not sys.stderr.isatty() or os.environ.get("PROGRESS") == "lines"
         self.stage, self.total, self.base, self.done = stage, total, 0, 0
-        self.began = self.said = time.monotonic()
+        self.began = self.last_line = time.monotonic()
         self.first: int | None = None  # the step at which this process began: a resumed stage starts late
         self.bar = None if lines else tqdm(total=total, desc=stage, unit=unit, dynamic_ncols=True)
 
@@ -30,9 +30,9 @@ class Progress:
             if psnr is not None:
                 self.bar.set_postfix_str(f"PSNR {psnr:.2f} dB", refresh=False)
             self.bar.update(done - self.done)
-        elif time.monotonic() - self.said > QUIET_SECONDS:
-            self.said = time.monotonic()
-            rate = (done - self.first) / (self.said - self.began)
+        elif time.monotonic() - self.last_line > QUIET_SECONDS:
+            self.last_line = time.monotonic()
+            rate = (done - self.first) / (self.last_line - self.began)
             quality = "" if psnr is None else f", PSNR {psnr:.2f} dB"
             left = (self.total - done) / rate / 60
             self.say(f"step {done}/{self.total}, {rate:.1f} steps/s{quality}, about {left:.1f} min left")
@@ -83,7 +83,7 @@ class Trials(Progress):
 
     def __init__(self, name: str, total: int) -> None:
         super().__init__(name, total, unit="trial")
-        self.shown = -1
+        self.last_count = -1
         self.failed: set[int] = set()  # trials whose failure was said
 
     def show(self, count: int, words: str) -> None:
@@ -96,10 +96,10 @@ class Trials(Progress):
             self.bar.set_postfix_str(words, refresh=False)
             self.bar.n = count
             self.bar.refresh()
-        elif count != self.shown:
+        elif count != self.last_count:
             left = ""
             if count > self.first:
                 each = (time.monotonic() - self.began) / (count - self.first)
                 left = f", about {each * (self.total - count) / 60:.1f} min left"
             self.say(f"trial {count}/{self.total}, {words}{left}")
-        self.shown = count
+        self.last_count = count

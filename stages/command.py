@@ -30,15 +30,15 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
     if "DVC_STAGE" in os.environ:
         end_with_parent()
     with guarded(name):
-        given = vars(parser.parse_args())
+        names = vars(parser.parse_args())
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.methods)):
-            if key in given and given[key] not in allowed:
-                raise UserError(f"{key} {given[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
-        if "network" in given:
-            params.require(given["network"], *(["prepare"] if name == "prepare" else []))
+            if key in names and names[key] not in allowed:
+                raise UserError(f"{key} {names[key]!r} isn't in params.yaml, which has {', '.join(allowed)}")
+        if "network" in names:
+            params.require(names["network"], *(["prepare"] if name == "prepare" else []))
         writable(RESULTS)
-        stage(params, *given.values())
+        stage(params, *names.values())
 
 
 def end_with_parent(parent: int | None = None, group: bool = False) -> None:
@@ -47,13 +47,13 @@ def end_with_parent(parent: int | None = None, group: bool = False) -> None:
     Without `parent`, its process id, that is DVC, or the shell by which DVC began this stage. With `group` everything
     in this process group stops. What doesn't stop when asked is killed: files are whole or absent.
     """
-    wanted = [parent] if parent else _above()
+    parents = [parent] if parent else _above()
 
     def stop(number: signal.Signals) -> None:
         os.killpg(0, number) if group else os.kill(os.getpid(), number)
 
     def watch() -> None:
-        while wanted and wanted == ([os.getppid()] if parent else _above()):
+        while parents and parents == ([os.getppid()] if parent else _above()):
             time.sleep(0.5)
         stop(signal.SIGINT)
         time.sleep(GRACE)

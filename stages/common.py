@@ -74,7 +74,7 @@ def flat(section: Any, prefix: str = "") -> dict[str, Any]:
         section = section.model_dump(exclude_none=True)  # what isn't set is no parameter of the run
     if not isinstance(section, dict):
         return {prefix: section}
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for key, value in section.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        dotted |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return dotted

@@ -13,7 +13,7 @@ from stages.common import RESULTS, network_of
 
 def evaluate(params: config.Params, network: str) -> None:
     """Compare one network's solutions with its baseline and its control on the test images."""
-    settings, methods, shown = params.networks[network], params.run.methods, params.report.method
+    settings, methods, reported = params.networks[network], params.run.methods, params.report.method
     with runs.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
         from pipeline import cost
         from pipeline.data.dataset import load_images
@@ -47,7 +47,7 @@ def evaluate(params: config.Params, network: str) -> None:
             summary[name] = row
         folder = RESULTS / "evaluate" / network
         write_csv(folder / "images.csv", metrics.image_rows(scores))
-        pairs = zip(images.names, scores[shown].psnr, scores["baseline"].psnr, strict=True)
+        pairs = zip(images.names, scores[reported].psnr, scores["baseline"].psnr, strict=True)
         changes = {name: psnr - base for name, psnr, base in pairs}
         samples = crops.samples(changes)
         for reason, name in samples.items():

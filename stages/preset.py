@@ -1,25 +1,14 @@
-"""Write params.yaml from a preset: `python -m stages.preset NAME` for presets/NAME.yaml.
-
-presets/small.yaml is whole. Every other preset states only what it changes of it: sections merge key by key, a list or
-a value replaces, null takes a key away, and a network that is taken from `networks` goes from every other section too.
-"""
+"""Write params.yaml from a preset: `python -m stages.preset NAME` for presets/NAME.yaml."""
 
 from __future__ import annotations
 
-import io
-import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from pipeline import config
+from pipeline import config, presets
 from pipeline.cli import Parser
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
-from pipeline.schema import read_yaml
 from stages.command import guarded
 
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
@@ -39,11 +28,14 @@ def apply(name: str) -> str:
     if name not in names:
         raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
     path = PRESETS / f"{name}.yaml"
-    config.checked_params(values(path), str(path))
-    text, present = rendered(path), PARAMS.read_text(encoding="utf-8", errors="replace") if PARAMS.exists() else None
+    config.checked_params(presets.values(path), str(path))
+    text, present = (
+        presets.rendered(path),
+        PARAMS.read_text(encoding="utf-8", errors="replace") if PARAMS.exists() else None,
+    )
     if present == text:
         return f"preset: {PARAMS} is the preset {name} already"
-    preset = present is None or any(present == _text_of(PRESETS / f"{other}.yaml") for other in names)
+    preset = present is None or any(present == presets.rendered_or_none(PRESETS / f"{other}.yaml") for other in names)
     if not preset and present != _committed():
         raise UserError(
             f"{PARAMS} has changes that are neither committed nor a preset: commit them or take them back "
@@ -54,68 +46,6 @@ def apply(name: str) -> str:
     if not preset:
         back = f"; `git checkout {PARAMS}` goes back to the committed one"
     return f"preset: {PARAMS} is now the preset {name}{back}"
-
-
-def values(path: Path) -> dict[str, Any]:
-    """The values of a preset, merged with presets/small.yaml. UserError for what is no YAML."""
-    base, changes = read_yaml(path.with_name("small.yaml")), read_yaml(path)
-    for file, content in ((path.with_name("small.yaml"), base), (path, changes)):
-        if not isinstance(content, dict):
-            raise UserError(f"{file} must hold sections, as params.yaml does")
-    if not isinstance(base.get("networks"), dict):
-        raise UserError(f"{path.with_name('small.yaml')} has no section networks")
-    return merged(base, changes)
-
-
-def rendered(path: Path) -> str:
-    """The text of params.yaml for a preset: small.yaml with its comments, below the preset's first lines."""
-    text = path.read_text(encoding="utf-8")
-    if path.stem == "small":
-        return text
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
-    small = path.with_name("small.yaml").read_text(encoding="utf-8")
-    stream = io.StringIO()
-    yaml.dump(merged(yaml.load(_split(small)[1]), yaml.load(_split(text)[1])), stream)
-    body = re.sub(r"\n+(?=\w+:( #.*)?\n)", "\n\n", stream.getvalue())  # blank lines went with the key above them
-    closer = re.sub(r"(?<=\S) {2,}(?=# )", " ", body)  # comments stood where the old value ended
-    return _split(text)[0] + (closer if YAML().load(closer) == YAML().load(body) else body)  # a text may hold "  # "
-
-
-def _text_of(path: Path) -> str | None:
-    """The text of params.yaml for a preset; None for one that can't be merged."""
-    try:
-        return rendered(path)
-    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return None
-
-
-def _split(text: str) -> tuple[str, str]:
-    """The comment that a file begins with, and the rest."""
-    comment = re.match(r"(#.*\n)*", text)[0]
-    return comment, text[len(comment) :]
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the changes of a preset, in place."""
-    before = set(base["networks"])
-    _merge(base, changes)
-    left = base.get("networks")
-    for network in before - set(left) if isinstance(left, dict) else ():
-        for section in base.values():
-            if isinstance(section, dict):
-                section.pop(network, None)
-    return base
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if value is None:
-            base.pop(key, None)
-        elif isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
 
 
 def _committed() -> str | None:

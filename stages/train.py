@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import config
 from pipeline.errors import UserError
@@ -14,11 +11,6 @@ from pipeline.files import digest, write_json, write_text
 from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, finished, flat, given_weights, images_of, scratch
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from pipeline.training.setup import Setup
 
 
 def train(params: config.Params, network: str) -> None:
@@ -57,14 +49,10 @@ def train(params: config.Params, network: str) -> None:
                 needed = f"a lower train.{network}.lr or a clip > 0 is needed"
                 raise UserError(f"train.{network}: {error}; {needed}") from None
         measured, start = setup.quality(net), metrics.measure(None, setup.validation, setup.crop_border)
-        if not math.isfinite(measured.mean_psnr):
-            raise UserError(
-                f"train.{network}: the baseline gives infinite values or NaN for a validation image, "
-                f"{measured.names[[math.isfinite(psnr) for psnr in measured.psnr].index(False)]}"
-            )
+        checks.check_baseline(network, measured)
         progress.say(f"PSNR {measured.mean_psnr:.3f} dB, input {start.mean_psnr:.3f} dB (validation)")
         progress.close()
-        warn(setup, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
+        checks.warn_of_baseline(setup, net, measured.mean_psnr, start.mean_psnr, recipe.checkpoint)
 
         folder = RESULTS / "train" / network
         checkpoint.save(folder / "network.pt", net, section.factory, section.args, {}, source, setup.example())
@@ -76,21 +64,6 @@ def train(params: config.Params, network: str) -> None:
         run.curve("loss", [(point.step, point.loss) for point in curve])
         run.metrics(figures, 0 if how else recipe.steps)
         finished(work)
-
-
-def warn(setup: Setup, net: nn.Module, psnr: float, start: float, weights: str | None) -> None:
-    """Warn of a baseline that is no better than its input, and say what may be wrong with weights from a file."""
-    if not math.isfinite(psnr):
-        raise UserError(f"train.{setup.name}: the baseline's output isn't finite; a lower lr or a clip > 0 is needed")
-    if psnr > start:
-        return
-    from pipeline.networks.pretrained import measured_range
-
-    sentence = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
-    hint = measured_range(net, setup.validate, start) if weights else "it needs more steps, or another lr"
-    warnings.warn(
-        f"train.{setup.name}: {sentence}; {hint or f'{weights} was trained for something else'}", stacklevel=2
-    )
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ SPLITS = {
 def tiny(path: Path, **changes: Any) -> dict[str, Any]:
     """A preset of the repository cut down to seconds; `changes` are dotted keys with __ for dots."""
     if path.parent.name == "presets":
-        from stages import preset  # not by attack.py, which is a script and uses params.yaml
+        from pipeline import presets  # not by attack.py, which is a script and uses params.yaml
 
-        params = preset.values(path)
+        params = presets.values(path)
     else:
         params = yaml.safe_load(path.read_text())
     params["precision"] = "fp32"

@@ -18,6 +18,8 @@ from pipeline.prepare.pairs import Making, make, photographs
 from pipeline.pruning.prune import Setup
 from pipeline.training.device import Machine, choose
 
+pytest.register_assert_rewrite("removals")  # its failed assertions say what they compared, as a test's do
+
 TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
 # Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.
@@ -100,7 +102,7 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
 
 
 @pytest.fixture
-def numbers() -> config.Settings:
+def settings() -> config.Settings:
     """Round settings for the rules; tests change what they are about with model_copy."""
     return config.Settings(
         threshold_scale=1.0,

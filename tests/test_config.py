@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from chains import ROOT
 from dvc.utils.serialize import load_yaml
 
-from pipeline import config
+from pipeline import config, presets
 from pipeline.errors import UserError
 from pipeline.schema import read_yaml
 from stages import preset
 
-ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 MISSING = object()
 
@@ -50,7 +50,7 @@ def complaint(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid_with_what_it_takes_from_the_small_one(path: Path) -> None:
-    params = config.checked_params(preset.values(path), str(path))
+    params = config.checked_params(presets.values(path), str(path))
     assert set(params.run.networks) == set(params.networks) == set(params.tolerance)
 
 
@@ -83,9 +83,9 @@ def test_a_preset_states_no_key_that_it_doesnt_change(name: str) -> None:
 @pytest.mark.parametrize("name", ["small", "standard", "paper", "srresnet", "denoiser"])
 def test_a_preset_is_written_with_its_own_first_lines_and_the_small_ones_comments(name: str, tmp_path: Path) -> None:
     path = ROOT / "presets" / f"{name}.yaml"
-    text = preset.rendered(path)
+    text = presets.rendered(path)
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    assert read_yaml(tmp_path / "params.yaml") == preset.values(path)
+    assert read_yaml(tmp_path / "params.yaml") == presets.values(path)
     assert text.splitlines()[0] == path.read_text(encoding="utf-8").splitlines()[0]
     assert "# alpha at the first iteration\n" in text
     assert "\n\nretrain: # what each pruning iteration trains" in text  # sections stay apart
@@ -111,7 +111,7 @@ def test_a_preset_merges_sections_replaces_the_rest_and_takes_away_by_null(
 ) -> None:
     (tmp_path / "small.yaml").write_text(BASE)
     (tmp_path / "mine.yaml").write_text(changes)
-    merged = preset.values(tmp_path / "mine.yaml")
+    merged = presets.values(tmp_path / "mine.yaml")
     assert (merged["networks"], "".join(merged["train"]), merged["seed"]) == (networks, train, 1)
 
 
@@ -574,5 +574,5 @@ def test_a_preset_keeps_text_that_looks_like_the_start_of_a_comment(tmp_path: Pa
     (tmp_path / "small.yaml").write_text((ROOT / "presets" / "small.yaml").read_text())
     path = tmp_path / "mine.yaml"
     path.write_text('# mine\nprepare:\n  edsr: {folder: "my  # photos"}\n')
-    (tmp_path / "params.yaml").write_text(preset.rendered(path))
+    (tmp_path / "params.yaml").write_text(presets.rendered(path))
     assert config.read(tmp_path / "params.yaml").prepare["edsr"].folder == "my  # photos"

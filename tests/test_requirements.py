@@ -8,7 +8,8 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from chains import ROOT
+
 OWN = {"pipeline", "stages", "examples"}
 
 

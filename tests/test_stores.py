@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.utils.validation import _validate_metric_name
+from spoiled import WAYS, spoil
 
 from pipeline import stores
 
@@ -90,40 +91,6 @@ def test_a_long_word_is_masked_at_once(word: str) -> None:
 def test_a_text_is_stored_without_what_stores_refuse() -> None:
     assert stores.text("a\udc80\0b😀\n", 100) == "a\\udc80\\0b😀\n"
     assert len(stores.text("x" * 9000, 5000)) == 5000
-
-
-def lock(path: Path) -> sqlite3.Connection:
-    held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    held.execute("BEGIN EXCLUSIVE")
-    return held
-
-
-def spoil(path: Path, how: str) -> sqlite3.Connection | None:
-    """Make a store useless in one of the ways that happen."""
-    if how == "locked":
-        return lock(path)
-    if how != "garbage":
-        path.unlink()
-    if how == "a folder":
-        path.mkdir()
-    elif how == "empty":
-        path.touch()
-    elif how == "garbage":
-        path.write_bytes(b"no database " * 1000)
-    elif how == "another database":
-        with sqlite3.connect(path) as other:
-            other.execute("CREATE TABLE t (x INTEGER)")
-        other.close()
-    return None
-
-
-WAYS = {
-    "locked": "database is locked, for more than 0.3 s",
-    "gone": "the file is gone",
-    "a folder": "it is a folder",
-    "empty": "the file is empty",
-    "garbage": "file is not a database",
-}
 
 
 @pytest.mark.parametrize(("how", "sentence"), WAYS.items())

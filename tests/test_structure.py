@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chains import ROOT
 
-ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # What changes no result: how parameters and networks are checked, files written, progress shown and runs logged.
 PLUMBING = {
@@ -66,8 +66,9 @@ def test_dvc_watches_all_that_a_stage_imports(stage: str) -> None:
 
 
 ORDER = [  # a room imports what stands before it here
-    "errors", "files", "schema", "config", "records", "stores", "progress", "cli", "data", "evaluation", "prepare",
-    "networks", "cost", "export", "training", "pruning", "latency", "report", "tracking", "study", "checks", "stages",
+    "errors", "files", "schema", "config", "presets", "records", "stores", "progress", "cli", "data", "evaluation",
+    "prepare", "networks", "cost", "export", "training", "pruning", "latency", "report", "tracking", "study", "checks",
+    "stages",
 ]  # fmt: skip
 FILES = sorted(file for folder in ("pipeline", "stages") for file in (ROOT / folder).rglob("*.py"))
 AT_HOME = {  # package -> where alone it is imported

@@ -95,10 +95,10 @@ class Images:
 
     def reference(self, i: int) -> Tensor:
         """What to beat on image `i`, [1, 3, scale·h, scale·w]: bicubic, the amplified input in RGB, or the input."""
-        given, _ = self.pair(i)
+        image, _ = self.pair(i)
         if self.task == "super_resolution":
-            return bicubic_upscale(given, self.scale)
-        return demosaic_amplified(given) if self.task == "low_light" else given
+            return bicubic_upscale(image, self.scale)
+        return demosaic_amplified(image) if self.task == "low_light" else image
 
     @property
     def _real_raw(self) -> bool:
@@ -220,8 +220,8 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
             return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array).to(home)
 
     scale, pixels = int(prepared["scale"]), prepared["sizes"].prod(axis=1)
-    shown = prepared.get("shown", np.arange(len(pixels)))
-    _, owner = np.unique(shown, return_index=True)  # each target's first image
+    target_of = prepared.get("shown", np.arange(len(pixels)))
+    _, owner = np.unique(target_of, return_index=True)  # each target's first image
     targets = pixels[owner] * scale**2
     return Images(
         task=str(prepared["task"]),
@@ -229,7 +229,7 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
         scale=scale,
         sizes=prepared["sizes"],
         first=np.cumsum(pixels) - pixels,
-        first_high=(np.cumsum(targets) - targets)[shown],
+        first_high=(np.cumsum(targets) - targets)[target_of],
         high=moved("high"),
         low=moved("low"),
         raw=moved("raw"),

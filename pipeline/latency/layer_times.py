@@ -35,20 +35,20 @@ def measure(networks: dict[str, nn.Module], side: int, channels: int, repeats: i
         for number in range(repeats + 1):
             for name, net in networks.items():
                 clocks[name].clear()
-                given = image.clone()  # a forward may change its input
+                fresh = image.clone()  # a forward may change its input
                 began = time.perf_counter()
-                net(given)
+                net(fresh)
                 whole = time.perf_counter() - began
                 if number:  # the first round isn't counted
                     rounds[name].append(clocks[name] | {"whole": whole})
     first = next(iter(networks))
     known = [layer for layer in costs[first] if all(layer in costs[n] and layer in rounds[n][0] for n in networks)]
-    for one in (each for found in rounds.values() for each in found):
-        one[OUTSIDE] = one["whole"] - sum(one[layer] for layer in known)
+    for seconds in (one for own_rounds in rounds.values() for one in own_rounds):
+        seconds[OUTSIDE] = seconds["whole"] - sum(seconds[layer] for layer in known)
     rows = []
-    for name, found in rounds.items():
+    for name, own_rounds in rounds.items():
         for layer in (*known, OUTSIDE):
-            own, base = [one[layer] for one in found], [one[layer] for one in rounds[first]]
+            own, base = [one[layer] for one in own_rounds], [one[layer] for one in rounds[first]]
             ratios = [mine / other for mine, other in zip(own, base, strict=True)]
             row = {"network": name, "layer": layer, "seconds": statistics.median(own),
                    "ratio": statistics.median(ratios)}  # fmt: skip
@@ -108,7 +108,7 @@ def falling_short(rows: Sequence[dict[str, Any]], network: str, simd_width: int)
     """
     baseline = {row["layer"]: row for row in rows if row["network"] == rows[0]["network"]}
     whole = sum(row["seconds"] for row in baseline.values())
-    found = []
+    slow = []
     for row in rows:
         before = baseline[row["layer"]]
         if row["network"] != network or "mac" not in row or before["seconds"] < 0.01 * whole:
@@ -116,9 +116,9 @@ def falling_short(rows: Sequence[dict[str, Any]], network: str, simd_width: int)
         mac, bw = row["mac"] / before["mac"], row["bw"] / before["bw"]
         if mac < 1 and row["ratio"] > SLOW * mac:
             over = row["seconds"] - mac * before["seconds"]
-            found.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
+            slow.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
                           "why": _why(row, before, bw, simd_width)})  # fmt: skip
-    return sorted(found, key=lambda one: -one["over"])
+    return sorted(slow, key=lambda one: -one["over"])
 
 
 def _why(row: dict[str, Any], before: dict[str, Any], bw: float, simd_width: int) -> str:

@@ -41,8 +41,8 @@ def measure(
     each with the reason.
     """
     rows: list[dict[str, Any]] = []
-    found, left_out = runtimes(networks, channels, threads)
-    for runtime, calls in found.items():
+    calls_of, left_out = runtimes(networks, channels, threads)
+    for runtime, calls in calls_of.items():
         seeded = torch.Generator().manual_seed(0)
         images = {side: torch.rand((1, channels, side, side), generator=seeded) for side in sides}
         # Before anything is timed: allocators keep what a run has asked for, and the next would seem to need nothing.
@@ -67,9 +67,9 @@ def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
     kept: the pruned network's, from its checkpoint. Channels come back that went, as many as it takes; the weights are
     the baseline's, which is all that a time depends on. Raises UserError if the baseline's forward can't be traced.
     """
-    found = coupling.find_groups(baseline, example)
+    coupled = coupling.find_groups(baseline, example)
     removed = {}
-    for group in found.groups:
+    for group in coupled.groups:
         slot = group.slots[0]
         places = kept.get(slot.tensor, {}).get(slot.dim)
         if places is None:
@@ -78,23 +78,23 @@ def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
         step = rules.channel_step(importance.units(group), multiple)
         keep = min(group.channels, rules.round_up(group.channels - len(gone), step))
         removed[group.name] = gone[: group.channels - keep]
-    return coupling.remove(baseline, found, {name: gone for name, gone in removed.items() if gone}).eval()
+    return coupling.remove(baseline, coupled, {name: gone for name, gone in removed.items() if gone}).eval()
 
 
 def runtimes(
     networks: dict[str, nn.Module], channels: int, threads: int
 ) -> tuple[dict[str, dict[str, Call]], dict[str, str]]:
     """For each runtime of this machine, a function of an image for each network; and why one was left out."""
-    found = {"torch": {name: on_torch(network.cpu().float().eval(), "cpu") for name, network in networks.items()}}
+    calls_of = {"torch": {name: on_torch(network.cpu().float().eval(), "cpu") for name, network in networks.items()}}
     left_out = {}
     try:
-        found["onnxruntime"] = {name: on_onnxruntime(net, channels, threads) for name, net in networks.items()}
+        calls_of["onnxruntime"] = {name: on_onnxruntime(net, channels, threads) for name, net in networks.items()}
     except UserError as error:  # not every network can be written as ONNX
         left_out["onnxruntime"] = str(error)
     if torch.cuda.is_available():
         # copies: a module moves as it stands, and the CPU's calls go on with theirs
-        found["cuda"] = {name: on_torch(copy.deepcopy(network), "cuda") for name, network in networks.items()}
-    return found, left_out
+        calls_of["cuda"] = {name: on_torch(copy.deepcopy(network), "cuda") for name, network in networks.items()}
+    return calls_of, left_out
 
 
 def on_torch(network: nn.Module, device: str) -> Call:

@@ -55,7 +55,7 @@ def list_images(folder: Path) -> list[Path]:
     allowed = ", ".join(SUFFIXES)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of images (expected one with files ending in {allowed})")
-    found, others = [], []
+    images, others = [], []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.name.startswith(".") or path.is_dir():
             continue
@@ -73,14 +73,14 @@ def list_images(folder: Path) -> list[Path]:
             )
         if not path.is_file():
             raise UserError(f"{path}: is neither a file nor a link to one; allowed are images and links to them")
-        found.append(path)
-    if not found:
+        images.append(path)
+    if not images:
         named = f"; {_some(others)} can't be read" if others else ""
         raise UserError(f"{folder}: the folder holds no image (allowed suffixes: {allowed}){named}")
     if others:
         files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
         warnings.warn(f"{folder}: {files} left out, as no image that can be read here: {_some(others)}", stacklevel=2)
-    return found
+    return images
 
 
 def _plain(name: str) -> bool:
@@ -211,7 +211,7 @@ def _png(path: Path) -> dict[bytes, bytes]:
     """A PNG's header and what may tell its orientation, which may stand behind the pixels, where Pillow only finds it
     after decoding all of them. Of several texts only those that speak of EXIF or XMP are kept.
     """
-    found: dict[bytes, bytes] = {}
+    chunks: dict[bytes, bytes] = {}
     with open(path, "rb") as file:
         file.seek(len(PNG))
         while len(head := file.read(8)) == 8:
@@ -219,11 +219,11 @@ def _png(path: Path) -> dict[bytes, bytes]:
             if kind in (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
                 body = file.read(length)
                 if kind in (b"IHDR", b"eXIf") or body.startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")):
-                    found.setdefault(kind, body)
+                    chunks.setdefault(kind, body)
                 file.seek(4, os.SEEK_CUR)
             else:
                 file.seek(length + 4, os.SEEK_CUR)
-    return found
+    return chunks
 
 
 def _whole_png(path: Path) -> None:

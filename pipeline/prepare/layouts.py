@@ -39,7 +39,7 @@ class Part:
     @property
     def inputs(self) -> str:
         """What will be made of the images here, in words."""
-        making, lone = self.making, sum(source.given is None for source in self.sources)
+        making, lone = self.making, sum(source.input is None for source in self.sources)
         if making.exposures is not None:
             low, high = making.exposures.ratio
             return f"inputs made here: synthetic low light, exposure ratio {low:g} to {high:g}"
@@ -214,12 +214,12 @@ def _div2k(section: config.Prepare, entry: config.Network, listing: Listing) -> 
             target = folder / f"DIV2K_{part}_HR" / f"{number:04d}.png"
             small = folder / f"DIV2K_{part}_LR_bicubic" / f"X{scale}"
             read = entry.task == "super_resolution" and small.is_dir()
-            given = small / f"{number:04d}x{scale}.png" if read else None
-            missing = [path for path in (target, given) if path is not None and not path.is_file()]
+            image = small / f"{number:04d}x{scale}.png" if read else None
+            missing = [path for path in (target, image) if path is not None and not path.is_file()]
             for path in missing:
                 absent.setdefault(path.parent, []).append(path.name)
             if not missing:
-                splits[split].append(Source(target.name, target, given))
+                splits[split].append(Source(target.name, target, image))
     for parent, names in absent.items():
         if not parent.is_dir():
             listing.errors.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")

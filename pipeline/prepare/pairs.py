@@ -25,7 +25,7 @@ class Source:
 
     name: str
     target: Path
-    given: Path | None = None  # the input; None: it is made of the target
+    input: Path | None = None  # None: it is made of the target
     ratio: float | None = None  # of a pair of raw files: the exposure ratio
 
 
@@ -58,10 +58,10 @@ def measure(source: Source, making: Making) -> tuple[int, int]:
     scale, path = making.scale, source.target
     step = scale * making.multiple  # target pixels
     if source.ratio is not None:
-        short, long = sid.place(source.given), sid.place(path)
+        short, long = sid.place(source.input), sid.place(path)
         if short != long:
             sizes = " and ".join(f"{2 * w}×{2 * h} from row {top}, column {left}" for h, w, top, left in (short, long))
-            raise UserError(f"{source.given}: doesn't fit {path}: their mosaics are {sizes}")
+            raise UserError(f"{source.input}: doesn't fit {path}: their mosaics are {sizes}")
         full = 2 * short[0], 2 * short[1]
     else:
         full = image_size(path)
@@ -72,12 +72,12 @@ def measure(source: Source, making: Making) -> tuple[int, int]:
         raise UserError(
             f"{path}: the image has {full[1]}×{full[0]} pixels ({usable}), but each side needs at least {least}"
         )
-    wanted = (full[0] // scale, full[1] // scale)
-    if source.given is not None and source.ratio is None and image_size(source.given) != wanted:
-        has = "×".join(map(str, reversed(image_size(source.given))))
+    input_size = (full[0] // scale, full[1] // scale)
+    if source.input is not None and source.ratio is None and image_size(source.input) != input_size:
+        has = "×".join(map(str, reversed(image_size(source.input))))
         raise UserError(
-            f"{source.given}: the input has {has} pixels, but its target {path.name} with scale {scale} needs "
-            f"{wanted[1]}×{wanted[0]}"
+            f"{source.input}: the input has {has} pixels, but its target {path.name} with scale {scale} needs "
+            f"{input_size[1]}×{input_size[0]}"
         )
     return h // scale, w // scale
 
@@ -129,7 +129,7 @@ def _images(sources: list[Source], sizes: list[tuple[int, int]], making: Making)
     developed = set()
     for source, (h, w) in zip(sources, sizes, strict=True):
         if source.ratio is not None:
-            samples = sid.read_packed(source.given)[:, :h, :w]
+            samples = sid.read_packed(source.input)[:, :h, :w]
             piece = {"ratio": np.array([source.ratio], dtype=np.float32), "raw": samples.ravel()}
             if source.target not in developed:
                 piece["high"] = sid.read_target(source.target)[: 2 * h, : 2 * w].reshape(-1, 3)
@@ -146,8 +146,8 @@ def _images(sources: list[Source], sizes: list[tuple[int, int]], making: Making)
         elif making.noise is None:
             low = (
                 bicubic_downscale(high, making.scale)
-                if source.given is None
-                else _read(source.given, h, w, making.multiple)
+                if source.input is None
+                else _read(source.input, h, w, making.multiple)
             )
             piece["low"] = low.reshape(-1, 3)
         yield piece

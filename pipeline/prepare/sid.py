@@ -59,7 +59,7 @@ def read_list(path: Path) -> list[Pair]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read as a list of raw files ({reason})") from None
-    found = []
+    listed = []
     for number, line in enumerate(lines, start=1):
         words = line.replace("\\", "/").split()
         if not words or words[0].startswith("#"):
@@ -67,11 +67,11 @@ def read_list(path: Path) -> list[Pair]:
         place = f"{path}: line {number}"
         if len(words) == 1:
             raise UserError(f"{place} has one file, but a short and a long exposure are needed")
-        found.append((path.parent / words[0], path.parent / words[1], place))
-    if not found:
+        listed.append((path.parent / words[0], path.parent / words[1], place))
+    if not listed:
         raise UserError(f"{path}: lists no pair of raw files; a split needs at least one")
     pairs = []
-    for short, long, place in found:
+    for short, long, place in listed:
         try:
             pairs.append(Pair(short, long, exposure_ratio(short, long), place))
         except UserError as error:
@@ -110,10 +110,10 @@ def exposure_ratio(short: Path, long: Path) -> float:
     """How many times longer the long exposure is, at most 300. UserError under 1, or for a name without its time."""
     times = []
     for path in (short, long):
-        found = SECONDS.search(path.name)
-        if not found or float(found[1]) == 0:
+        seconds = SECONDS.search(path.name)
+        if not seconds or float(seconds[1]) == 0:
             raise UserError(f"{path}: the name doesn't say the exposure time; allowed is one like 00001_00_0.04s.ARW")
-        times.append(float(found[1]))
+        times.append(float(seconds[1]))
     if times[1] < times[0]:
         raise UserError(
             f"{short.name} is exposed for {times[0]:g} s and {long.name} for {times[1]:g} s, but a pair names the "

@@ -49,8 +49,8 @@ def read_splits(path: Path, names: list[str]) -> dict[str, list[str]]:
         ("in the folder of images but in no split", [name for name in names if name not in counts]),
     ):
         if wrong:
-            shown = ", ".join(sorted(wrong)[:3]) + (" …" if len(wrong) > 3 else "")
-            raise UserError(f"{path}: {shown}: {fault}; each image belongs to exactly one of {', '.join(SPLITS)}")
+            first_names = ", ".join(sorted(wrong)[:3]) + (" …" if len(wrong) > 3 else "")
+            raise UserError(f"{path}: {first_names}: {fault}; each image belongs to exactly one of {', '.join(SPLITS)}")
     return {split: sorted(read[split]) for split in SPLITS}
 
 
@@ -84,10 +84,10 @@ def make_splits(names: list[str], seed: int) -> dict[str, list[str]]:
     if not all(splits.values()):
         raise UserError(f"{len(names)} images of {len(parts)} names cannot be divided into {', '.join(SPLITS)}")
     if cut:
-        shown = _some([f"{name}…" for name in cut])
+        cut_names = _some([f"{name}…" for name in cut])
         warnings.warn(
-            f"{shown}: too many images of one series to keep whole, so runs of about {length} neighbours are divided: "
-            "images of one place may be in two splits",
+            f"{cut_names}: too many images of one series to keep whole, so runs of about {length} neighbours are "
+            "divided: images of one place may be in two splits",
             stacklevel=2,
         )
     return splits

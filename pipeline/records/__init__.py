@@ -88,9 +88,9 @@ def checked(path: Path, value: Any, validate: Callable[[Any], T], *above: str) -
 def wrong(path: Path, what: str, *where: str | int) -> NoReturn:
     """The sentence about a file, or about the key of it that the names and places `where` lead to."""
     keys = [f"entry {part}" if isinstance(part, int) else part[:80] for part in where if part != "[key]"]
-    said = f"{': ' * bool(keys)}{', '.join(keys)} {what}"  # with names that the file may hold
-    said = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
-    raise UserError(f"{path}{said}; {again(path)}")
+    sentence = f"{': ' * bool(keys)}{', '.join(keys)} {what}"  # with names that the file may hold
+    sentence = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in sentence)
+    raise UserError(f"{path}{sentence}; {again(path)}")
 
 
 # --- the files whose parts must fit one another -------------------------------------------------------------------

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from test_stores import WAYS, spoil
+from spoiled import WAYS, spoil
 
 from pipeline import stores
 from pipeline.errors import UserError

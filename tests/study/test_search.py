@@ -18,10 +18,11 @@ import optuna
 import postgres
 import pytest
 import yaml
+from chains import ROOT
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from search_worker import outcome
-from test_stores import lock
+from spoiled import lock
 
 from pipeline import config
 from pipeline.errors import UserError
@@ -35,7 +36,6 @@ from pipeline.study.winner import write_settings
 from pipeline.training import recipes
 from pipeline.training.setup import Setup
 
-ROOT = Path(__file__).parents[1]
 SPACE = {"x": FloatDistribution(0, 1)}
 DROP = ("psnr_drop",)
 
@@ -315,7 +315,7 @@ def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_remaining_iterations_can_leave_at_least() -> None:
-    numbers = config.read(ROOT / "params.yaml").settings("D").model_copy(
+    settings = config.read(ROOT / "params.yaml").settings("D").model_copy(
         update={"max_share": 0.25, "depth_channels": 2, "depth_share": 0.5}
     )  # fmt: skip
 
@@ -323,13 +323,13 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
         return iterations.Iteration(0, "accepted", "", 0, channels=channels)
 
     # 16 -> 12 -> 9: 9/16; 4 -> 3 -> 2 (at least one goes): 1/2; a layer keeps the product of two such shares
-    assert least_share(at(a=16), at(a=16), numbers, ("adaptive",), 2) == (9 / 16) ** 2
-    assert least_share(at(a=16, b=4), at(a=16, b=4), numbers, ("adaptive",), 2) == 0.25
+    assert least_share(at(a=16), at(a=16), settings, ("adaptive",), 2) == (9 / 16) ** 2
+    assert least_share(at(a=16, b=4), at(a=16, b=4), settings, ("adaptive",), 2) == 0.25
     # the floor: half of the 16 stay
-    assert least_share(at(a=16), at(a=9), numbers, ("adaptive", "depth"), 5) == (8 / 9) ** 2
-    assert least_share(at(a=16), at(a=12), numbers, ("adaptive",), 0) == 1.0
+    assert least_share(at(a=16), at(a=9), settings, ("adaptive", "depth"), 5) == (8 / 9) ** 2
+    assert least_share(at(a=16), at(a=12), settings, ("adaptive",), 0) == 1.0
     # align 8: 16 -> 8, though a quarter is 4; 48 -> 36 -> 27, though 40 and 32 will be left
-    eights = numbers.model_copy(update={"align": 8})
+    eights = settings.model_copy(update={"align": 8})
     assert least_share(at(a=16), at(a=16), eights, ("adaptive",), 1) == 0.25
     assert least_share(at(a=48), at(a=48), eights, ("adaptive",), 2) == (27 / 48) ** 2
 
@@ -337,9 +337,9 @@ def test_what_the_remaining_iterations_can_leave_at_least() -> None:
 @pytest.mark.parametrize("units", [(1,), (4,), (1, 4), (2, 3)])
 @pytest.mark.parametrize("active", [("adaptive",), ("adaptive", "depth")])
 def test_an_aligned_group_never_gives_more_than_the_bound(
-    numbers: config.Settings, units: tuple[int, ...], active: tuple[str, ...]
+    settings: config.Settings, units: tuple[int, ...], active: tuple[str, ...]
 ) -> None:
-    eights = numbers.model_copy(update={"align": 8, "max_share": 0.2})
+    eights = settings.model_copy(update={"align": 8, "max_share": 0.2})
     for original in range(1, 70):
         left = original
         for left_iterations in range(1, 9):
@@ -351,13 +351,13 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
 
 
 @pytest.fixture
-def problem(setup: Setup, numbers: config.Settings, network, tmp_path: Path) -> Problem:
+def problem(setup: Setup, settings: config.Settings, network, tmp_path: Path) -> Problem:
     checkpoint.save(tmp_path / "network.pt", network, "edsr", setup.network.args, {})
     start = setup.quality(network)
     reference = (start.mean_psnr, start.mean_ssim)
     return Problem(
         setup=setup,
-        settings=numbers,
+        settings=settings,
         active=("adaptive", "depth", "efficiency", "balance"),
         recipe=config.Finetune(steps=4, lr=1e-3),
         baseline=tmp_path / "network.pt",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import topologies
 import torch
+from pruning_runs import A, B, C, D, Killed, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,11 +29,6 @@ from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
 from pipeline.training import loop, recipes
 
-A = ("adaptive",)
-B = ("adaptive", "depth")
-C = ("adaptive", "depth", "efficiency")
-D = ("adaptive", "depth", "efficiency", "balance")
-EASY = Target((0.0,), (0.0,))
 IMPOSSIBLE = Target((1000.0,), (0.0,))
 TRUNK, FIRST, SECOND, UP = "head+3", "body.0.conv1", "body.1.conv1", "upsample.0"  # the tiny EDSR's groups
 
@@ -46,21 +42,6 @@ GOLDEN = json.loads("""
 [571392, 0.9126, [4, 5, 4, 5, 4, 4, 20, 3]]
 ]
 """)
-
-
-class Killed(Progress):
-    """Stops the process, as it were, at the n-th training step."""
-
-    def __init__(self, at: int | None = None) -> None:
-        super().__init__("test", 1)
-        self.left = at
-
-    def tick(self, done: int, psnr: float | None = None) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-        super().tick(done, psnr)
 
 
 @dataclass(frozen=True)
@@ -82,13 +63,6 @@ def still(setup: Setup) -> Setup:
 
 def within(setup: Setup, max_iterations: int) -> Setup:
     return replace(setup, retrain=setup.retrain.model_copy(update={"max_iterations": max_iterations}))
-
-
-def run(
-    network: nn.Module, setup: Setup, numbers: config.Settings, active: tuple[str, ...], scratch: Path, **more: Any
-):
-    more = {"target": EASY, "progress": Killed()} | more
-    return prune.prune(network, setup, numbers, active, scratch=scratch, **more)
 
 
 def same_bits(first: nn.Module, second: nn.Module) -> bool:
@@ -146,8 +120,8 @@ def test_a_target_follows_the_controls_curve_and_then_stays() -> None:
     assert [target.at(n) for n in range(3)] == [(30.0, 0.8), (30.5, 0.9), (30.5, 0.9)]
 
 
-def test_each_stopping_rule_says_so(numbers: config.Settings) -> None:
-    limits = numbers.model_copy(update={"target_mac": 0.3, "patience": 2})
+def test_each_stopping_rule_says_so(settings: config.Settings) -> None:
+    limits = settings.model_copy(update={"target_mac": 0.3, "patience": 2})
     accepted, rejected = Iteration(0, "accepted", "", 0, mac=100), Iteration(1, "rejected", "", 1, mac=20)
     assert prune.stop_reason([accepted], limits, 3, 100) == ""
     assert prune.stop_reason([accepted, rejected], limits, 3, 100) == ""  # what was rejected doesn't count
@@ -219,7 +193,7 @@ def test_all_the_rows_behind_a_shuffled_channel_count() -> None:
     assert importance.relative_magnitudes(network, groups["up"], reference).tolist() == pytest.approx([3 / 4, 5 / 4])
 
 
-def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numbers: config.Settings) -> None:
+def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(settings: config.Settings) -> None:
     network = Residual()
     found, reference, _ = grouped(network)
     shares = {"first+1": 2.0, "inner": 0.5}
@@ -227,7 +201,7 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     lasso = 2.0 * (math.sqrt(47) + math.sqrt(57)) + 0.5 * (5 + 1)
     means = ((3 / 2 + 5 / 3) / 2, 1.0)
     variance = ((means[0] - means[1]) / 2) ** 2
-    both = numbers.model_copy(update={"sparsity": 0.1, "imbalance": 10.0})
+    both = settings.model_copy(update={"sparsity": 0.1, "imbalance": 10.0})
     for active, expected in ((A, 0.1 * lasso), (C, 0.1 * lasso), (D, 0.1 * lasso + 10 * variance)):
         penalty = importance.regulariser(found, reference, shares, both, active)
         assert penalty(network).item() == pytest.approx(expected, rel=1e-6)
@@ -236,14 +210,14 @@ def test_the_regularisers_are_the_group_lasso_and_the_variance_of_the_means(numb
     assert importance.regulariser(found, reference, shares, alone, A) is None
 
 
-def test_following_the_regularisers_shrinks_channels_and_evens_groups(numbers: config.Settings) -> None:
+def test_following_the_regularisers_shrinks_channels_and_evens_groups(settings: config.Settings) -> None:
     network = Residual()
     found, reference, groups = grouped(network)
     shares = dict.fromkeys(groups, 1.0)
 
     def follow(sparsity: float, imbalance: float) -> nn.Module:
         trained = copy.deepcopy(network)
-        strengths = numbers.model_copy(update={"sparsity": sparsity, "imbalance": imbalance})
+        strengths = settings.model_copy(update={"sparsity": sparsity, "imbalance": imbalance})
         importance.regulariser(found, reference, shares, strengths, D)(trained).backward()
         with torch.no_grad():
             for parameter in trained.parameters():
@@ -305,9 +279,9 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
 
 
 def test_method_d_prunes_as_it_always_did(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
-    fine = numbers.model_copy(update={"threshold_scale": 0.86, "threshold_growth": 0.02, "max_share": 0.6})
+    fine = settings.model_copy(update={"threshold_scale": 0.86, "threshold_growth": 0.02, "max_share": 0.6})
     lively = replace(setup, retrain=setup.retrain.model_copy(update={"train_lr": 2e-3, "retrain_lr": 2e-3}))
     log = run(network, lively, fine, D, tmp_path)
     trace = [[i.mac, round(i.alpha, 4), list(i.widths.values())] for i in log]
@@ -317,9 +291,9 @@ def test_method_d_prunes_as_it_always_did(
 
 
 def test_no_iteration_takes_more_than_its_share_of_a_group(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
-    eager = numbers.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3})
+    eager = settings.model_copy(update={"threshold_scale": 3.0, "max_share": 0.3})
     log = run(network, within(still(setup), 5), eager, A, tmp_path)
     assert len(log) == 6
     for before, after in itertools.pairwise(log):
@@ -331,11 +305,11 @@ def test_no_iteration_takes_more_than_its_share_of_a_group(
 
 @pytest.mark.parametrize("channels", [24, 20])  # a multiple of 8, and none
 def test_aligned_pruning_leaves_each_layer_a_multiple_or_whole(
-    setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+    setup: Setup, settings: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
 ) -> None:
     args = {"scale": 2, "blocks": 2, "channels": channels}
     wide = replace(setup, network=setup.network.model_copy(update={"args": args}))
-    eights = numbers.model_copy(update={"align": 8, "max_share": 0.1})
+    eights = settings.model_copy(update={"align": 8, "max_share": 0.1})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         log = run(networks.build("edsr", args), within(wide, 9), eights, D, tmp_path)
@@ -366,10 +340,10 @@ def test_a_groups_units_are_its_channels_in_each_layer(make: Callable, expected:
 
 @pytest.mark.parametrize(("active", "left"), [(A, 1), (B, 4)])
 def test_pruning_ends_at_each_groups_floor(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path,
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], active: tuple[str, ...], left: int,
 ) -> None:  # fmt: skip
-    greedy = numbers.model_copy(
+    greedy = settings.model_copy(
         update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3, "depth_share": 0.5}
     )
     log = run(network, within(still(setup), 9), greedy, active, tmp_path)
@@ -381,11 +355,11 @@ def test_pruning_ends_at_each_groups_floor(
 
 
 def test_the_depth_rule_leaves_the_strongest_channels(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[[1, 4, 6]] *= 3
-    greedy = numbers.model_copy(update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3})
+    greedy = settings.model_copy(update={"threshold_scale": 9.0, "max_share": 1.0, "depth_channels": 3})
     run(network, still(setup), greedy, B, tmp_path)
     _, meta = checkpoint.load(tmp_path / "accepted-001.pt")
     assert meta["kept"]["body.0.conv1.weight"][0] == [1, 4, 6]
@@ -401,10 +375,10 @@ def disagree(network: nn.Module) -> None:
 
 
 def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
     disagree(network)
-    deep = numbers.model_copy(update={"max_share": 0.15, "balance_strength": 6.0})
+    deep = settings.model_copy(update={"max_share": 0.15, "balance_strength": 6.0})
     for active in (A, B, C):
         log = run(network, within(still(setup), 6), deep, active, tmp_path / "".join(active))
         assert all(i.channels[TRUNK] == 8 for i in log)
@@ -415,10 +389,10 @@ def test_a_trunk_whose_layers_disagree_stays_whole_until_balance_presses_it(
 
 
 def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = copy.deepcopy(network)
-    patient = numbers.model_copy(update={"patience": 2, "threshold_scale": 3.0})
+    patient = settings.model_copy(update={"patience": 2, "threshold_scale": 3.0})
     log = run(network, within(setup, 9), patient, D, tmp_path, target=IMPOSSIBLE)
     assert [i.verdict for i in log] == ["accepted", "rejected", "rejected"]
     assert "PSNR may drop by 100 dB" in log[1].reason
@@ -432,9 +406,9 @@ def test_a_gate_that_refuses_everything_leaves_the_baseline_after_patience(
 
 
 def test_groups_that_fail_alone_are_frozen_until_none_is_left(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patient = numbers.model_copy(update={"patience": 50, "threshold_scale": 3.0})
+    patient = settings.model_copy(update={"patience": 50, "threshold_scale": 3.0})
     log = run(network, within(still(setup), 50), patient, A, tmp_path, target=IMPOSSIBLE)
     assert [len(i.removed) for i in log[1:]] == [4, 2, 1, 3, 1, 2, 1, 1]  # halves, until one group fails alone
     assert json.loads((tmp_path / "log.json").read_text())["state"]["frozen"] == sorted([TRUNK, FIRST, SECOND, UP])
@@ -442,9 +416,9 @@ def test_groups_that_fail_alone_are_frozen_until_none_is_left(
 
 
 def test_each_iteration_says_what_was_measured_and_pruned(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
-    log = run(network, within(still(setup), 1), numbers, A, tmp_path)
+    log = run(network, within(still(setup), 1), settings, A, tmp_path)
     pruned = ", ".join(f"{name} {gone}" for name, gone in log[1].removed.items())
     assert log[1].reason.endswith(f"against the baseline; pruned: {pruned}")
     assert log[1].widths["body.0.conv1"] == log[1].channels[FIRST]
@@ -456,10 +430,10 @@ def test_each_iteration_says_what_was_measured_and_pruned(
 
 @pytest.mark.parametrize("phase", [0, 1], ids=["train", "retrain"])
 def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, phase: int
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, phase: int
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2 + phase))  # iteration 2
-    log = run(network, broken, numbers, A, tmp_path)
+    log = run(network, broken, settings, A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "accepted", "rejected", "accepted"]
     assert log[2].reason == "the loss is not finite at step 0"
     assert (log[2].mac, log[2].psnr, log[2].channels) == (log[1].mac, log[1].psnr, log[1].channels)
@@ -468,17 +442,17 @@ def test_an_iteration_whose_loss_is_no_number_is_rejected_and_the_run_goes_on(
 
 
 def test_the_figures_of_a_broken_iteration_are_the_last_accepted_ones(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
     broken = replace(setup, train=Poisoned(setup.train, setup.seed + 2 * 2))
-    log = run(network, broken, numbers, A, tmp_path, target=IMPOSSIBLE)
+    log = run(network, broken, settings, A, tmp_path, target=IMPOSSIBLE)
     assert [i.verdict for i in log] == ["accepted", "rejected", "rejected", "rejected"]
     assert log[1].mac < log[0].mac
     assert (log[2].mac, log[2].psnr, log[2].lineage) == (log[0].mac, log[0].psnr, 0)
 
 
 def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ruin(trained: nn.Module, *_: Any, seed: int, **__: Any) -> None:
         if seed == setup.seed + 2:  # the first part of iteration 1
@@ -486,7 +460,7 @@ def test_weights_that_are_no_numbers_after_training_reject_the_iteration(
                 parameter.data.fill_(math.nan)
 
     monkeypatch.setattr(recipes, "fit", ruin)
-    log = run(network, within(setup, 2), numbers, A, tmp_path)
+    log = run(network, within(setup, 2), settings, A, tmp_path)
     assert [i.verdict for i in log] == ["accepted", "rejected", "accepted"]
     assert log[1].reason == "the loss is not finite at step 2"
 
@@ -524,24 +498,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_killed_run_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     undisturbed: dict[str, dict[str, bytes]], kill: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     if not undisturbed:
-        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain", target=STRICTER)
+        run(copy.deepcopy(network), setup, settings, D, tmp_path / "plain", target=STRICTER)
         undisturbed["files"] = contents(tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed", target=STRICTER, **KILLS[kill]())
-    log = run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed", target=STRICTER)
+        run(copy.deepcopy(network), setup, settings, D, tmp_path / "killed", target=STRICTER, **KILLS[kill]())
+    log = run(copy.deepcopy(network), setup, settings, D, tmp_path / "killed", target=STRICTER)
     assert [i.verdict for i in log] == ["accepted", "accepted", "rejected", "rejected"]
     assert contents(tmp_path / "killed") == undisturbed["files"]
 
 
 def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(copy.deepcopy(network), setup, numbers, D, tmp_path / "plain")
+    run(copy.deepcopy(network), setup, settings, D, tmp_path / "plain")
     write, calls = prune.write_sealed, []
 
     def kill(path: Path, value: Any) -> None:
@@ -552,18 +526,18 @@ def test_a_run_killed_between_network_and_log_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(prune, "write_sealed", kill)
     with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed")
+        run(copy.deepcopy(network), setup, settings, D, tmp_path / "killed")
     assert (tmp_path / "killed" / "accepted-002.pt").exists()
-    run(copy.deepcopy(network), setup, numbers, D, tmp_path / "killed")
+    run(copy.deepcopy(network), setup, settings, D, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "plain")
 
 
 def test_a_run_goes_on_where_a_group_has_one_channel_left(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         network.body[0].conv1.weight[1:] *= 1e-3
-    greedy = numbers.model_copy(update={"threshold_scale": 0.1, "max_share": 1.0})
+    greedy = settings.model_copy(update={"threshold_scale": 0.1, "max_share": 1.0})
     quick = within(still(setup), 2)
     run(copy.deepcopy(network), quick, greedy, A, tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
@@ -574,11 +548,11 @@ def test_a_run_goes_on_where_a_group_has_one_channel_left(
 
 
 def test_a_finished_run_called_again_gives_its_log_and_trains_nothing(
-    network: nn.Module, setup: Setup, numbers: config.Settings, tmp_path: Path
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
-    log = run(copy.deepcopy(network), setup, numbers, D, tmp_path)
+    log = run(copy.deepcopy(network), setup, settings, D, tmp_path)
     before, seen = contents(tmp_path), []
-    again = run(copy.deepcopy(network), setup, numbers, D, tmp_path, progress=Killed(0), on_iteration=seen.append)
+    again = run(copy.deepcopy(network), setup, settings, D, tmp_path, progress=Killed(0), on_iteration=seen.append)
     assert again == seen == log
     assert contents(tmp_path) == before
 
@@ -708,7 +682,7 @@ def test_a_killed_fine_tune_goes_on_to_the_same_bits(
 
 
 def test_the_method_works_on_sids_concatenations(
-    splits: dict, setup: Setup, numbers: config.Settings, tmp_path: Path
+    splits: dict, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
     """Only what needs no picture: groups, magnitudes, costs and cuts of a U-Net."""
     sid = networks.build("sid", {"base": 4})
@@ -718,7 +692,7 @@ def test_the_method_works_on_sids_concatenations(
     original = {group.name: group.channels for group in groups.groups}
     found = importance.group_states(sid, low.cost(sid), groups, reference, original)
     total = low.cost(sid)
-    made = rules.next_plan(found, rules.State(1.0, 0.1), D, numbers, (total.mac, total.weights))
+    made = rules.next_plan(found, rules.State(1.0, 0.1), D, settings, (total.mac, total.weights))
     smaller, current = prune.cut(sid, Current(sid, groups, {}), made.removed)
     saved = sum(group.mac * len(made.removed.get(group.name, ())) for group in found)
     assert 0 < total.mac - low.cost(smaller).mac <= saved  # neighbours' savings overlap
@@ -730,14 +704,14 @@ def test_the_method_works_on_sids_concatenations(
 def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
     network: nn.Module,
     setup: Setup,
-    numbers: config.Settings,
+    settings: config.Settings,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     damage: str,
 ) -> None:
     short = within(setup, 1)
-    run(copy.deepcopy(network), short, numbers, D, tmp_path / "plain")
-    run(copy.deepcopy(network), short, numbers, D, tmp_path / "hit")
+    run(copy.deepcopy(network), short, settings, D, tmp_path / "plain")
+    run(copy.deepcopy(network), short, settings, D, tmp_path / "hit")
     if damage == "no network":
         (tmp_path / "hit" / "accepted-001.pt").unlink()
     elif damage == "another number":
@@ -750,7 +724,7 @@ def test_a_damaged_folder_is_said_and_the_pruning_starts_anew(
         (tmp_path / "hit" / "accepted-000.pt").write_bytes(first)
     else:
         (tmp_path / "hit" / "log.json").write_text(damage)
-    run(copy.deepcopy(network), short, numbers, D, tmp_path / "hit")
+    run(copy.deepcopy(network), short, settings, D, tmp_path / "hit")
     assert "starts anew" in capsys.readouterr().err
     assert contents(tmp_path / "hit") == contents(tmp_path / "plain")
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import ROOT
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -223,13 +224,13 @@ def test_an_infinite_output_has_no_quality() -> None:
 
 def test_what_a_users_code_raises_within_any_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     network = raising(KeyError("w"))
-    said = f"KeyError: 'w', at tests/test_user_networks.py:{raising.__code__.co_firstlineno + 2}\n"
+    said = f"KeyError: 'w', at tests/networks/test_user_networks.py:{raising.__code__.co_firstlineno + 2}\n"
     with pytest.raises(SystemExit) as caught, guarded("latency"):
         network(IMAGE)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.replace(f"{Path(__file__).parents[1]}/", "") == f"latency: error: {said}"
+    assert capsys.readouterr().err.replace(f"{ROOT}/", "") == f"latency: error: {said}"
     assert command(lambda: network(IMAGE)) == 2
-    assert capsys.readouterr().err.replace(f"{Path(__file__).parents[1]}/", "") == said
+    assert capsys.readouterr().err.replace(f"{ROOT}/", "") == said
 
 
 # costs

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from chains import ROOT
 from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.prepare.images import SUFFIXES, image_size, list_images, load_image
 from pipeline.prepare.splits import make_splits, read_splits, series
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = ROOT / "data"
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import topologies
 import torch
-from test_coupling import EXAMPLE, check, random_removal
-from test_pruning import A, D, run
+from pruning_runs import A, D, run
+from removals import EXAMPLE, check, random_removal
 from torch import nn
 
 from pipeline import checks, config, cost
@@ -105,14 +105,14 @@ def test_the_method_prunes_the_examples(
     args: dict,
     active: tuple[str, ...],
     setup: Setup,
-    numbers: config.Settings,
+    settings: config.Settings,
     pictures: dict[str, list[Path]],
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
     network, setup = build(factory, args), job_of(setup, factory, args, pictures)
     checks.check_trainable(setup, network)
-    log = run(network, setup, numbers, active, tmp_path)
+    log = run(network, setup, settings, active, tmp_path)
     assert [iteration.verdict for iteration in log] == ["accepted"] * 4
     assert log[-1].mac < log[0].mac
     last, _ = checkpoint.load(sorted(tmp_path.glob("accepted-*.pt"))[-1], factory)

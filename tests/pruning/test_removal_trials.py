@@ -8,7 +8,7 @@ import pytest
 import topologies
 import torch
 import torch.nn.functional as F
-from test_coupling import EXAMPLE, assert_equals_mask, check
+from removals import EXAMPLE, assert_equals_mask, check
 from topologies import Frame, Residual, conv
 from torch import Tensor, nn
 

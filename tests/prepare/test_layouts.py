@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from chains import ROOT
 from PIL import Image
 from raw_files import write_dng, write_sid
 from skimage import data
@@ -28,7 +29,6 @@ from pipeline.prepare.images import load_image
 from pipeline.prepare.layouts import Listing
 from pipeline.prepare.pairs import make
 
-ROOT = Path(__file__).parents[1]
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TASKS = {  # networks that params.yaml doesn't have
     "clean": {"factory": "edsr", "args": {"scale": 1, "blocks": 1, "channels": 4}, "task": "restoration", "scale": 1},
@@ -166,7 +166,7 @@ def test_div2ks_small_images_serve_super_resolution_alone(tmp_path: Path) -> Non
     for network, more in (("clean", {"noise": 15.0}), ("sid", {"ratio": [100.0, 100.0]})):
         found = look(tmp_path, network, layout="div2k", folder=folder, **RANGES, **more)
         assert found.errors == []
-        assert all(source.given is None for part in found.parts.values() for source in part.sources)
+        assert all(source.input is None for part in found.parts.values() for source in part.sources)
         assert "made here" in found.parts["train"].inputs
 
 

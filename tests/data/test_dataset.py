@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chains import ROOT
 
 from pipeline.data import degradations, raw
 from pipeline.data.dataset import load_images
@@ -15,9 +16,7 @@ from pipeline.data.storage import Prepared, gathered, save_split
 from pipeline.errors import UserError
 from pipeline.prepare.pairs import Making, make, photographs
 
-PHOTOS = [
-    Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9", "fog6")
-]
+PHOTOS = [ROOT / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9", "fog6")]
 SIZES = [(20, 31), (44, 17), (16, 16)]  # input pixels, all different
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chains import ROOT
 
 from pipeline.data.raw import Exposures
 from pipeline.data.storage import Prepared, gathered, load_split, save_split
 from pipeline.errors import UserError
 from pipeline.prepare.pairs import Making, make, photographs
 
-PHOTOS = [Path(__file__).parents[1] / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
+PHOTOS = [ROOT / "data" / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
 LOW_LIGHT = Making("low_light", 2, 96, Exposures(), seed=1, fixed=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chains import ROOT
 from torch import Tensor, nn
 
 from pipeline import config
@@ -206,8 +207,7 @@ def test_the_pruner_knows_neither_mlflow_nor_dvc_nor_optuna() -> None:
         "import sys, pipeline.pruning.prune, pipeline.training.loop, pipeline.cost, pipeline.pruning.rules\n"
         "print([name for name in ('mlflow', 'dvc', 'optuna', 'matplotlib') if name in sys.modules])"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -124,8 +124,8 @@ def test_what_is_left_is_rounded_up_to_a_multiple(
     assert rules.select(importances, threshold, keep, at_most, step) == tuple(range(gone))
 
 
-def test_a_share_below_a_step_lets_one_step_go(numbers: config.Settings) -> None:
-    eights = numbers.model_copy(update={"align": 8, "max_share": 0.15})
+def test_a_share_below_a_step_lets_one_step_go(settings: config.Settings) -> None:
+    eights = settings.model_copy(update={"align": 8, "max_share": 0.15})
     groups = {
         "small": group("small", tuple(0.01 * j for j in range(16))),  # 15% are 2 channels
         "large": group("large", tuple(0.01 * j for j in range(120))),  # 18: 102 would be left, so 104
@@ -135,8 +135,8 @@ def test_a_share_below_a_step_lets_one_step_go(numbers: config.Settings) -> None
     assert plan.removed == {"small": tuple(range(8)), "large": tuple(range(16))}
 
 
-def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: config.Settings) -> None:
-    eights = numbers.model_copy(update={"align": 8, "max_share": 1.0})
+def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(settings: config.Settings) -> None:
+    eights = settings.model_copy(update={"align": 8, "max_share": 1.0})
     shuffled = GroupState("up", (0.1, 0.2, 0.3, 0.4, 0.5), 5, 3.0, 1.0, units=(4,))  # 20 channels of its layer
     plan = rules.plan([shuffled], State(0.25, 0.1), 0.25, ("adaptive",), eights, TOTAL)
     assert plan.removed == {"up": (0,)}  # 3 would be left, 12 channels of the layer: 4 and 16
@@ -144,8 +144,8 @@ def test_the_shuffled_layers_channels_are_aligned_and_not_the_groups(numbers: co
     assert rules.plan([both], State(9.0, 0.1), 9.0, ("adaptive",), eights, TOTAL).removed == {}
 
 
-def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Settings) -> None:
-    fours = numbers.model_copy(update={"align": 4, "max_share": 0.1})
+def test_alpha_rises_until_a_whole_step_falls_below(settings: config.Settings) -> None:
+    fours = settings.model_copy(update={"align": 4, "max_share": 0.1})
     eight = group("eight", (0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3, 1.4))
     plan = rules.next_plan([eight], State(0.5, 0.5), ("adaptive",), fours, TOTAL)
     assert plan.alpha == pytest.approx(0.5 * 1.5**2)  # 0.75 leaves the fourth channel, 1.125 doesn't
@@ -161,9 +161,9 @@ def test_alpha_rises_until_a_whole_step_falls_below(numbers: config.Settings) ->
     ],
 )
 def test_a_group_at_its_aligned_floor_cant_be_pruned(
-    numbers: config.Settings, active: tuple[str, ...], left: int, floor: int
+    settings: config.Settings, active: tuple[str, ...], left: int, floor: int
 ) -> None:
-    eights = numbers.model_copy(update={"align": 8})
+    eights = settings.model_copy(update={"align": 8})
     low = group("low", (0.1,) * left, baseline=68)
     assert rules.floor(low, active, eights) == floor
     assert rules.next_plan([low], State(1.0, 0.1), active, eights, TOTAL) is None
@@ -187,80 +187,80 @@ STATE = State(alpha=1.0, step=0.1, balance={"cheap": 2.0, "costly": 0.5})
     ],
 )
 def test_each_rule_set_has_its_own_threshold(
-    numbers: config.Settings, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
+    settings: config.Settings, active: tuple[str, ...], thresholds: tuple[float, float], removed: dict
 ) -> None:
-    plan = rules.plan([COSTLY, CHEAP], STATE, 1.0, active, numbers, TOTAL)
+    plan = rules.plan([COSTLY, CHEAP], STATE, 1.0, active, settings, TOTAL)
     assert (plan.thresholds["costly"], plan.thresholds["cheap"]) == pytest.approx(thresholds)
     assert plan.removed == removed
     assert plan.alpha == 1.0
 
 
-def test_one_iteration_takes_no_more_than_its_share_of_a_group(numbers: config.Settings) -> None:
+def test_one_iteration_takes_no_more_than_its_share_of_a_group(settings: config.Settings) -> None:
     ten = group("ten", tuple(0.1 * i for i in range(10)))
     for share, gone in ((0.3, 3), (0.39, 3), (0.05, 1), (1.0, 9)):  # one at least; one channel stays
-        capped = numbers.model_copy(update={"max_share": share})
+        capped = settings.model_copy(update={"max_share": share})
         assert rules.plan([ten], State(9.0, 0.1), 9.0, ("adaptive",), capped, TOTAL).removed == {
             "ten": tuple(range(gone))
         }
 
 
-def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(numbers: config.Settings) -> None:
+def test_the_share_counts_whole_channels_in_spite_of_binary_fractions(settings: config.Settings) -> None:
     hundred = group("hundred", tuple(0.01 * i for i in range(100)))
-    capped = numbers.model_copy(update={"max_share": 0.29})  # 0.29 * 100 is a little below 29 in binary
+    capped = settings.model_copy(update={"max_share": 0.29})  # 0.29 * 100 is a little below 29 in binary
     assert len(rules.plan([hundred], State(9.0, 0.1), 9.0, ("adaptive",), capped, TOTAL).removed["hundred"]) == 29
 
 
-def test_the_floor_is_a_share_of_the_baseline_under_depth_and_one_channel_else(numbers: config.Settings) -> None:
+def test_the_floor_is_a_share_of_the_baseline_under_depth_and_one_channel_else(settings: config.Settings) -> None:
     left = group("left", (0.1, 0.2, 0.3, 0.4), baseline=12)  # keeps max(2, 12/4) = 3
-    assert rules.floor(left, ("adaptive", "depth"), numbers) == 3
-    assert rules.floor(left, ("adaptive",), numbers) == 1
-    assert rules.plan([left], State(9.0, 0.1), 9.0, ("adaptive", "depth"), numbers, TOTAL).removed == {"left": (0,)}
+    assert rules.floor(left, ("adaptive", "depth"), settings) == 3
+    assert rules.floor(left, ("adaptive",), settings) == 1
+    assert rules.plan([left], State(9.0, 0.1), 9.0, ("adaptive", "depth"), settings, TOTAL).removed == {"left": (0,)}
 
 
-def test_alpha_rises_only_until_something_goes(numbers: config.Settings) -> None:
+def test_alpha_rises_only_until_something_goes(settings: config.Settings) -> None:
     weak, strong = group("weak", (0.9, 1.2)), group("strong", (2.0, 2.0))
-    plan = rules.next_plan([weak, strong], State(0.5, 0.2), ("adaptive",), numbers, TOTAL)
+    plan = rules.next_plan([weak, strong], State(0.5, 0.2), ("adaptive",), settings, TOTAL)
     assert plan.alpha == pytest.approx(0.5 * 1.2**4)  # 0.864 is still below 0.9, 1.0368 isn't
     assert plan.removed == {"weak": (0,)}
-    assert rules.next_plan([weak], State(0.95, 0.2), ("adaptive",), numbers, TOTAL).alpha == 0.95
+    assert rules.next_plan([weak], State(0.95, 0.2), ("adaptive",), settings, TOTAL).alpha == 0.95
 
 
-def test_nothing_is_planned_when_no_group_can_be_pruned(numbers: config.Settings) -> None:
+def test_nothing_is_planned_when_no_group_can_be_pruned(settings: config.Settings) -> None:
     pair, single = group("pair", (0.1, 0.2), baseline=4), group("single", (0.1,))
     state = State(1.0, 0.1)
-    assert rules.next_plan([single], state, ("adaptive",), numbers, TOTAL) is None
-    assert rules.next_plan([pair, single], state, ("adaptive", "depth"), numbers, TOTAL) is None  # n_min is 2
-    assert rules.next_plan([pair], State(1.0, 0.1, frozen=frozenset({"pair"})), ("adaptive",), numbers, TOTAL) is None
-    assert rules.next_plan([pair, single], state, ("adaptive",), numbers, TOTAL).removed == {"pair": (0,)}
-    assert rules.next_plan([], state, ("adaptive",), numbers, TOTAL) is None
+    assert rules.next_plan([single], state, ("adaptive",), settings, TOTAL) is None
+    assert rules.next_plan([pair, single], state, ("adaptive", "depth"), settings, TOTAL) is None  # n_min is 2
+    assert rules.next_plan([pair], State(1.0, 0.1, frozen=frozenset({"pair"})), ("adaptive",), settings, TOTAL) is None
+    assert rules.next_plan([pair, single], state, ("adaptive",), settings, TOTAL).removed == {"pair": (0,)}
+    assert rules.next_plan([], state, ("adaptive",), settings, TOTAL) is None
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_importances_that_are_no_numbers_end_the_search(numbers: config.Settings, broken: float) -> None:
-    assert rules.next_plan([group("g", (broken, broken))], State(1.0, 0.1), ("adaptive",), numbers, TOTAL) is None
+def test_importances_that_are_no_numbers_end_the_search(settings: config.Settings, broken: float) -> None:
+    assert rules.next_plan([group("g", (broken, broken))], State(1.0, 0.1), ("adaptive",), settings, TOTAL) is None
 
 
-def test_only_suspects_are_eligible_after_a_rejection(numbers: config.Settings) -> None:
+def test_only_suspects_are_eligible_after_a_rejection(settings: config.Settings) -> None:
     first, second = group("first", (0.1, 2.0)), group("second", (0.5, 2.0))
     state = State(0.3, 0.1, suspects=("second",))
-    plan = rules.next_plan([first, second], state, ("adaptive",), numbers, TOTAL)
+    plan = rules.next_plan([first, second], state, ("adaptive",), settings, TOTAL)
     assert plan.removed == {"second": (0,)}
     assert plan.alpha > 0.5
 
 
-def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(numbers: config.Settings) -> None:
+def test_an_acceptance_raises_alpha_clears_suspicion_and_leaves_balance_to_its_rule(settings: config.Settings) -> None:
     state = State(0.8, 0.025, {}, frozenset({"c"}), ("a",))
     done = Plan(1.0, {}, {"a": (0, 1)})
     now = [group("a", (1.0, 1.0), baseline=4), group("b", (1.0,) * 4)]  # pruned by 0.5 and 0; mean 0.25
-    after = rules.after_accepted(state, done, now, ("adaptive", "efficiency"), numbers)
+    after = rules.after_accepted(state, done, now, ("adaptive", "efficiency"), settings)
     assert after == State(1.1, 0.1, {}, frozenset({"c"}), ())
-    balanced = rules.after_accepted(state, done, now, ("adaptive", "balance"), numbers)
+    balanced = rules.after_accepted(state, done, now, ("adaptive", "balance"), settings)
     assert balanced.balance == pytest.approx({"a": math.exp(-0.5), "b": math.exp(0.5)})
-    again = rules.after_accepted(balanced, done, now, ("adaptive", "balance"), numbers)
+    again = rules.after_accepted(balanced, done, now, ("adaptive", "balance"), settings)
     assert again.balance == pytest.approx({"a": 0.5, "b": 2.0})  # exp(-1) and exp(1), limited
 
 
-def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(numbers: config.Settings) -> None:
+def test_a_rejection_shrinks_alpha_and_suspects_the_half_that_saved_most(settings: config.Settings) -> None:
     groups = [group("a", (1.0,) * 4, mac=10.0), group("b", (1.0,) * 4, mac=5.0), group("c", (1.0,) * 4, mac=1.0)]
     done = Plan(1.2, {}, {"a": (0,), "b": (0, 1, 2), "c": (0,)})  # they save 10, 15 and 1
     after = rules.after_rejected(State(1.0, 0.1), done, groups)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_coupling import EXAMPLE, check, random_removal
-from test_pruning import A, run
+from pruning_runs import A, run
+from removals import EXAMPLE, check, random_removal
 from topologies import conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -288,7 +288,7 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
 def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     wrap: Callable[[nn.Module], nn.Module],
     setup: Setup,
-    numbers: config.Settings,
+    settings: config.Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -303,7 +303,7 @@ def test_a_layer_whose_kernel_is_computed_is_named_trained_and_pruned_around(
     assert coupling.frozen[0].startswith("channels of 0 can't be removed because of what ")
     monkeypatch.setattr("topologies.odd", build, raising=False)
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
-    log = run(network, replace(setup, network=wanted), numbers, A, tmp_path)
+    log = run(network, replace(setup, network=wanted), settings, A, tmp_path)
     assert log[-1].mac < log[0].mac
 
 
@@ -375,7 +375,7 @@ def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
 
 
 def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
-    setup: Setup, numbers: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build() -> nn.Module:
         def way(self: Any, x: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ def test_a_network_that_leaves_features_on_itself_is_pruned_after_training(
     torch.manual_seed(0)
     monkeypatch.setattr("topologies.odd", build, raising=False)
     wanted = config.Network(factory="topologies:odd", args={}, task="super_resolution", scale=2)
-    log = run(build(), replace(setup, network=wanted), numbers, A, tmp_path)
+    log = run(build(), replace(setup, network=wanted), settings, A, tmp_path)
     assert log[-1].mac < log[0].mac
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chains import ROOT
 from PIL import Image
 
 from pipeline.data import raw
@@ -24,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.prepare.images import load_image
 from pipeline.prepare.pairs import Making, make, photographs
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = ROOT / "data"
 PHOTOS = [DATA / "photos" / f"es_{name}.jpg" for name in ("city0", "forest1", "sea9")]
 
 

@@ -7,18 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from chains import ROOT
 from torch import nn
 
 from pipeline import networks
 from pipeline.latency import network_times
 from pipeline.pruning import coupling
 from pipeline.report import times as time_tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:

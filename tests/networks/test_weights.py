@@ -13,17 +13,18 @@ from warnings import catch_warnings
 import pytest
 import torch
 import yaml
+from chains import ROOT
 from payload import Payload
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline import checks
 from pipeline.errors import UserError
+from pipeline.evaluation.metrics import Quality
 from pipeline.networks import build, checkpoint, pretrained
 from pipeline.networks.pretrained import load_weights
 from pipeline.training.setup import Setup
-from stages import train
 
-ROOT = Path(__file__).parents[1]
 MEAN = (0.4488, 0.4371, 0.4040)
 State = dict[str, Tensor]
 
@@ -458,15 +459,21 @@ def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(setup: Se
     assert found < least
     said = rf"train\.tiny: the baseline's PSNR of {found:.3f} dB is no better than .* with pixels in {name}, in"
     with pytest.warns(UserWarning, match=said):
-        train.warn(setup, network, found, least, "given.pt")
+        checks.warn_of_baseline(setup, network, found, least, "given.pt")
     with pytest.warns(UserWarning, match=r"no better than its input's 90\.000 dB; given\.pt was trained for something"):
-        train.warn(setup, network, found, 90.0, "given.pt")
+        checks.warn_of_baseline(setup, network, found, 90.0, "given.pt")
 
 
 def test_a_trained_baseline_below_its_input_warns_and_a_better_one_is_silent(setup: Setup) -> None:
     with pytest.warns(UserWarning, match="PSNR of 20.000 dB is no better than its input's 21.000 dB; it needs more"):
-        train.warn(setup, nn.Identity(), 20.0, 21.0, None)
+        checks.warn_of_baseline(setup, nn.Identity(), 20.0, 21.0, None)
     with catch_warnings(action="error"):
-        train.warn(setup, nn.Identity(), 21.5, 21.0, None)
-    with pytest.raises(UserError, match=r"train\.tiny: the baseline's output isn't finite"):
-        train.warn(setup, nn.Identity(), float("nan"), 21.0, None)
+        checks.warn_of_baseline(setup, nn.Identity(), 21.5, 21.0, None)
+
+
+def test_a_baseline_that_gives_no_number_for_an_image_is_refused_by_the_images_name() -> None:
+    checks.check_baseline("tiny", Quality(("a.png", "b.png"), (20.0, 30.0), (0.5, 0.6)))
+    with pytest.raises(
+        UserError, match=r"^train\.tiny: the baseline gives infinite values or NaN for .* image, b\.png$"
+    ):
+        checks.check_baseline("tiny", Quality(("a.png", "b.png"), (20.0, float("nan")), (0.5, 0.6)))
