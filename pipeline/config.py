@@ -270,9 +270,14 @@ class Gate(Section):
     # the means decide
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None
 
+    @property
+    def reference_name(self) -> str:
+        """The reference in words."""
+        return {"best": "the better of baseline and control"}.get(self.reference, f"the {self.reference}")
+
 
 class Tolerance(Section):
-    """What an iteration may miss the gate by. The fine-tune must make up for it, or it undoes the iteration."""
+    """What an iteration may miss the gate by. The fine-tune must make up for it, or channels are given back."""
 
     psnr: Miss  # dB
     ssim: Miss

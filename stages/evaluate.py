@@ -44,6 +44,8 @@ def evaluate(params: config.Params, network: str) -> None:
                     score.psnr, scores[other].psnr, score.names, params.seed, params.evaluate.bootstrap
                 )
                 row[f"against_{other}"] = asdict(difference)
+            if settings.task == "low_light":
+                row["psnr_after_colour_fit"] = metrics.psnr_after_colour_fit(nets.get(name), images, crop_border)
             summary[name] = row
         folder = RESULTS / "evaluate" / network
         write_csv(folder / "images.csv", metrics.image_rows(scores))

@@ -1,4 +1,4 @@
-"""Fine-tune a pruned network; iterations that it leaves below the gate are undone."""
+"""Fine-tune a pruned network; where that leaves it below the gate, channels are given back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         iterations.check_widths(candidates, log, setup)
         work = scratch(
             "finetune", params, network, method, flat(recipe), flat(params.gate), points, flat(settings),
-            flat(setup.recipe), *candidates, *images_of(network),
+            flat(setup.recipe), setup.rate, *candidates, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         finetuned = finetune.finetune(candidates, log, setup, settings, recipe, target, work, progress)

@@ -31,7 +31,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
         target, _ = gate.targets(params.gate.reference, points)
         work = scratch(
             "prune", params, network, method, parameters, active, flat(setup.recipe), setup.size, points[:-1],
-            baseline, *images_of(network),
+            baseline, setup.rate, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"prune {network} {method}", params.retrain[network].max_iterations * setup.iteration_steps)
         net, _ = checkpoint.load(baseline, params.networks[network].factory)

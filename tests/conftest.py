@@ -78,7 +78,7 @@ def recipe() -> config.Train:
 
 @pytest.fixture
 def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> Setup:
-    """Iterations of 2 + 3 steps, and a gate that lets everything pass that is a number."""
+    """Iterations of 5 steps, and a gate that lets everything pass that is a number."""
     return Setup(
         name="tiny",
         network=config.Network(factory="edsr", args=TINY, task="super_resolution", scale=2),
@@ -87,11 +87,8 @@ def setup(splits: dict[str, Images], machine: Machine, recipe: config.Train) -> 
         recipe=recipe,
         retrain=config.Retrain(
             max_iterations=3,
-            train_steps=2,
-            retrain_steps=3,
-            train_lr=1e-4,
-            retrain_lr=5e-4,
-            retrain_lr_final=1e-5,
+            steps=5,
+            lr=5e-4,
         ),
         gate=config.Gate(reference="baseline", max_psnr_drop=100.0, max_ssim_drop=2.0),
         tolerance=(0.0, 0.0),

@@ -77,8 +77,12 @@ TRIALS = [
 MADE: dict[str, Any] = {
     "train/net/metrics.json": {**QUALITY, "input_psnr": 28.0},
     "train/net/curve.csv": "step,psnr,loss\n2,29.5,0.1\n4,30.0,\n",
-    "control/net/curve.json": [{"steps": 3 * n, "psnr": 30.0 + n / 8, "ssim": 0.9} for n in range(3)],
-    "control/net/metrics.json": {"steps": 10, **QUALITY, "psnr_change_baseline": 0.0},
+    "control/net/curve.json": [
+        {"steps": 3 * n, "psnr": 30.0 + n / 8, "ssim": 0.75, "image_psnr": [29.0 + n / 8, 31.0 + n / 8],
+         "image_ssim": [0.5, 1.0]} for n in range(3)
+    ],
+    "control/net/end.json": {"steps": 10, **QUALITY, "image_psnr": [QUALITY["psnr"]] * 2,
+                             "image_ssim": [QUALITY["ssim"]] * 2},
     "analyze/net/groups.json": {
         "groups": [{"name": "g", "channels": 8, "producers": ["head"], "readers": ["tail"], "mac_per_channel": 2.5}],
         "frozen": ["tail stays whole"],
@@ -111,7 +115,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "train/net/metrics.json": lambda results: records.read(results / "train/net/metrics.json", records.Baseline),
     "train/net/curve.csv": lambda results: records.rows(results / "train/net/curve.csv", records.CurveRow),
     "control/net/curve.json": lambda results: records.control(results, "net", 3, 2),
-    "control/net/metrics.json": lambda results: records.control(results, "net"),
+    "control/net/end.json": lambda results: records.control(results, "net"),
     "analyze/net/groups.json": lambda results: records.groups(results, "net"),
     "analyze/net/layers.csv": lambda results: records.layers(results, "net"),
     "prune/net/D/log.json": lambda results: iterations.read_log(results / "prune/net/D/log.json"),
@@ -200,14 +204,21 @@ def test_the_stage_that_writes_a_file_is_named_as_dvc_names_it(file: str, stage:
 
 CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("control/net/curve.json", (1, "steps"), 4, "entry 1, steps is 4 but should be 3"),
-    ("control/net/metrics.json", ("steps",), 5, "steps is 5 but"),
+    ("control/net/end.json", ("steps",), 5, "steps is 5 but"),
+    ("control/net/curve.json", (1, "psnr"), 31.0, "entry 1, psnr is 31, but its images' mean is another"),
+    ("control/net/curve.json", (2, "image_ssim"), [0.75], "entry 2, image_ssim has 1 entries, but there are 2 images"),
     ("evaluate/net/metrics.json", ("D", "mac"), 900, "D, mac_percent is 50 but mac is 45% of the baseline's"),
     ("evaluate/net/metrics.json", ("D", "psnr"), 31.0, "D, against_baseline, mean is 0.25 but psnr differs by 1"),
     ("evaluate/net/metrics.json", ("D", "against_control", "low"), 5.0, "low is above high"),
     ("evaluate/net/widths.json", ("D", "head"), 9, "D, head is 9, but the layer has 8 channels"),
     ("evaluate/net/widths.json", ("D", "neck"), 9, "D has other layers than"),
     ("evaluate/net/samples.json", ("median", 1), -0.75, "has a largest loss that is no largest"),
-    ("finetune/net/D/metrics.json", ("mac_percent",), 90.0, "mac_percent is 90, which no accepted iteration of"),
+    (
+        "finetune/net/D/metrics.json",
+        ("mac_percent",),
+        20.0,
+        "mac_percent is 20, which lies below every accepted iteration of",
+    ),
     ("latency/net/latency.json", ("networks", 1, "network"), "E", "networks, entry 1, network is 'E'"),
     ("latency/net/latency.json", ("networks", 0, "side"), 32, "networks, entry 1 has no baseline before it"),
     ("latency/net/latency.json", ("side",), 32, "networks has no row of D at the side 32"),
@@ -457,3 +468,13 @@ def flat(value: Any) -> Iterator[Any]:
             yield from flat(each)
     else:
         yield value
+
+
+def test_what_is_delivered_between_two_iterations_has_its_place_there(tmp_path: Path) -> None:
+    """Iteration 0 with all MACs and iteration 2 with half of them: 80% lie two fifths of the way."""
+    write_text(tmp_path / "prune/net/D/path.csv", MADE["prune/net/D/path.csv"])
+    for percent, place in ((50.0, 2), (80.0, 0.8), (100.0, 0)):
+        write_json(
+            tmp_path / "finetune/net/D/metrics.json", MADE["finetune/net/D/metrics.json"] | {"mac_percent": percent}
+        )
+        assert records.path_of(tmp_path, "net", "D")[1] == pytest.approx(place)

@@ -115,6 +115,26 @@ def measure_set(network: nn.Module | None, images, task: str) -> dict[str, float
     return dict(zip(("psnr", "ssim", "psnr_y", "ssim_y"), np.mean(rows, axis=0).tolist(), strict=True))
 
 
+@torch.no_grad()
+def psnr_after_colour_fit(network: nn.Module | None, images, crop_border: int) -> float:
+    """Mean PSNR in dB when each image's channels are scaled and shifted to fit the target best (least squares).
+
+    What it has more than the plain PSNR is the share of the error that is colour and brightness, and not detail or
+    noise.
+    """
+    return float(np.mean([psnr(_fitted(*pair), pair[1], crop_border) for pair in _restored(network, images)]))
+
+
+def _fitted(output: Tensor, target: Tensor) -> Tensor:
+    """[1,3,H,W] the output times a factor plus a constant, each channel's own."""
+    x, y = output.double().flatten(2), target.double().flatten(2)
+    x_mean, y_mean = x.mean(dim=2, keepdim=True), y.mean(dim=2, keepdim=True)
+    slope = ((x - x_mean) * (y - y_mean)).sum(dim=2, keepdim=True) / (x - x_mean).square().sum(
+        dim=2, keepdim=True
+    ).clamp_min(1e-12)
+    return (slope * (x - x_mean) + y_mean).view(output.shape)
+
+
 def _restored(network: nn.Module | None, images) -> Iterator[tuple[Tensor, Tensor]]:
     if network is not None:
         network.eval()

@@ -57,7 +57,7 @@ def judge(
     """
     sentence = (
         f"PSNR {measured.mean_psnr - target.mean_psnr:+.4f} dB and SSIM {measured.mean_ssim - target.mean_ssim:+.5f} "
-        f"against {'the better of baseline and control' if gate.reference == 'best' else f'the {gate.reference}'}"
+        f"against {gate.reference_name}"
     )
     broken = []
     for name, unit, ours, theirs, limit in (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -29,6 +30,7 @@ from pipeline.records.types import (
     Number,
     PathRow,
     Point,
+    Rate,
     Samples,
     SetSolutions,
     Solutions,
@@ -42,8 +44,8 @@ from pipeline.schema import expected
 
 __all__ = [
     "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Groups", "Index", "Latency", "LayerRow", "Number",
-    "PathRow", "Point", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole", "Widths",
-    "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "read",
+    "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole", "Widths",
+    "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate", "read",
     "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
 ]  # fmt: skip
 
@@ -156,6 +158,11 @@ def curve(path: Path, steps: int | None = None) -> list[Point]:
     return control_points
 
 
+def rate(path: Path) -> float:
+    """The factor to the rates of retrain and finetune that the control found."""
+    return read(path, Rate)["factor"]
+
+
 def _by_image(path: Path, point: Point, images: int, *where: int) -> None:
     """UserError unless a point's means are those of its images, and it has so many of these."""
     for key, values in (("psnr", point["image_psnr"]), ("ssim", point["image_ssim"])):
@@ -259,13 +266,13 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], fl
     percent = read(tuned, Tuned)["mac_percent"]
     accepted = [row for row in path_rows if row["verdict"] == "accepted"]
     shares = [100 * row["mac"] / path_rows[0]["mac"] for row in accepted]
-    for place in reversed(range(len(accepted))):
-        here, number = shares[place], accepted[place]["number"]
-        if _equal(here, percent):
-            return path_rows, number
-        if percent < here and place + 1 < len(accepted):
-            after, further = shares[place + 1], accepted[place + 1]["number"]
-            return path_rows, number + (here - percent) / (here - after) * (further - number)
+    same = [row["number"] for row, share in zip(accepted, shares, strict=True) if _equal(share, percent)]
+    if same:
+        return path_rows, same[-1]
+    for place, (before, after) in enumerate(pairwise(shares)):
+        if after < percent < before:
+            first, second = accepted[place]["number"], accepted[place + 1]["number"]
+            return path_rows, first + (before - percent) / (before - after) * (second - first)
     wrong(tuned, f"is {percent:g}, which lies below every accepted iteration of {path}", "mac_percent")
 
 

@@ -39,6 +39,12 @@ class Point(TypedDict):
     image_ssim: Annotated[list[Ssim], Field(min_length=1)]
 
 
+class Rate(TypedDict):
+    """control/NETWORK/rate.json: what the rates of retrain and finetune are multiplied by."""
+
+    factor: Annotated[float, Field(strict=True, gt=0, le=1)]
+
+
 Side = Annotated[int, Field(strict=True, ge=1, le=10**6)]  # pixels
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
@@ -129,6 +135,7 @@ class Measured(TypedDict):
 
     psnr: Psnr
     ssim: Ssim
+    psnr_after_colour_fit: NotRequired[Psnr]  # of low light
     against_baseline: Difference
     against_control: Difference
 

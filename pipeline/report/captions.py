@@ -34,11 +34,11 @@ LAYERS = (
 )
 WIDTHS = "Output channels of each layer under each method: kept (coloured) of those before pruning (grey)."
 PATH = (
-    "Left: validation PSNR after each iteration, as the change against the {0}: plus is better. Right: the MACs "
+    "Left: validation PSNR after each iteration, as the change against {0}: plus is better. Right: the MACs "
     "of its network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
     "An iteration may lose {1:g} dB (dashed); the fine-tune after the last one must bring the network back to what the "
-    "gate allows, and where it doesn't, the network of an earlier iteration is fine-tuned instead. The ring is the "
-    "network that was delivered. The fine-tunes of each method:"
+    "gate allows, and where it doesn't, channels are given back until it does. The ring is where the network that was "
+    "delivered lies on the path. The fine-tunes of each method:"
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
@@ -121,7 +121,7 @@ def _path(results: Path, params: config.Params, network: str) -> Figure:
         for method in methods
     )
     return Figure(
-        "The path", f"{network}-path.png", PATH.format(gate.reference, limit),
+        "The path", f"{network}-path.png", PATH.format(gate.reference_name, limit),
         (f"prune/{network}/METHOD/path.csv", f"finetune/{network}/METHOD/attempts.json"),
         partial(figures.path, results, network, methods, limit), tuple(notes),
     )  # fmt: skip

@@ -12,7 +12,7 @@ INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restora
 NOTES = """\
 `baseline` is the network as trained; `control` is the baseline trained on as long as a pruned network, with nothing
 removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. Validation change:
-against the {reference}, the gate's reference (of `control`: against the baseline); the gate allows a drop of {drop:g}
+against {reference}, the gate's reference (of `control`: against the baseline); the gate allows a drop of {drop:g}
 dB. Test changes are paired over images; brackets hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to
 8 bit, RGB, super-resolution cropped by scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
@@ -60,7 +60,7 @@ def markdown(
         lines.append("| " + " | ".join([*cells, *changes, str(row.get("steps", ""))]) + " |")
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
     light = SYNTHETIC.format(" and ".join(synthetic)) if synthetic else ""
-    notes = NOTES.format(reference=gate.reference, drop=gate.max_psnr_drop, synthetic=light)
+    notes = NOTES.format(reference=gate.reference_name, drop=gate.max_psnr_drop, synthetic=light)
     return "\n".join(lines) + f"\n\nCosts: {at}.\n\n{notes}\n"
 
 

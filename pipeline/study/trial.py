@@ -72,8 +72,8 @@ def measure(
 ) -> Outcome:
     """One trial: prune with these settings, fine-tune the last accepted network once, measure it.
 
-    An undo after the fine-tune, which the chain has, would make every trial feasible and most of them the same; here
-    the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
+    To give channels back after the fine-tune, as the chain does, would make every trial feasible and most of them the
+    same; here the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
     Unfinished work lies in `work`, and a trial with the same settings goes on from there.
     """
     setup = problem.setup

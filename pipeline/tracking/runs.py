@@ -32,7 +32,7 @@ NOTES = {
     "the gate's reference's (psnr_change), channels and threshold of each group, a crop of a validation image. The "
     "runs below are the iterations, accepted and rejected, with the reason.",
     "finetune": "The last training of {network} as method {method} left it; psnr_change and ssim_change are what the "
-    "gate judged, attempts.json says what was undone. The model takes images of any height and width.",
+    "gate judged, attempts.json says what was given back. The model takes images of any height and width.",
     "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, and PSNR less "
     "the baseline's and the control's in dB (psnr_change_baseline, psnr_change_control), plus is better.",
     "input": "What {network} is given, unrestored, on the test images.",

@@ -33,7 +33,7 @@ def train_iteration(
     """
     retrain = setup.retrain
     recipe = setup.recipe.model_copy(
-        update=PUBLISHED | {"steps": retrain.steps, "lr": retrain.lr, "lr_final": retrain.lr}
+        update=PUBLISHED | {"steps": retrain.steps, "lr": setup.rate * retrain.lr, "lr_final": setup.rate * retrain.lr}
     )
     if retrain.steps:
         resume = scratch / f"{number:03d}-retrain.pt"
@@ -45,7 +45,8 @@ def train_final(
     network: nn.Module, setup: Setup, recipe: config.Finetune, resume: Path, progress: Progress, teacher: nn.Module
 ) -> nn.Module:
     """The fine-tune of a pruned network, and of the control; `teacher` as for an iteration."""
-    update = PUBLISHED | recipe.model_dump(exclude={"teacher"})
+    rates = {"lr": setup.rate * recipe.lr, "lr_final": setup.rate * recipe.lr_final}
+    update = PUBLISHED | recipe.model_dump(exclude={"teacher"}) | rates
     full = setup.recipe.model_copy(update=update)
     _train(network, setup, full, 100_003, resume, progress, Teacher(teacher, recipe.teacher))
     return network

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import config, cost
+from pipeline import config, cost, records
 from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
@@ -37,6 +37,7 @@ class Setup:
     machine: Machine
     size: tuple[int, int]  # input height and width at which costs are counted
     seed: int
+    rate: float = 1.0  # factor to the rates of retrain and finetune: what the control found bearable
     images: str = ""  # names the training images, for the cache
     cache: Path | None = None  # where trainings are kept that may be wanted again; None: nowhere
 
@@ -117,6 +118,13 @@ def load_setup(params: config.Params, network: str, results: Path, cache: Path |
         machine=machine,
         size=params.analyze[network].size,
         seed=params.seed * 1_000_003,
+        rate=_rate(results, network),
         images=digest(data / "train" / "index.json"),
         cache=cache,
     )
+
+
+def _rate(results: Path, network: str) -> float:
+    """The factor that the control found; 1 before there is one."""
+    path = results / "control" / network / "rate.json"
+    return records.rate(path) if path.exists() else 1.0

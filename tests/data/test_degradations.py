@@ -17,9 +17,11 @@ from pipeline.data.degradations import (
     Camera,
     bicubic_downscale,
     bicubic_upscale,
+    darken,
     draw_camera,
     unprocess,
 )
+from pipeline.data.raw import BLACK, Exposures
 from pipeline.data.storage import Prepared, gathered
 from pipeline.errors import UserError
 from pipeline.prepare.images import load_image
@@ -288,7 +290,21 @@ def test_low_light_is_each_images_own_and_fixed_by_the_seed() -> None:
         "sizes",
         "high",
         "exposures",
+        "cameras",
     }
+
+
+def test_one_camera_gives_all_images_its_colours_and_random_ones_to_each() -> None:
+    """By one grey of sRGB, whose raw is linear grey over the gains: red and blue are alike for one camera alone."""
+    grey = torch.full((5, 3, 64, 64), 128, dtype=torch.uint8)
+    ratios: dict[str, list[float]] = {}
+    for cameras in ("one", "random"):
+        exposures = Exposures((1.0, 1.0), (1e-9, 1e-9), cameras)
+        samples, _ = darken(grey, np.random.default_rng(3), exposures)
+        means = (samples.double() - BLACK).mean(dim=(2, 3))
+        ratios[cameras] = (means[:, 1] / means[:, 0]).tolist()  # green over red
+    assert ratios["one"] == pytest.approx([2.1] * 5, rel=0.01)
+    assert max(ratios["random"]) - min(ratios["random"]) > 0.1
 
 
 def test_the_dark_samples_show_the_photograph() -> None:

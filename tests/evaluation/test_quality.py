@@ -162,3 +162,29 @@ def test_the_bootstrap_repeats_for_a_seed() -> None:
     one = metrics.paired(first, second, names, seed=1, resamples=100)
     assert one == metrics.paired(first, second, names, seed=1, resamples=100)
     assert one != metrics.paired(first, second, names, seed=2, resamples=100)
+
+
+def test_colour_and_brightness_cost_nothing_after_the_fit_and_detail_does() -> None:
+    class Tinted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.tensor([0.5, 0.8, 0.6]).view(1, 3, 1, 1) + 0.1
+
+    class Pairs:
+        names = ("one",)
+
+        def __len__(self) -> int:
+            return 1
+
+        def pair(self, _: int) -> tuple[Tensor, Tensor]:
+            levels = torch.arange(192).view(1, 3, 8, 8) / 255
+            return levels, levels
+
+    assert metrics.measure(Tinted(), Pairs(), 0, with_ssim=False).mean_psnr < 25
+    assert metrics.psnr_after_colour_fit(Tinted(), Pairs(), 0) == 100
+
+    class Detail(Pairs):  # a chequerboard of one level that no fit of a flat output makes
+        def pair(self, _: int) -> tuple[Tensor, Tensor]:
+            board = (torch.arange(64).view(8, 8) + torch.arange(8).view(8, 1)) % 2
+            return torch.full((1, 3, 8, 8), 0.5), (127 + 2 * board.expand(1, 3, 8, 8)) / 255
+
+    assert metrics.psnr_after_colour_fit(nn.Identity(), Detail(), 0) == pytest.approx(20 * math.log10(255))

@@ -29,6 +29,11 @@ def solution(psnr: float, **more: Any) -> dict[str, Any]:
     return {"psnr": psnr, "ssim": 0.9} | against | more
 
 
+def point(steps: int, psnr: float) -> dict[str, Any]:
+    """The control's quality on one image."""
+    return {"steps": steps, "psnr": psnr, "ssim": 0.9, "image_psnr": [psnr], "image_ssim": [0.9]}
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """One network, one method: costs halved, 0.125 dB better than the baseline on test images."""
@@ -44,7 +49,7 @@ def results(tmp_path: Path) -> Path:
     found["D"]["against_baseline"] = difference(0.125, 'a "b", c.png')
     write_json(tmp_path / "evaluate/edsr/metrics.json", found)
     write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0, "ssim": 0.9, "input_psnr": 28.5})
-    write_json(tmp_path / "control/edsr/metrics.json", {"psnr": 31.5, "ssim": 0.9, "steps": 70})
+    write_json(tmp_path / "control/edsr/end.json", point(70, 31.5))
     tuned = {"mac_percent": 50.0, "bw_percent": 50.0, "psnr": 31.5625, "ssim": 0.9}
     tuned |= {"psnr_change": 0.0625, "ssim_change": 0.0}
     tuned["steps"] = 40
@@ -153,9 +158,7 @@ def test_a_samples_figure_shows_the_frames_pixels_side_by_side(splits: dict[str,
 
 def test_the_training_curve_needs_only_the_files_of_train_and_control(results: Path, tmp_path: Path) -> None:
     write_text(results / "train/edsr/curve.csv", "step,psnr,loss\n10,29.0,0.1\n20,31.0,0.05\n")
-    write_json(
-        results / "control/edsr/curve.json", [{"steps": 35 * n, "psnr": 31 + 0.2 * n, "ssim": 0.9} for n in (0, 1)]
-    )
+    write_json(results / "control/edsr/curve.json", [point(35 * n, 31 + 0.2 * n) for n in (0, 1)])
     for name in ("one.png", "two.png"):
         figures.training_curves(results, "edsr", tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

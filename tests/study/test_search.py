@@ -354,16 +354,15 @@ def test_an_aligned_group_never_gives_more_than_the_bound(
 def problem(setup: Setup, settings: config.Settings, network, tmp_path: Path) -> Problem:
     checkpoint.save(tmp_path / "network.pt", network, "edsr", setup.network.args, {})
     start = setup.quality(network)
-    reference = (start.mean_psnr, start.mean_ssim)
     return Problem(
         setup=setup,
         settings=settings,
         active=("adaptive", "depth", "efficiency", "balance"),
         recipe=config.Finetune(steps=4, lr=1e-3),
         baseline=tmp_path / "network.pt",
-        target=gate.Target(reference[:1], reference[1:]),
-        final=reference,
-        rivals={"baseline": reference[0], "control": reference[0] + 0.1},
+        target=gate.Target((start,)),
+        final=start,
+        rivals={"baseline": start.mean_psnr, "control": start.mean_psnr + 0.1},
         ssim=True,
     )
 
@@ -379,11 +378,11 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     )  # fmt: skip
     last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
     pruned, _ = checkpoint.load(tmp_path / "chain" / f"accepted-{last.number:03d}.pt")
-    recipes.train_final(pruned, problem.setup, problem.recipe, tmp_path / "chain" / "final.pt", Silent())
+    recipes.train_final(pruned, problem.setup, problem.recipe, tmp_path / "chain" / "final.pt", Silent(), network)
     assert trial.mac_percent == 100 * last.mac / log[0].mac
     measured = problem.setup.quality(pruned)
-    assert trial.notes["psnr_change"] == measured.mean_psnr - problem.final[0]
-    assert trial.notes["ssim_change"] == measured.mean_ssim - problem.final[1]
+    assert trial.notes["psnr_change"] == measured.mean_psnr - problem.final.mean_psnr
+    assert trial.notes["ssim_change"] == measured.mean_ssim - problem.final.mean_ssim
     assert trial.notes["psnr_change_control"] == pytest.approx(trial.notes["psnr_change"] - 0.1)
     assert trial.constraints["psnr_drop"] == -trial.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
     assert trial.constraints["ssim_drop"] == -trial.notes["ssim_change"] - problem.setup.gate.max_ssim_drop

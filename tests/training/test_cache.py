@@ -1,0 +1,109 @@
+"""Trainings that are kept: the same one is done once, another one never passes for it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pruning_runs import Killed
+from torch import nn
+
+from pipeline import config
+from pipeline.pruning.prune import Setup
+from pipeline.training import cache, recipes
+
+RECIPE = config.Finetune(steps=3, lr=1e-3, teacher=0.5)
+
+
+@pytest.fixture
+def kept(setup: Setup, tmp_path: Path) -> Setup:
+    (tmp_path / "work").mkdir()
+    return replace(setup, cache=tmp_path / "trainings", images="of a test")
+
+
+def tuned(network: nn.Module, setup: Setup, recipe: config.Finetune, work: Path, teacher: nn.Module, **more: Any):
+    """The weights after a fine-tune, and how many steps were trained for it."""
+    work.mkdir(exist_ok=True)
+    progress, copied = Killed(**more), copy.deepcopy(network)
+    before = progress.done
+    recipes.train_final(copied, setup, recipe, work / "state.pt", progress, teacher)
+    (work / "state.pt").unlink(missing_ok=True)
+    assert progress.base == recipe.steps
+    return copied.state_dict(), progress.done - before
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_same_training_is_done_once(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
+    teacher = copy.deepcopy(network)
+    first, steps = tuned(network, kept, RECIPE, tmp_path / "work", teacher)
+    assert steps == 3
+    second, steps = tuned(network, kept, RECIPE, tmp_path / "elsewhere", teacher)
+    assert steps == 0
+    assert same(first, second)
+    assert same(first, tuned(network, replace(kept, cache=None), RECIPE, tmp_path / "work", teacher)[0])
+
+
+def test_whatever_a_training_depends_on_makes_it_another(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
+    teacher, nudged = copy.deepcopy(network), copy.deepcopy(network)
+    with torch.no_grad():
+        nudged.tail.bias[0] += 1e-6
+    tuned(network, kept, RECIPE, tmp_path / "work", teacher)
+    others: list[tuple] = [
+        (nudged, kept, RECIPE, teacher),
+        (network, kept, RECIPE, nudged),
+        (network, kept, RECIPE.model_copy(update={"lr": 2e-3}), teacher),
+        (network, kept, RECIPE.model_copy(update={"teacher": 0.25}), teacher),
+        (network, replace(kept, seed=kept.seed + 1), RECIPE, teacher),
+        (network, replace(kept, images="others"), RECIPE, teacher),
+        (network, replace(kept, recipe=kept.recipe.model_copy(update={"batch": 3})), RECIPE, teacher),
+        (network, replace(kept, machine=replace(kept.machine, bf16=True)), RECIPE, teacher),
+    ]
+    for other, setup, recipe, its_teacher in others:
+        assert tuned(other, setup, recipe, tmp_path / "work", its_teacher)[1] == 3
+    assert len(list((tmp_path / "trainings").iterdir())) == 1 + len(others)
+
+
+def test_a_damaged_file_is_trained_again(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
+    first, _ = tuned(network, kept, RECIPE, tmp_path / "work", network)
+    (path,) = (tmp_path / "trainings").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    again, steps = tuned(network, kept, RECIPE, tmp_path / "work", network)
+    assert steps == 3
+    assert same(first, again)
+    assert path.read_bytes() == whole
+
+
+def test_a_training_that_is_stopped_is_not_kept(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tuned(network, kept, RECIPE, tmp_path / "work", network, at=2)
+    assert not (tmp_path / "trainings").exists()
+
+
+def test_the_oldest_go_when_there_are_too_many(
+    network: nn.Module, kept: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "KEPT", 2)
+    rates = (1e-3, 2e-3, 3e-3)
+    for rate in rates:
+        tuned(network, kept, RECIPE.model_copy(update={"lr": rate}), tmp_path / "work", network)
+    assert len(list((tmp_path / "trainings").iterdir())) == 2
+    assert tuned(network, kept, RECIPE.model_copy(update={"lr": rates[-1]}), tmp_path / "work", network)[1] == 0
+
+
+def test_the_teacher_takes_its_share_of_an_iterations_loss(network: nn.Module, setup: Setup, tmp_path: Path) -> None:
+    """A network that is its own teacher, and learns from it alone, stays as it is."""
+    alone = replace(setup, retrain=setup.retrain.model_copy(update={"teacher": 1.0}))
+    before = copy.deepcopy(network)
+    recipes.train_iteration(network, alone, 1, tmp_path, Killed(), copy.deepcopy(network))
+    assert same(before.state_dict(), network.state_dict())
+    (tmp_path / "001-retrain.pt").unlink()
+    recipes.train_iteration(network, setup, 1, tmp_path, Killed(), copy.deepcopy(network))
+    assert not same(before.state_dict(), network.state_dict())
