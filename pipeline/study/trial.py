@@ -73,8 +73,8 @@ def measure(
     """One trial: prune with these settings, fine-tune the last accepted network once, measure it.
 
     To give channels back after the fine-tune, as the chain does, would make every trial feasible and most of them the
-    same; here the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same network.
-    Unfinished work lies in `work`, and a trial with the same settings goes on from there.
+    same; here the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same
+    network. Unfinished work lies in `work`, and a trial with the same settings goes on from there.
     """
     setup = problem.setup
     settings = config.checked_settings(problem.settings, values)

@@ -54,7 +54,7 @@ def test_a_killed_control_goes_on_to_the_same_bits(
     ("losses", "factor", "tried", "warned"),
     [
         ({1.0: -0.5}, 1.0, 1, False),  # a gain
-        ({1.0: 0.08, 0.3: 0.01, 0.1: 0.002}, 0.1, 3, False),
+        ({1.0: 0.08, 0.3: 0.01, 0.1: 0.0019}, 0.1, 3, False),
         ({1.0: 0.9, 0.3: 0.5, 0.1: 0.3, 0.03: 0.1, 0.01: 0.2}, 0.03, 5, True),  # the one that loses least
     ],
 )
