@@ -17,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import yaml
-from chains import ENVIRONMENT, ROOT, checkout, results, tiny
+from chains import ENVIRONMENT, ROOT, checkout, living, results, tiny
 
 TIMED = ("latency@", "report")  # the stages whose results hold measured times
 LIVES = 10.0  # s that anything of a stopped chain may live, on a busy machine; 4 on an idle one
@@ -42,18 +41,6 @@ def start(folder: Path) -> Path:
 def begin(folder: Path, command: tuple[str, ...]) -> subprocess.Popen:
     log = open(folder.with_suffix(".log"), "a")  # noqa: SIM115
     return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-
-
-def living(folder: Path) -> list[psutil.Process]:
-    """The processes that work in a folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def kill(folder: Path, process: subprocess.Popen, victim: str, number: signal.Signals, dice: random.Random) -> bool:

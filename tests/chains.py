@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import forks
+import psutil
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,18 @@ def module(folder: Path, *words: str, limit: float = LIMIT, **environment: str) 
 
 def stage(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return module(folder, f"stages.{name}", *arguments, **environment)
+
+
+def living(folder: Path) -> list[psutil.Process]:
+    """The processes that work in a folder."""
+    processes = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+        except psutil.Error:
+            continue
+    return processes
 
 
 def results(folder: Path) -> dict[str, bytes]:

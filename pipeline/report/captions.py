@@ -34,11 +34,11 @@ LAYERS = (
 )
 WIDTHS = "Output channels of each layer under each method: kept (coloured) of those before pruning (grey)."
 PATH = (
-    "Left: validation PSNR after each iteration, as the change against {0}: plus is better. Right: the MACs "
-    "of its network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
-    "An iteration may lose {1:g} dB (dashed); the fine-tune after the last one must bring the network back to what the "
-    "gate allows, and where it doesn't, channels are given back until it does. The ring is where the network that was "
-    "delivered lies on the path. The fine-tunes of each method:"
+    "Left: validation PSNR after each iteration, as the change against {0}: plus is better. Right: the MACs of each "
+    "iteration's network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
+    "The ring is where the delivered network lies on the path. An iteration may lose {1:g} dB (dashed); the fine-tune "
+    "after the last one must bring the network back to what the gate allows, and where it doesn't, channels are given "
+    "back until it does. The fine-tunes of each method:"
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "

@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from chains import ENVIRONMENT, ROOT, checkout, run, tiny
+from chains import ENVIRONMENT, ROOT, checkout, living, run, tiny
 
 from pipeline.errors import UserError
 from stages.mend import _is_busy, mend
@@ -75,18 +74,6 @@ def begun(chain: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     yield begin
     for process in living(chain):
         process.kill()
-
-
-def living(folder: Path) -> list[psutil.Process]:
-    """The processes that work in a folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def gone(folder: Path) -> bool:
