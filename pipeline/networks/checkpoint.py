@@ -27,6 +27,9 @@ Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension 
 
 LARGEST = 1e15  # of a weight: the squares of a million such weights still have a sum in float32
 
+LARGEST_TRACED = 4 * 1024**2  # values of an input that is kept by its shape, to compare outputs with
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch computes with these alone
+
 _FORMAT = "pruned network 1"
 _KEYS: dict[str, type] = {"name": str, "args": dict, "kept": dict, "extra": dict, "state_dict": dict}
 
@@ -75,7 +78,8 @@ def save(
         rebuilt.same(network, loaded, example)
     except UserError as error:
         raise UserError(f"{path} isn't written: {error}") from error
-    plain["trace"] = rebuilt.trace(loaded.cpu(), example)
+    traced = rebuilt.trace(loaded.cpu(), example)
+    plain["trace"] = traced if _is_trace(traced) else None
     save_tensors(path, plain)
 
 
@@ -165,13 +169,13 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_indices(name: str, tensor: Tensor, dim: object, indices: object) -> None:
-    if not isinstance(dim, int) or not 0 <= dim < tensor.dim():
+    if type(dim) is not int or not 0 <= dim < tensor.dim():
         raise UserError(f"kept of '{name}' names dimension {dim!r}, but the tensor has {tensor.dim()} dimensions")
     size = tensor.shape[dim]
     if (
         not isinstance(indices, list)
         or not indices
-        or not all(isinstance(index, int) and 0 <= index < size for index in indices)
+        or not all(type(index) is int and 0 <= index < size for index in indices)
         or len(set(indices)) != len(indices)
     ):
         raise UserError(f"kept of '{name}', dimension {dim}, must list different whole numbers from 0 to {size - 1}")
@@ -216,8 +220,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: key 'args' must hold argument names")
     if not all(isinstance(key, str) and isinstance(dims, dict) for key, dims in content["kept"].items()):
         raise UserError(f"{path}: key 'kept' must map tensor names to dimensions to lists of indices")
-    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content["state_dict"].items()):
-        raise UserError(f"{path}: key 'state_dict' must map names to tensors")
+    for key, tensor in content["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_nested:  # nested: without a shape
+            raise UserError(f"{path}: key 'state_dict' must map names to tensors")
     if content.get("trace") is not None and not _is_trace(content["trace"]):
         raise UserError(f"{path}: key 'trace' must hold the shape of an input and output values")
     return content
@@ -226,8 +231,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _is_trace(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("shape", "values")):
         return False
-    sides = all(type(side) is int and 0 < side <= 4096 for side in value["shape"])
-    return sides and len(value["shape"]) == 4 and all(isinstance(number, float) for number in value["values"])
+    shape, values = value["shape"], value["values"]
+    if len(shape) != 4 or not all(type(side) is int and 0 < side <= 4096 for side in shape):
+        return False
+    # one image, and no large one: whoever loads the file runs it through the network
+    small = shape[0] == 1 and math.prod(shape) <= LARGEST_TRACED
+    return small and all(type(one) is float and math.isfinite(one) for one in values)
 
 
 def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -249,7 +258,7 @@ def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise UserError(f"'{key}' must be a dense tensor, not {tensor.dtype} {tensor.layout} on {tensor.device}")
     kinds = [(one.is_floating_point(), one.is_complex()) for one in (tensor, expected)]
-    if kinds[0] != kinds[1]:
+    if kinds[0] != kinds[1] or (tensor.is_floating_point() and tensor.dtype not in FLOATS):
         raise UserError(f"'{key}' holds {tensor.dtype} where {expected.dtype} is expected")
     if not isinstance(expected, nn.Parameter) and torch.equal(tensor, expected.to(tensor.dtype)):
         return  # a mask may hold infinity, as it was built
