@@ -414,7 +414,15 @@ def test_a_trace_that_is_none_is_named(tmp_path: Path, trace: Any) -> None:
     assert "key 'trace' must hold" in message(write(tmp_path / "net.pt", trace=trace))
 
 
-def test_what_is_saved_of_a_large_example_loads(tmp_path: Path) -> None:
-    args = {"blocks": 1, "channels": 1}
-    checkpoint.save(tmp_path / "net.pt", build("edsr", args), "edsr", args, {}, example=torch.zeros(1, 3, 1200, 1200))
+def test_what_is_saved_of_a_large_example_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LARGEST_TRACED", 3 * 48 * 48 - 1)
+    checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
     checkpoint.load(tmp_path / "net.pt", "edsr")
+
+
+def test_a_stages_checkpoint_that_is_inconsistent_names_the_stage_and_another_network_doesnt(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "train" / "edsr" / "network.pt"
+    path.parent.mkdir(parents=True)
+    for changes in ({"format": "none"}, {"kept": {"a": {0: [0]}}}, {"state_dict": {}}, {"trace": 3}):
+        assert message(write(path, **changes)).endswith("; dvc repro -s -f train@edsr makes it anew")
+    assert "dvc repro" not in message(write(path), "sid")

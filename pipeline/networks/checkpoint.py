@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
-from pipeline.files import load_tensors, save_tensors
+from pipeline.files import again, load_tensors, save_tensors, stage_of
 from pipeline.networks import build, input_channels
 
 Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
@@ -74,7 +75,8 @@ def save(
     example = torch.zeros(1, input_channels(name), 48, 48) if example is None else example
     try:
         with rebuilt.aside(network):
-            loaded = _rebuilt(plain)
+            loaded = _built(plain)
+            _fill(loaded, plain)
         rebuilt.same(network, loaded, example)
     except UserError as error:
         raise UserError(f"{path} isn't written: {error}") from error
@@ -92,7 +94,9 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
     The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
     another network than asked for, or inconsistent.
     """
-    content = _read(path)
+    content = load_tensors(path)
+    with _remedied(path):
+        _check(path, content)
     stored: str = content["name"]
     if name is not None and name != stored:
         raise UserError(f"{path} holds a checkpoint of '{stored}', but '{name}' is asked for")
@@ -102,25 +106,43 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        network = _rebuilt(content)
+        network = _built(content)
+        with _remedied(path):
+            _fill(network, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if content.get("trace") is not None:
         from pipeline.networks import rebuilt
 
-        if not rebuilt.follows(network, content["trace"]):
-            raise UserError(
-                f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
-                "changed, or it depends on something that isn't in its state_dict"
-            )
+        with _remedied(path):
+            if not rebuilt.follows(network, content["trace"]):
+                raise UserError(
+                    f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
+                    "changed, or it depends on something that isn't in its state_dict"
+                )
     return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
 
 
-def _rebuilt(content: dict[str, Any]) -> nn.Module:
-    """The network of a file's contents, in eval mode on the CPU; the random states are left as they were."""
-    state: dict[str, Tensor] = content["state_dict"]
+@contextmanager
+def _remedied(path: Path) -> Iterator[None]:
+    """UserError raised within says which stage makes the file anew, if one does."""
+    try:
+        yield
+    except UserError as error:
+        if not stage_of(path):
+            raise
+        raise UserError(f"{error}; {again(path)}") from error
+
+
+def _built(content: dict[str, Any]) -> nn.Module:
+    """The whole network of a file's contents, as it is built; the random states are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        network = build(content["name"], content["args"])
+        return build(content["name"], content["args"])
+
+
+def _fill(network: nn.Module, content: dict[str, Any]) -> None:
+    """Cut a whole network to a file's contents and put its tensors in; it is in eval mode then."""
+    state: dict[str, Tensor] = content["state_dict"]
     resize(network, content["kept"])
     _check_state(network, state)
     try:
@@ -131,7 +153,7 @@ def _rebuilt(content: dict[str, Any]) -> nn.Module:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"state_dict does not load: {joined(error)}") from error
-    return network.eval()
+    network.eval()
 
 
 def resize(network: nn.Module, kept: Kept) -> None:
@@ -207,9 +229,8 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         module.out_features, module.in_features = module.weight.shape
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file's checked contents, as a dictionary with the keys of _KEYS."""
-    content = load_tensors(path)
+def _check(path: Path, content: Any) -> None:
+    """UserError unless a file's contents are a dictionary with the keys of _KEYS."""
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
     for key, kind in _KEYS.items():
@@ -225,7 +246,6 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: key 'state_dict' must map names to tensors")
     if content.get("trace") is not None and not _is_trace(content["trace"]):
         raise UserError(f"{path}: key 'trace' must hold the shape of an input and output values")
-    return content
 
 
 def _is_trace(value: Any) -> bool:
