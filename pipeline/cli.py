@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from pipeline.errors import UserError, one_line, place, raised
 
-
 # what the machine refuses any program, sooner or later; another error of a file is a bug of whoever opened it
 MACHINES = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV,

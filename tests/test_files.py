@@ -320,7 +320,7 @@ def test_a_name_that_leads_to_what_this_process_prints_is_refused(tmp_path: Path
             assert os.path.samestat(os.fstat(file.fileno()), out.stat())
         assert f"{name} can't be written: it is this command's output" in done.stderr
         assert out.read_text() == ""
-        done = subprocess.run(words[:3] + ["/dev/stdout"], capture_output=True, text=True, check=True)
+        done = subprocess.run([*words[:3], "/dev/stdout"], capture_output=True, text=True, check=True)
         assert "/dev/stdout can't be written: it is a pipe" in done.stderr
 
 
