@@ -83,6 +83,11 @@ def read_yaml(path: Path) -> Any:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
+    return parsed_yaml(content, path)
+
+
+def parsed_yaml(content: bytes, path: Path) -> Any:
+    """`read_yaml` of a file's bytes."""
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES // 1000} kB, which no file of parameters is")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -7,6 +7,7 @@ a value replaces, null takes a key away, and a network that is taken from `netwo
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline import config
 from pipeline.cli import Parser
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
-from pipeline.schema import read_yaml
+from pipeline.schema import parsed_yaml, read_yaml
 from stages.command import guarded
 
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
@@ -40,11 +41,12 @@ def apply(name: str) -> str:
         raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
     path = PRESETS / f"{name}.yaml"
     config.checked_params(values(path), str(path))
-    text, present = rendered(path), PARAMS.read_text(encoding="utf-8", errors="replace") if PARAMS.exists() else None
-    if present == text:
+    text, present = rendered(path), PARAMS.read_bytes() if PARAMS.exists() else None
+    if present == text.encode():
         return f"preset: {PARAMS} is the preset {name} already"
-    preset = present is None or any(present == _text_of(PRESETS / f"{other}.yaml") for other in names)
-    if not preset and present != _committed():
+    others = [_bytes_of(PRESETS / f"{other}.yaml") for other in names]
+    preset = present is None or any(_loses_nothing(present, other) for other in others)
+    if not preset and not _loses_nothing(present, _committed()):
         raise UserError(
             f"{PARAMS} has changes that are neither committed nor a preset: commit them or take them back "
             f"(git checkout {PARAMS}), then take the preset {name}"
@@ -82,12 +84,25 @@ def rendered(path: Path) -> str:
     return _split(text)[0] + (closer if YAML().load(closer) == YAML().load(body) else body)  # a text may hold "  # "
 
 
-def _text_of(path: Path) -> str | None:
-    """The text of params.yaml for a preset; None for one that can't be merged."""
+def _loses_nothing(present: bytes, other: bytes) -> bool:
+    """Whether all that a file says is in another: `dvc exp run -S` writes params.yaml anew, in another form."""
+    if present == other:
+        return True
+    remarks = [{" ".join(text.split()) for text in re.findall(r"#.*", one.decode("utf-8", "replace"))}
+               for one in (present, other)]  # fmt: skip
     try:
-        return rendered(path)
+        values = [json.dumps(parsed_yaml(one, PARAMS), sort_keys=True) for one in (present, other)]
+    except UserError:
+        return False
+    return values[0] == values[1] and remarks[0] <= remarks[1]
+
+
+def _bytes_of(path: Path) -> bytes:
+    """params.yaml for a preset; nothing for one that can't be merged."""
+    try:
+        return rendered(path).encode()
     except (YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return None
+        return b""
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -118,10 +133,13 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _committed() -> str | None:
+def _committed() -> bytes:
     """params.yaml of the last commit; nothing where there is none."""
-    done = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+    except OSError:  # without git
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 if __name__ == "__main__":
