@@ -145,6 +145,43 @@ def test_a_stage_that_someone_else_began_outlives_them(begun: Callable, chain: P
     assert [each.cmdline()[-1] for each in living(chain) if "stages.sleep" in each.cmdline()] == ["edsr"]
 
 
+# --- what make says before its set-up -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A Makefile with two presets, and nothing installed."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "presets").mkdir()
+    for name in ("small", "standard"):
+        (tmp_path / "presets" / f"{name}.yaml").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", ["typo", "s%", "*", "small standard", "../small", "it's"])
+def test_a_preset_that_isnt_there_is_said_before_anything_is_installed(clone: Path, preset: str) -> None:
+    done = run(clone, "make", "repro", f"PRESET={preset}")
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert f"presets has no preset '{preset}'; it has small standard" in said
+    assert done.stdout == ""
+    assert not (clone / ".venv").exists()
+
+
+def test_a_python_without_pip_is_one_sentence(clone: Path) -> None:
+    bare = clone / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    for python, said in ((str(bare), "install python3-pip"), ("nowhere", "Python 3.11 or newer is needed")):
+        done = run(clone, "make", "setup", f"PYTHON={python}")
+        assert done.returncode == 2
+        sentence, stop = done.stderr.splitlines()
+        assert said in sentence
+        assert stop.startswith("make: ***")
+    assert not (clone / ".venv").exists()
+
+
 # --- what a killed DVC leaves ---------------------------------------------------------------------------------------
 
 
