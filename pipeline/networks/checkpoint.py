@@ -94,9 +94,7 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
     The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
     another network than asked for, or inconsistent.
     """
-    content = load_tensors(path)
-    with _remedied(path):
-        _check(path, content)
+    content = _read(path)
     stored: str = content["name"]
     if name is not None and name != stored:
         raise UserError(f"{path} holds a checkpoint of '{stored}', but '{name}' is asked for")
@@ -120,7 +118,24 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
                     f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
                     "changed, or it depends on something that isn't in its state_dict"
                 )
-    return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
+    return network.eval(), _metadata(content)
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What `load` gives beside the network, which isn't built: no code runs that the file names."""
+    return _metadata(_read(path))
+
+
+def _metadata(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: content[key] for key in ("name", "args", "kept", "extra")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's contents, checked: a dictionary with the keys of _KEYS."""
+    content = load_tensors(path)
+    with _remedied(path):
+        _check(path, content)
+    return content
 
 
 @contextmanager
