@@ -127,14 +127,27 @@ def _unreadable(path: Path, reason: str | None) -> UserError:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """What LibRaw writes of damaged files, past Python and without their names, isn't seen: the UserError says it."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import rawpy
 
     raw = rawpy.RawPy()
     try:
-        with open(path, "rb"):  # LibRaw calls every error of the file system an input/output error
+        with open(path, "rb"), _quiet():  # LibRaw calls every error of the file system an input/output error
             raw.open_file(str(path))
-        yield raw
+            yield raw
     except (OSError, rawpy.LibRawError, NotImplementedError) as error:
         reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         reason = getattr(error, "strerror", None) or reason
