@@ -63,8 +63,14 @@ def ready(uri: str, new_store: Path, tmp_path: Path) -> MlflowClient:
 def test_a_deleted_experiment_is_said_with_what_brings_it_back(ready: MlflowClient) -> None:
     number = ready.search_experiments(filter_string=f"name = '{store.EXPERIMENT}'")[0].experiment_id
     remedy = rf"mlflow experiments restore --experiment-id {number}"
-    with pytest.raises(UserError, match="experiments restore --experiment-id"), runs.stage("prepare", "edsr"):
-        ready.delete_experiment(number)
+
+    def deleted_meanwhile() -> None:
+        with runs.stage("prepare", "edsr") as run:
+            ready.delete_experiment(number)
+            run.child("an iteration")
+
+    with pytest.raises(UserError, match="experiments restore --experiment-id"):
+        deleted_meanwhile()
     with pytest.raises(UserError, match=rf"was deleted: restore it \({remedy}"), runs.stage("prepare", "edsr"):
         pass
     ready.restore_experiment(number)
