@@ -153,11 +153,18 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} can't be read: {error.strerror}; {first(path)}") from None
 
 
+def regular_bytes(path: Path) -> bytes:
+    """A file's bytes; OSError also for a pipe or a device, which would be waited for without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path, *keys: str) -> Any:
     """What a JSON file holds; UserError when it isn't there, isn't JSON, has a key twice, or hasn't these keys."""
     content = read_bytes(path)
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unambiguous)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unambiguous)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} isn't JSON: {error}; {again(path)}") from None
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
@@ -166,7 +173,7 @@ def read_json(path: Path, *keys: str) -> Any:
     return value
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in which no key stands twice: the last one would win without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -79,6 +79,8 @@ def read_yaml(path: Path) -> Any:
     UserError in one sentence for whatever isn't text, numbers, true, false and null in lists and sections.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
+            raise UserError(f"{path} can't be read: it is no regular file")
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline import config
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, under
-from pipeline.files import digest
+from pipeline.files import digest, read_bytes
 from stages.command import writable
 from stages.common import RESULTS, given_weights
 from stages.mend import mend
@@ -42,7 +42,7 @@ def main() -> None:
         path = RESULTS / "report" / "table.md"
         if given.results and not path.exists():
             raise UserError(f"{path} isn't there; dvc repro makes it")
-        table = path.read_text(encoding="utf-8") if given.results else ""
+        table = read_bytes(path).decode("utf-8", "replace") if given.results else ""
     if not given.results:
         parts = [part for listing in found.values() for part in listing.parts.values()]
         files = {path for part in parts for source in part.sources for path in (source.target, source.given) if path}

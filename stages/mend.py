@@ -68,7 +68,8 @@ def _damaged() -> list[Path]:
         )
     found += [LOCK] if LOCK.is_file() and not _is_lock(LOCK.read_bytes()) else []
     found += [BUSY] if BUSY.is_file() and not _is_busy(BUSY.read_bytes()) else []
-    return found + [path for path in sorted(EXPERIMENTS.glob("*/*.json")) if not isinstance(_json(path), dict)]
+    written = [path for path in sorted(EXPERIMENTS.glob("*/*.json")) if path.is_file()]
+    return found + [path for path in written if not isinstance(_json(path), dict)]
 
 
 def _is_lock(content: bytes) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image, features
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, first_line
-from pipeline.files import write_bytes
+from pipeline.files import regular_bytes, write_bytes
 
 # Pillow's formats that hold photographs; HEIF is there where a plug-in for it is installed and registered.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -134,14 +134,14 @@ def check_image(path: Path) -> None:
 def recall(file: Path) -> None:
     """Take over what `remember` wrote; a file that is absent or damaged counts for nothing."""
     with contextlib.suppress(OSError, ValidationError):
-        _whole.update(_Whole.validate_json(file.read_bytes()))
+        _whole.update(_Whole.validate_json(regular_bytes(file)))
 
 
 def remember(file: Path) -> None:
     """Write down which files were decoded without an error, for the next process."""
     content = _Whole.dump_json(_whole)
     with contextlib.suppress(OSError, UserError):  # where it can't be written, files are decoded again
-        if _whole and (not file.exists() or file.read_bytes() != content):
+        if _whole and (not file.exists() or regular_bytes(file) != content):
             write_bytes(file, content)
 
 

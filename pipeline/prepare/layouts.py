@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def _splits(section: config.Prepare, entry: config.Network, seed: int, listing: 
 
 def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
     listed = folder / "splits.json"
-    if listed.exists():
+    if os.path.lexists(listed):  # a link to nothing is no leave to divide them anew
         return splits.read_splits(listed, names)
     try:
         return splits.make_splits(names, seed)
