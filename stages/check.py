@@ -12,7 +12,7 @@ from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, under
 from pipeline.files import digest, read_bytes
 from stages.command import writable
-from stages.common import RESULTS, given_weights
+from stages.common import RESULTS, SCRATCH, given_weights
 from stages.mend import mend
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def main() -> None:
                 check_code(params, network)
                 if params.train[network].checkpoint:
                     check_weights(params, network, net)
-        writable(RESULTS)
+        for folder in (RESULTS, SCRATCH):
+            writable(folder)
         path = RESULTS / "report" / "table.md"
         if given.results and not path.exists():
             raise UserError(f"{path} isn't there; dvc repro makes it")
