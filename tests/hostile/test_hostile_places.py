@@ -26,6 +26,11 @@ def to_nothing(path: Path) -> None:
     path.symlink_to("nothing")
 
 
+def store_in_a_pipe(folder: Path) -> None:
+    instead(".scratch/tracking.lock", Path.touch)(folder)  # of a stage that ran before
+    os.mkfifo(folder / "mlflow.db")
+
+
 SPLITS, LOCK, BUSY, CHECK = "data/photos/splits.json", "dvc.lock", ".dvc/tmp/rwlock", "stages.check"
 CASES = [
     Hostile("splits in a pipe", CHECK, ("splits.json", "no regular file"), make=instead(SPLITS, os.mkfifo)),
@@ -43,7 +48,7 @@ CASES = [
     Hostile("a file as results", CHECK, ("results", "can't be written"), make=instead("results", Path.touch)),
     Hostile("a file as scratch", CHECK, (".scratch", "can't be written"), make=instead(".scratch", Path.touch)),
     Hostile("a store in a pipe", "stages.prepare edsr", ("mlflow.db", "no regular file"),
-            make=lambda folder: (instead(".scratch/tracking.lock", Path.touch)(folder), os.mkfifo(folder / "mlflow.db"))),
+            make=store_in_a_pipe),
     Hostile("a table in a pipe", f"{CHECK} --results", ("table.md", "no regular file"),
             make=instead("results/report/table.md", os.mkfifo)),
 ]  # fmt: skip
