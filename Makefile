@@ -8,6 +8,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 
+# Before any set-up: a name that no preset has.
+PRESETS := $(sort $(basename $(notdir $(wildcard presets/*.yaml))))
+ifneq ($(strip $(PRESET)),)
+ifeq ($(if $(word 2,$(PRESET)),,$(filter $(subst %,\%,$(PRESET)),$(PRESETS))),)
+$(error presets has no preset '$(PRESET)'; it has $(PRESETS))
+endif
+endif
+
 .PHONY: help setup repro search test test-fast attack lint format ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report; PRESET=standard"
@@ -25,7 +33,8 @@ setup: .venv/ready
 # The machine's python3 makes it, not the one of an environment that is being replaced.
 .venv/ready: export PATH := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
 .venv/ready: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "setup: Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import pip, venv' 2>/dev/null || { echo "setup: $(PYTHON) has no pip or no venv; install python3-pip and python3-venv, or set PYTHON=python3.11" >&2; exit 2; }
 	@echo "setup: installing the pinned requirements into .venv (about two minutes)"
 	$(PYTHON) -m venv --clear --without-pip .venv
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt

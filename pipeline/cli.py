@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -10,7 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from pipeline.errors import UserError, place, raised
+from pipeline.errors import UserError, one_line, place, raised
+
+# what the machine refuses any program, sooner or later; another error of a file is a bug of whoever opened it
+MACHINES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EBUSY, errno.ETXTBSY,
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +38,7 @@ def guarded(name: str = "") -> Iterator[None]:
     located, printed = warnings.formatwarning, set()
 
     def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
-        text = f"{name}: warning: {message}\n" if kind is UserWarning else located(message, kind, *rest)
+        text = f"{name}: warning: {one_line(str(message))}\n" if kind is UserWarning else located(message, kind, *rest)
         if text in printed:  # two networks may have one folder
             return ""
         printed.add(text)
@@ -51,7 +58,7 @@ def guarded(name: str = "") -> Iterator[None]:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        print(f"{name}: error: {sentence}" if name else sentence, file=sys.stderr)
+        print(one_line(f"{name}: error: {sentence}" if name else sentence), file=sys.stderr)
         sys.exit(2)
 
 
@@ -61,9 +68,9 @@ def _sentence(error: Exception) -> str | None:
         from pipeline.stores import masked
 
         return masked(str(error))
-    if place(error):  # a user's network may fail anywhere that it runs
+    if place(error, packages=False):  # a user's network may fail anywhere that it runs
         return raised(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in MACHINES:
         file = f"{error.filename}: " if error.filename else ""
         return f"{file}{error.strerror or error}; free space and writable folders are needed"
     return None

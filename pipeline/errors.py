@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST = 300  # characters of an exception's text that a sentence takes
+SENTENCE = 900  # characters of a sentence: a name in it may have any length
 # torch's exceptions of a run with shapes alone: their texts are about symbols that nobody has written
 VALUES_NEEDED = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
@@ -68,11 +70,32 @@ def joined(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def place(error: BaseException) -> str:
+def one_line(sentence: str) -> str:
+    """A sentence as a terminal may have it: names in it that were given or read from a file may hold anything.
+
+    Line ends, control characters and what turns the direction of writing are written as escapes; of what is too long
+    the middle is left out.
+    """
+    if len(sentence) > SENTENCE:
+        half = SENTENCE // 2 - 2
+        sentence = f"{sentence[:half]} … {sentence[-half:]}"
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in _TURNING
+        else letter
+        for letter in sentence
+    )
+
+
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what follows is shown in another order
+
+
+def place(error: BaseException, packages: bool = True) -> str:
     """FILE:LINE of the innermost frame in a user's own file, else in an installed package; empty without either.
 
-    The standard library, torch and this project's `pipeline` and `stages` are nobody's fault. A file in the working
-    directory is named from there.
+    packages: whether installed ones count, as they do for a call of a user's code; elsewhere a fault that they show
+    may be this project's. The standard library, torch and this project's `pipeline` and `stages` are nobody's fault.
+    A file in the working directory is named from there.
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short(Path(error.filename))}:{error.lineno}"
@@ -90,7 +113,7 @@ def place(error: BaseException) -> str:
                 in_packages = in_packages or f"{_short(file)}:{line}"
             elif not _within(file, library):
                 return f"{_short(file)}:{line}"
-    return in_packages
+    return in_packages if packages else ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

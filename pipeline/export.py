@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import keyword
 import logging
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,8 @@ def run(network: nn.Module, image: Tensor) -> Tensor:
 
 def to_onnx(network: nn.Module, example: Shape, path: Path) -> bytes:
     """The ONNX file's contents, weights included. UserError when an operation of the network has no place in ONNX."""
+    if not all(map(_plain, checkpoint.tensors(network))):
+        network = _Renamed(network)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # remarks on torchvision, which isn't needed
@@ -127,6 +131,29 @@ def to_onnx(network: nn.Module, example: Shape, path: Path) -> bytes:
         raise UserError(f"{path} can't be made: {raised(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _plain(name: str) -> bool:
+    """Whether torch's exporter can write this name of a tensor into the code that it makes of a network."""
+    return all(part.isdecimal() or (part.isidentifier() and not keyword.iskeyword(part)) for part in name.split("."))
+
+
+class _Renamed(nn.Module):
+    """A network whose tensors have other names: a layer called `class`, or one with a quote, can't be exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.hidden = (network,)  # in a tuple, so that its names aren't seen
+        self.names = {name: f"tensor{number}" for number, name in enumerate(checkpoint.tensors(network))}
+        for name, tensor in checkpoint.tensors(network).items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(self.names[name], tensor)
+            else:
+                self.register_buffer(self.names[name], tensor)
+
+    def forward(self, image: Tensor) -> Any:
+        tensors = {name: getattr(self, new) for name, new in self.names.items()}
+        return torch.func.functional_call(self.hidden[0], tensors, (image,))
 
 
 def compare(content: bytes, network: nn.Module, shape: Shape, path: Path) -> float:

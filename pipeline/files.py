@@ -84,8 +84,8 @@ def destination(path: Path, folder: bool = False, source: Path | None = None) ->
     """Where a file of this name is to be written, or a folder: links are followed, to the end of the last one.
 
     source: a file that was read to make this one. UserError when what stands there is of another kind (a device, a
-    pipe, a socket, a folder), is `source` itself, or is a link to what nobody may write; and for a name that no file
-    can have.
+    pipe, a socket, a folder), is `source` itself or where this process prints, or is a link to what nobody may write;
+    and for a name that no file can have.
     """
     shown = str(path) if str(path).isprintable() else repr(str(path))
     if len(shown) > _SHOWN:
@@ -94,7 +94,7 @@ def destination(path: Path, folder: bool = False, source: Path | None = None) ->
         raise UserError(f"{shown} can't be written: its name holds control characters; a printable name is needed")
     target = Path(os.path.realpath(path))
     try:
-        there = os.stat(target)
+        there = os.stat(path)  # and not `target`, since what /dev/stdout leads to has no name where it is a pipe
     except FileNotFoundError:
         return target
     except OSError as error:
@@ -104,6 +104,10 @@ def destination(path: Path, folder: bool = False, source: Path | None = None) ->
         reason = _KINDS.get(stat.S_IFMT(there.st_mode), "it is no regular file")
         kind = "folder" if folder else "regular file"
         raise UserError(f"{shown} can't be written: {reason}; the name of a {kind}, or of nothing yet, is needed")
+    for number, stream in enumerate(("input", "output", "errors")):
+        with contextlib.suppress(OSError):  # a stream that is closed
+            if os.path.samestat(there, os.fstat(number)):
+                raise UserError(f"{shown} can't be written: it is this command's {stream}; another name is needed")
     if source is not None and source.exists() and os.path.samefile(target, source):
         raise UserError(f"{shown} can't be written: it is {source}, which is read to make it; another name is needed")
     if path.is_symlink() and not there.st_mode & 0o222:  # as a cache keeps what it links to
@@ -149,11 +153,18 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} can't be read: {error.strerror}; {first(path)}") from None
 
 
+def regular_bytes(path: Path) -> bytes:
+    """A file's bytes; OSError also for a pipe or a device, which would be waited for without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path, *keys: str) -> Any:
     """What a JSON file holds; UserError when it isn't there, isn't JSON, has a key twice, or hasn't these keys."""
     content = read_bytes(path)
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unambiguous)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unambiguous)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} isn't JSON: {error}; {again(path)}") from None
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
@@ -162,7 +173,7 @@ def read_json(path: Path, *keys: str) -> Any:
     return value
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in which no key stands twice: the last one would win without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -216,16 +227,18 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
             raise UserError(f"{path} can't be read: a regular file is needed")
         packed = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
+        needed = f"; {first(path)}" if stage_of(path) else ""
+        raise UserError(f"{path} can't be read: {error.strerror or error}{needed}") from None
     try:
         if packed.startswith(b"PK\x03\x04"):
             packed = _sound(packed)
         with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it did not write
             return torch.load(io.BytesIO(packed), map_location=device, weights_only=True)
     except Exception:  # torch names no common class for what a damaged or foreign file raises
+        needed = again(path) if stage_of(path) else "torch.save(network.state_dict(), FILE) writes one that is"
         raise UserError(
             f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
-            "never loaded since they could run code; torch.save(network.state_dict(), FILE) writes one that is"
+            f"never loaded since they could run code; {needed}"
         ) from None
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
 from pipeline.schema import read_yaml
@@ -42,14 +41,6 @@ def rendered(path: Path) -> str:
     body = re.sub(r"\n+(?=\w+:( #.*)?\n)", "\n\n", stream.getvalue())  # blank lines went with the key above them
     closer = re.sub(r"(?<=\S) {2,}(?=# )", " ", body)  # comments stood where the old value ended
     return _split(text)[0] + (closer if YAML().load(closer) == YAML().load(body) else body)  # a text may hold "  # "
-
-
-def rendered_or_none(path: Path) -> str | None:
-    """The text of params.yaml for a preset; None for one that can't be merged."""
-    try:
-        return rendered(path)
-    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return None
 
 
 def _split(text: str) -> tuple[str, str]:

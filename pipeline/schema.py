@@ -79,10 +79,17 @@ def read_yaml(path: Path) -> Any:
     UserError in one sentence for whatever isn't text, numbers, true, false and null in lists and sections.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
+            raise UserError(f"{path} can't be read: it is no regular file")
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
+    return parsed_yaml(content, path)
+
+
+def parsed_yaml(content: bytes, path: Path) -> Any:
+    """`read_yaml` of a file's bytes."""
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES // 1000} kB, which no file of parameters is")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

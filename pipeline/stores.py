@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -177,9 +178,11 @@ def _probe_file(path: Path, absent: bool) -> None:
     if not size:
         if not absent:
             raise UnusableError("the file is gone" if size is None else "the file is empty")
-        if not os.access(path.parent, os.W_OK):
-            raise UnusableError(f"the folder {path.parent} can't be written")
-        return
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):  # tried, since root may write where nothing can be
+                return
+        except OSError as error:
+            raise UnusableError(f"the folder {path.parent} can't be written: {error.strerror}") from None
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED_SECONDS, isolation_level=None)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import config
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, under
-from pipeline.files import digest
+from pipeline.files import digest, read_bytes
 from stages.command import writable
-from stages.common import RESULTS, given_weights
+from stages.common import RESULTS, SCRATCH, given_weights
 from stages.mend import mend
 
 if TYPE_CHECKING:
@@ -31,20 +32,47 @@ def main() -> None:
             from pipeline.checks import tried
             from pipeline.prepare import layouts
 
-            found = {network: layouts.checked(params, network) for network in params.run.networks}
+            found = {network: layouts.checked(params, network, decode=True) for network in params.run.networks}
             for network in params.run.networks:
                 net = tried(params, network, found[network].parts)
+                check_code(params, network)
                 if params.train[network].checkpoint:
                     check_weights(params, network, net)
-        writable(RESULTS)
+        for folder in (RESULTS, SCRATCH):
+            writable(folder)
         path = RESULTS / "report" / "table.md"
         if given.results and not path.exists():
             raise UserError(f"{path} isn't there; dvc repro makes it")
-        table = path.read_text(encoding="utf-8") if given.results else ""
+        table = read_bytes(path).decode("utf-8", "replace") if given.results else ""
+    if not given.results:
+        parts = [part for listing in found.values() for part in listing.parts.values()]
+        files = {path for part in parts for source in part.sources for path in (source.target, source.given) if path}
+        print(
+            f"check: params.yaml is in order; {', '.join(found)} can be built, trained and traced; "
+            f"all images were read whole, {len(files)} files"
+            + ("" if "REPRO_SESSION" in os.environ else "; next: make repro, or dvc repro")
+        )
     if given.results:
         print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
+
+
+def check_code(params: config.Params, network: str) -> None:
+    """UserError when a user's network computes something else than when the baseline in results/ was made.
+
+    DVC doesn't watch the file of a factory's function; it does watch this project's own networks.
+    """
+    from pipeline.networks import checkpoint
+
+    wanted, path = params.networks[network], RESULTS / "train" / network / "network.pt"
+    try:
+        made = checkpoint.metadata(path)
+    except UserError:  # no baseline yet, or a damaged one: DVC makes it
+        return
+    if ":" in wanted.factory and (made["name"], made["args"]) == (wanted.factory, wanted.args):
+        with under(f"networks.{network}"):
+            checkpoint.load(path, wanted.factory)
 
 
 def check_weights(params: config.Params, network: str, net: nn.Module) -> None:

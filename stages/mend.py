@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,19 +32,44 @@ def mend() -> None:
         time.sleep(0.2)
     for path in damaged:
         kept = _committed() if path == LOCK else b""
+        copy = _set_aside(path) if path == LOCK and path.stat().st_size else None
         if kept:
             write_bytes(path, kept)
+        elif path.is_dir():
+            path.rmdir()
         else:
             path.unlink()
         now = "it is git's again, and DVC takes the rest from its cache" if kept else "it is removed; DVC makes it anew"
+        now += f"; what it held is in {copy}" if copy else ""
         print(f"mended: {path} was cut short or damaged (a stop, or a conflict of git's): {now}", file=sys.stderr)
 
 
+def _set_aside(path: Path) -> Path:
+    """A copy of a file that is to be replaced, under a name that another content doesn't get."""
+    content = path.read_bytes()
+    copy = BUSY.with_name(f"{path.name}-{hashlib.sha256(content).hexdigest()[:8]}")
+    write_bytes(copy, content)
+    return copy
+
+
 def _damaged() -> list[Path]:
-    """The files that DVC would end at, of those that it writes in place."""
-    found = [LOCK] if LOCK.is_file() and not _is_lock(LOCK.read_bytes()) else []
+    """The files that DVC would end at, of those that it writes in place.
+
+    UserError for what no stop leaves: something else than a file, or the dvc.lock of another version of DVC.
+    """
+    found = [BUSY] if BUSY.is_dir() and not any(BUSY.iterdir()) else []
+    for path in (LOCK, BUSY):
+        if path not in found and os.path.lexists(path) and not path.is_file():
+            raise UserError(f"{path} is no regular file, but DVC writes one there: move what is there away")
+    if LOCK.exists() and (version := _version(LOCK.read_bytes())) not in (None, "2.0"):
+        raise UserError(
+            f"{LOCK} has schema {version!r}, which the installed DVC can't read: it is of another version; "
+            f"`git checkout {LOCK}` takes the committed one"
+        )
+    found += [LOCK] if LOCK.is_file() and not _is_lock(LOCK.read_bytes()) else []
     found += [BUSY] if BUSY.is_file() and not _is_busy(BUSY.read_bytes()) else []
-    return found + [path for path in sorted(EXPERIMENTS.glob("*/*.json")) if not isinstance(_json(path), dict)]
+    written = [path for path in sorted(EXPERIMENTS.glob("*/*.json")) if path.is_file()]
+    return found + [path for path in written if not isinstance(_json(path), dict)]
 
 
 def _is_lock(content: bytes) -> bool:
@@ -57,6 +84,18 @@ def _is_lock(content: bytes) -> bool:
     except (DvcException, Invalid, ValueError, TypeError, RecursionError):  # what any text can come to
         return False
     return True
+
+
+def _version(content: bytes) -> Any:
+    """The schema that a whole dvc.lock says it has; None for what is no whole one."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import parse_yaml
+
+    try:
+        read = parse_yaml(content.decode(), str(LOCK))
+    except (DvcException, ValueError, RecursionError):
+        return None
+    return read.get("schema") if isinstance(read, dict) else None
 
 
 def _is_busy(content: bytes) -> bool:
@@ -86,7 +125,10 @@ def _json(path: Path) -> Any:
 
 def _committed() -> bytes:
     """dvc.lock as git has it; empty without one, or where that is damaged too."""
-    done = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
+    except OSError:  # without git
+        return b""
     return done.stdout if done.returncode == 0 and _is_lock(done.stdout) else b""
 
 

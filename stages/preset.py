@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from pathlib import Path
+
+from ruamel.yaml.error import YAMLError
 
 from pipeline import config, presets
 from pipeline.cli import Parser
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
+from pipeline.schema import parsed_yaml
 from stages.command import guarded
 
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
@@ -29,14 +34,12 @@ def apply(name: str) -> str:
         raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
     path = PRESETS / f"{name}.yaml"
     config.checked_params(presets.values(path), str(path))
-    text, present = (
-        presets.rendered(path),
-        PARAMS.read_text(encoding="utf-8", errors="replace") if PARAMS.exists() else None,
-    )
-    if present == text:
+    text, present = presets.rendered(path), PARAMS.read_bytes() if PARAMS.exists() else None
+    if present == text.encode():
         return f"preset: {PARAMS} is the preset {name} already"
-    preset = present is None or any(present == presets.rendered_or_none(PRESETS / f"{other}.yaml") for other in names)
-    if not preset and present != _committed():
+    others = [_bytes_of(PRESETS / f"{other}.yaml") for other in names]
+    preset = present is None or any(_loses_nothing(present, other) for other in others)
+    if present is not None and not preset and not _loses_nothing(present, _committed()):
         raise UserError(
             f"{PARAMS} has changes that are neither committed nor a preset: commit them or take them back "
             f"(git checkout {PARAMS}), then take the preset {name}"
@@ -48,10 +51,34 @@ def apply(name: str) -> str:
     return f"preset: {PARAMS} is now the preset {name}{back}"
 
 
-def _committed() -> str | None:
+def _loses_nothing(present: bytes, other: bytes) -> bool:
+    """Whether all that a file says is in another: `dvc exp run -S` writes params.yaml anew, in another form."""
+    if present == other:
+        return True
+    remarks = [{" ".join(text.split()) for text in re.findall(r"#.*", one.decode("utf-8", "replace"))}
+               for one in (present, other)]  # fmt: skip
+    try:
+        values = [json.dumps(parsed_yaml(one, PARAMS), sort_keys=True) for one in (present, other)]
+    except UserError:
+        return False
+    return values[0] == values[1] and remarks[0] <= remarks[1]
+
+
+def _bytes_of(path: Path) -> bytes:
+    """params.yaml for a preset; nothing for one that can't be merged."""
+    try:
+        return presets.rendered(path).encode()
+    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return b""
+
+
+def _committed() -> bytes:
     """params.yaml of the last commit; nothing where there is none."""
-    done = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, check=False)
+    except OSError:  # without git
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
 
 def python(*words: str) -> None:
     """Run a module; what it said is enough when it fails."""
-    done = subprocess.run([sys.executable, "-m", *words], check=False)
+    done = subprocess.run([sys.executable, "-m", *words], env=os.environ | {"REPRO_SESSION": SESSION}, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -143,6 +143,32 @@ def test_a_preset_replaces_what_is_committed_or_a_preset_and_nobodys_edits(
         preset.apply("small")
 
 
+def test_a_preset_replaces_what_only_has_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    preset.apply("standard")
+    whole = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(yaml.safe_dump(read_yaml(Path("params.yaml"))))
+    assert preset.apply("standard") == "preset: params.yaml is now the preset standard; " \
+        "`python -m stages.preset small` goes back to the small one"  # fmt: skip
+    assert Path("params.yaml").read_text(encoding="utf-8") == whole
+
+    small = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for changes, lost in (({"seed": 2}, True), ({"threads": True}, True), ({"device": "cpu"}, True), ({}, False)):
+        Path("params.yaml").write_text(yaml.safe_dump(small | changes))
+        if lost:
+            with pytest.raises(UserError, match="neither committed nor a preset"):
+                preset.apply("standard")
+        else:
+            preset.apply("standard")
+    for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "mine"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *words], check=True)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git there
+    Path("params.yaml").write_text(yaml.safe_dump(small | {"seed": 2}))
+    with pytest.raises(UserError, match="neither committed nor a preset"):
+        preset.apply("standard")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

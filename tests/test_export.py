@@ -116,6 +116,23 @@ def test_a_factorys_network_says_what_its_sides_must_be(tmp_path: Path, capsys: 
     assert in_onnxruntime(output, torch.rand(2, 4, 12, 40)).shape == (2, 3, 12, 40)
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\nb", "a\0b", "class", "a\udc80", "a b", "写真"])
+def test_layers_of_any_name_export(tmp_path: Path, name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict({name: nn.Conv2d(3, 3, 3, padding=1), "norm": nn.BatchNorm2d(3)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers["norm"](self.layers[name](x))
+
+    network = Named().eval()
+    assert export.export(network, tmp_path / "network.onnx", (3,)).difference < 1e-5
+    image = torch.rand(2, 3, 20, 31)
+    with torch.no_grad():
+        assert (in_onnxruntime(tmp_path / "network.onnx", image) - network(image)).abs().max() < 1e-5
+
+
 class Odd(nn.Module):
     """Branches on the size: the trace knows one branch."""
 

@@ -302,3 +302,37 @@ def test_tensors_are_read_from_regular_files_alone(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UserError, match=f"{path} can't be read: a regular file is needed"):
             files.load_tensors(path)
+
+
+def test_a_name_that_leads_to_what_this_process_prints_is_refused(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline import files\n"
+        "try: files.write_text(Path(sys.argv[1]), 'new')\n"
+        "except files.UserError as error: print(error, file=sys.stderr)\n"
+    )
+    out = tmp_path / "out"
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", str(out), str(tmp_path / "link")):
+        if name.endswith("link"):
+            (tmp_path / "link").symlink_to("/dev/stdout")
+        with out.open("w") as file:
+            words = [sys.executable, "-c", program, name]
+            done = subprocess.run(words, stdout=file, stderr=subprocess.PIPE, text=True, check=True)
+            assert os.path.samestat(os.fstat(file.fileno()), out.stat())
+        assert f"{name} can't be written: it is this command's output" in done.stderr
+        assert out.read_text() == ""
+        done = subprocess.run([*words[:3], "/dev/stdout"], capture_output=True, text=True, check=True)
+        assert "/dev/stdout can't be written: it is a pipe" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04cut", b"text"])
+def test_tensors_of_a_stage_that_cant_be_read_name_the_stage(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results" / "prune" / "edsr" / "A" / "accepted-001.pt"
+    with pytest.raises(UserError, match=r"No such file.*: dvc repro prune@edsr-A$"):
+        files.load_tensors(path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"dvc repro -s -f prune@edsr-A makes it anew$"):
+        files.load_tensors(path)
+    (tmp_path / "given.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"torch.save\(network.state_dict\(\), FILE\) writes one that is$"):
+        files.load_tensors(tmp_path / "given.pth")

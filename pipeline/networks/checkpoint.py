@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
-from pipeline.files import load_tensors, save_tensors
+from pipeline.files import again, load_tensors, save_tensors, stage_of
 from pipeline.networks import build, input_channels
 
 Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
 
 LARGEST = 1e15  # of a weight: the squares of a million such weights still have a sum in float32
+
+LARGEST_TRACED = 4 * 1024**2  # values of an input that is kept by its shape, to compare outputs with
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch computes with these alone
 
 _FORMAT = "pruned network 1"
 _KEYS: dict[str, type] = {"name": str, "args": dict, "kept": dict, "extra": dict, "state_dict": dict}
@@ -71,11 +75,13 @@ def save(
     example = torch.zeros(1, input_channels(name), 48, 48) if example is None else example
     try:
         with rebuilt.aside(network):
-            loaded = _rebuilt(plain)
+            loaded = _built(plain)
+            _fill(loaded, plain)
         rebuilt.same(network, loaded, example)
     except UserError as error:
         raise UserError(f"{path} isn't written: {error}") from error
-    plain["trace"] = rebuilt.trace(loaded.cpu(), example)
+    traced = rebuilt.trace(loaded.cpu(), example)
+    plain["trace"] = traced if _is_trace(traced) else None
     save_tensors(path, plain)
 
 
@@ -98,25 +104,60 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        network = _rebuilt(content)
+        network = _built(content)
+        with _remedied(path):
+            _fill(network, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if content.get("trace") is not None:
         from pipeline.networks import rebuilt
 
-        if not rebuilt.follows(network, content["trace"]):
-            raise UserError(
-                f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
-                "changed, or it depends on something that isn't in its state_dict"
-            )
-    return network.eval(), {key: content[key] for key in ("name", "args", "kept", "extra")}
+        with _remedied(path):
+            if not rebuilt.follows(network, content["trace"]):
+                raise UserError(
+                    f"{path}: the network '{stored}' doesn't compute what it did when this was saved: its code has "
+                    "changed, or it depends on something that isn't in its state_dict"
+                )
+    return network.eval(), _metadata(content)
 
 
-def _rebuilt(content: dict[str, Any]) -> nn.Module:
-    """The network of a file's contents, in eval mode on the CPU; the random states are left as they were."""
-    state: dict[str, Tensor] = content["state_dict"]
+def metadata(path: Path) -> dict[str, Any]:
+    """What `load` gives beside the network, which isn't built: no code runs that the file names."""
+    return _metadata(_read(path))
+
+
+def _metadata(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: content[key] for key in ("name", "args", "kept", "extra")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's contents, checked: a dictionary with the keys of _KEYS."""
+    content = load_tensors(path)
+    with _remedied(path):
+        _check(path, content)
+    return content
+
+
+@contextmanager
+def _remedied(path: Path) -> Iterator[None]:
+    """UserError raised within says which stage makes the file anew, if one does."""
+    try:
+        yield
+    except UserError as error:
+        if not stage_of(path):
+            raise
+        raise UserError(f"{error}; {again(path)}") from error
+
+
+def _built(content: dict[str, Any]) -> nn.Module:
+    """The whole network of a file's contents, as it is built; the random states are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        network = build(content["name"], content["args"])
+        return build(content["name"], content["args"])
+
+
+def _fill(network: nn.Module, content: dict[str, Any]) -> None:
+    """Cut a whole network to a file's contents and put its tensors in; it is in eval mode then."""
+    state: dict[str, Tensor] = content["state_dict"]
     resize(network, content["kept"])
     _check_state(network, state)
     try:
@@ -127,7 +168,7 @@ def _rebuilt(content: dict[str, Any]) -> nn.Module:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"state_dict does not load: {joined(error)}") from error
-    return network.eval()
+    network.eval()
 
 
 def resize(network: nn.Module, kept: Kept) -> None:
@@ -165,13 +206,13 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_indices(name: str, tensor: Tensor, dim: object, indices: object) -> None:
-    if not isinstance(dim, int) or not 0 <= dim < tensor.dim():
+    if type(dim) is not int or not 0 <= dim < tensor.dim():
         raise UserError(f"kept of '{name}' names dimension {dim!r}, but the tensor has {tensor.dim()} dimensions")
     size = tensor.shape[dim]
     if (
         not isinstance(indices, list)
         or not indices
-        or not all(isinstance(index, int) and 0 <= index < size for index in indices)
+        or not all(type(index) is int and 0 <= index < size for index in indices)
         or len(set(indices)) != len(indices)
     ):
         raise UserError(f"kept of '{name}', dimension {dim}, must list different whole numbers from 0 to {size - 1}")
@@ -203,9 +244,8 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         module.out_features, module.in_features = module.weight.shape
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file's checked contents, as a dictionary with the keys of _KEYS."""
-    content = load_tensors(path)
+def _check(path: Path, content: Any) -> None:
+    """UserError unless a file's contents are a dictionary with the keys of _KEYS."""
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of a pruned network: its key 'format' is not '{_FORMAT}'")
     for key, kind in _KEYS.items():
@@ -216,18 +256,22 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: key 'args' must hold argument names")
     if not all(isinstance(key, str) and isinstance(dims, dict) for key, dims in content["kept"].items()):
         raise UserError(f"{path}: key 'kept' must map tensor names to dimensions to lists of indices")
-    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content["state_dict"].items()):
-        raise UserError(f"{path}: key 'state_dict' must map names to tensors")
+    for key, tensor in content["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_nested:  # nested: without a shape
+            raise UserError(f"{path}: key 'state_dict' must map names to tensors")
     if content.get("trace") is not None and not _is_trace(content["trace"]):
         raise UserError(f"{path}: key 'trace' must hold the shape of an input and output values")
-    return content
 
 
 def _is_trace(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("shape", "values")):
         return False
-    sides = all(type(side) is int and 0 < side <= 4096 for side in value["shape"])
-    return sides and len(value["shape"]) == 4 and all(isinstance(number, float) for number in value["values"])
+    shape, values = value["shape"], value["values"]
+    if len(shape) != 4 or not all(type(side) is int and 0 < side <= 4096 for side in shape):
+        return False
+    # one image, and no large one: whoever loads the file runs it through the network
+    small = shape[0] == 1 and math.prod(shape) <= LARGEST_TRACED
+    return small and all(type(one) is float and math.isfinite(one) for one in values)
 
 
 def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -249,7 +293,7 @@ def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise UserError(f"'{key}' must be a dense tensor, not {tensor.dtype} {tensor.layout} on {tensor.device}")
     kinds = [(one.is_floating_point(), one.is_complex()) for one in (tensor, expected)]
-    if kinds[0] != kinds[1]:
+    if kinds[0] != kinds[1] or (tensor.is_floating_point() and tensor.dtype not in FLOATS):
         raise UserError(f"'{key}' holds {tensor.dtype} where {expected.dtype} is expected")
     if not isinstance(expected, nn.Parameter) and torch.equal(tensor, expected.to(tensor.dtype)):
         return  # a mask may hold infinity, as it was built

@@ -139,7 +139,9 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {key!r} of its state_dict must be the name of a tensor, not of {type(value)}")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+        odd = value.is_nested or (value.is_floating_point() and value.dtype not in checkpoint.FLOATS)
+        apart = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
+        if odd or apart or value.is_complex():
             raise UserError(f"{path}: '{key}' must be a dense tensor of real numbers, not {value.dtype} {value.layout}")
     if all(key.startswith("module.") for key in content):  # what torch's DataParallel puts before every name
         content = {key.removeprefix("module."): value for key, value in content.items()}

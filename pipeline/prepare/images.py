@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, features
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, first_line
+from pipeline.files import regular_bytes, write_bytes
 
 # Pillow's formats that hold photographs; HEIF is there where a plug-in for it is installed and registered.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -110,7 +113,36 @@ def load_image(path: Path) -> np.ndarray:
             image.getexif()[ORIENTATION] = turn  # Pillow turns a TIFF while it loads it, by what stands here
             turn = 1
         image.load()
+        if image.format in ("JPEG", "MPO"):
+            _whole_jpeg(path, image)
         return np.ascontiguousarray(_turned(_to_rgb8(image), turn))
+
+
+_whole: dict[str, tuple[int, int]] = {}  # files that were decoded without an error: size and time of change
+_Whole = TypeAdapter(dict[str, tuple[int, int]])
+
+
+def check_image(path: Path) -> None:
+    """UserError for what `load_image` refuses; a file is decoded once, as long as its size and time of change stay."""
+    status = path.stat()
+    stamp = (status.st_size, status.st_mtime_ns)
+    if _whole.get(str(path.absolute())) != stamp:
+        load_image(path)
+        _whole[str(path.absolute())] = stamp
+
+
+def recall(file: Path) -> None:
+    """Take over what `remember` wrote; a file that is absent or damaged counts for nothing."""
+    with contextlib.suppress(OSError, ValidationError):
+        _whole.update(_Whole.validate_json(regular_bytes(file)))
+
+
+def remember(file: Path) -> None:
+    """Write down which files were decoded without an error, for the next process."""
+    content = _Whole.dump_json(_whole)
+    with contextlib.suppress(OSError, UserError):  # where it can't be written, files are decoded again
+        if _whole and (not file.exists() or regular_bytes(file) != content):
+            write_bytes(file, content)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -182,12 +214,14 @@ def _allowed_tiff(image: Image.Image) -> None:
 
 def _orientation(image: Image.Image, path: Path) -> int:
     """1 to 8, as EXIF's tag or else XMP says; whatever else stands there counts as 1, upright."""
+    described = image
     if image.format == "PNG":
         header = b"".join(_chunk(kind, body) for kind, body in _png(path).items())
-        with Image.open(io.BytesIO(PNG + header + _chunk(b"IDAT", b"")), formats=["PNG"]) as described:
-            value = Image.Image.getexif(described).get(ORIENTATION, 1)  # PNG's own decodes the pixels
-    else:
-        value = image.getexif().get(ORIENTATION, 1)
+        described = Image.open(io.BytesIO(PNG + header + _chunk(b"IDAT", b"")), formats=["PNG"])
+    try:
+        value = Image.Image.getexif(described).get(ORIENTATION, 1)  # PNG's own decodes the pixels
+    except Exception:  # damaged EXIF or XMP raises every kind, and the pixels may be whole
+        return 1
     return next((turn for turn in range(1, 9) if turn == value), 1)
 
 
@@ -257,6 +291,65 @@ def _whole_png(path: Path) -> None:
     if len(inflater.decompress(b"".join(parts), expected)) < expected:
         raise ValueError(f"its pixels end before the last of its {height} rows")
     inflater.decompress(inflater.unconsumed_tail, 64)  # the checksum behind them
+
+
+JUNK = b"\x5a\xa5\x3c\xc3" * 16
+NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not a stuffed 255, nor a restart within a scan
+RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # its decoder reads on behind the end of a scan
+CUT = "its pixels end before the last one"
+
+
+def _whole_jpeg(path: Path, image: Image.Image) -> None:
+    """ValueError for a JPEG that has been cut short and closed again: libjpeg makes up the rest, Pillow is silent.
+
+    What stands behind the last pixel of a scan is never looked at. So bytes are put behind each scan: if they make
+    other pixels, there were too few.
+    """
+    longer = _lengthened(path.read_bytes())
+    if longer:
+        with Image.open(io.BytesIO(longer), formats=["JPEG"]) as other:
+            if other.tobytes() != image.tobytes():
+                raise ValueError(CUT)
+
+
+def _lengthened(content: bytes) -> bytes:
+    """A JPEG with JUNK behind each of its scans; nothing of one with arithmetic coding, or that Pillow has to judge.
+
+    ValueError for one whose scans are too few.
+    """
+    pieces, place, progressive = [content[:2]], 2, False
+    missing: dict[int, set[int]] = {}  # coefficients of each component that no scan has given to their last bit
+    while found := NEXT_MARKER.search(content, place):
+        marker, begin = content[found.end() - 1], found.start()
+        if marker in ARITHMETIC:
+            return b""
+        if marker == 0xD9:  # the end; what stands behind it is no part of the image
+            if any(missing.values()):
+                raise ValueError(CUT)
+            return b"".join([*pieces, content[begin : found.end()]])
+        body = found.end() + 2
+        place = found.end() + int.from_bytes(content[found.end() : body])
+        if place > len(content):
+            raise ValueError(CUT)
+        pieces.append(content[begin:place])
+        if 0xC0 <= marker <= 0xC3:
+            progressive = marker == 0xC2
+            missing = {content[body + 6 + 3 * number]: set(range(64)) for number in range(content[body + 5])}
+        if marker == 0xDA:
+            first, last, bits = content[place - 3 : place]
+            whole = range(first, last + 1) if progressive else range(64)
+            for number in range(content[body]):
+                if bits & 15 == 0 or not progressive:
+                    missing[content[body + 1 + 2 * number]].difference_update(whole)
+            behind = NEXT_MARKER.search(content, place)
+            if not behind:
+                return b""
+            scan, place = content[place : behind.start()], behind.start()
+            restarts = RESTART.findall(scan)
+            following = (restarts[-1][1] - 0xCF if restarts else 0) + np.arange(8)
+            pieces += [scan, JUNK, *(bytes([0xFF, 0xD0 + number % 8]) + JUNK for number in following)]
+    return b""
 
 
 def _to_rgb8(image: Image.Image) -> np.ndarray:

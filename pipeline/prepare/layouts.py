@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ ARCHIVES = {
 }
 DIV2K_TRAIN = 800  # the images up to this number are in DIV2K_train_HR, those after it in DIV2K_valid_HR
 RAW_FILES = Path(".scratch/raw-files.json")  # places of raw files that were decoded: minutes at SID's size
+IMAGES = Path(".scratch/images.json")  # image files that were decoded
 SSIM_WINDOW = 11  # pixels, of the Y channel's SSIM
 
 
@@ -61,10 +63,11 @@ class Listing:
     errors: list[str]  # one sentence each
 
 
-def find(params: config.Params, network: str, pixels: bool = False) -> Listing:
+def find(params: config.Params, network: str, pixels: bool = False, decode: bool = False) -> Listing:
     """Look for one network's images; every error is listed, none is raised.
 
     With `pixels` each image is made as `prepare` will, and thrown away: what `prepare` would refuse is then listed.
+    With `decode` each is decoded, unless an earlier call has done so and the file hasn't changed since.
     """
     section, entry = params.prepare[network], params.networks[network]
     exposures = Exposures(section.ratio, section.shot, section.cameras) if entry.task == "low_light" else None
@@ -97,23 +100,30 @@ def find(params: config.Params, network: str, pixels: bool = False) -> Listing:
         listing.parts[f"sets/{name}"] = Part(sources, making)
     if section.layout == "sid":
         sid.recall(RAW_FILES)
+    if decode:
+        images.recall(IMAGES)
     try:
         for part in listing.parts.values():
-            _measure(part, listing, pixels)
+            _measure(part, listing, pixels, decode)
     finally:  # a stopped check goes on where it was
         if section.layout == "sid":
             sid.remember(RAW_FILES)
+        if decode:
+            images.remember(IMAGES)
     listing.errors += _shared(listing.parts)
     listing.errors = list(dict.fromkeys(listing.errors))  # a long exposure is read for each of its short ones
     return listing
 
 
-def _measure(part: Part, listing: Listing, pixels: bool) -> None:
+def _measure(part: Part, listing: Listing, pixels: bool, decode: bool) -> None:
     """Fill in a part's sizes, and take out the sources that can't be used."""
     whole = []
     for source in part.sources:
         try:
             size = measure(source, part.making)
+            for path in (source.target, source.given) if decode and source.ratio is None else ():
+                if path is not None:
+                    images.check_image(path)
             if pixels and source.ratio is None:  # raw files have been decoded; to develop them takes hours
                 for _ in make([source], part.making)[1]:
                     pass
@@ -124,9 +134,9 @@ def _measure(part: Part, listing: Listing, pixels: bool) -> None:
     part.sources = whole
 
 
-def checked(params: config.Params, network: str) -> Listing:
+def checked(params: config.Params, network: str, decode: bool = False) -> Listing:
     """`find`, with UserError for the first error."""
-    listing = find(params, network)
+    listing = find(params, network, decode=decode)
     if listing.errors:
         more = len(listing.errors) - 1
         tail = f" ({more} more: python -m stages.prepare --check says more)" if more else ""
@@ -172,7 +182,7 @@ def _splits(section: config.Prepare, entry: config.Network, seed: int, listing: 
 
 def _divided(folder: Path, names: list[str], seed: int) -> dict[str, list[str]]:
     listed = folder / "splits.json"
-    if listed.exists():
+    if os.path.lexists(listed):  # a link to nothing is no leave to divide them anew
         return splits.read_splits(listed, names)
     try:
         return splits.make_splits(names, seed)

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.data.raw import BLACK, MAX_RATIO, PACKING, WHITE
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import regular_bytes, write_json
 
 LISTS = {"train": "Sony_train_list.txt", "validation": "Sony_val_list.txt", "test": "Sony_test_list.txt"}
 SECONDS = re.compile(r"_(\d+(?:\.\d+)?)s\.\w+$")
@@ -52,7 +52,7 @@ def read_list(path: Path) -> list[Pair]:
     isn't such a pair, whose names don't say the exposure times, or whose first exposure is the longer one.
     """
     try:
-        content = path.read_bytes()
+        content = regular_bytes(path)
         if b"\0" in content or content.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise ValueError("it is UTF-16 or no text; UTF-8 is needed")
         lines = re.split("\r\n|\r|\n", content.decode("utf-8-sig"))
@@ -127,14 +127,27 @@ def _unreadable(path: Path, reason: str | None) -> UserError:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """What LibRaw writes of damaged files, past Python and without their names, isn't seen: the UserError says it."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     import rawpy
 
     raw = rawpy.RawPy()
     try:
-        with open(path, "rb"):  # LibRaw calls every error of the file system an input/output error
+        with open(path, "rb"), _quiet():  # LibRaw calls every error of the file system an input/output error
             raw.open_file(str(path))
-        yield raw
+            yield raw
     except (OSError, rawpy.LibRawError, NotImplementedError) as error:
         reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         reason = getattr(error, "strerror", None) or reason
@@ -166,13 +179,13 @@ def place(path: Path) -> Place:
 def recall(file: Path) -> None:
     """Take over what `remember` wrote; a file that is absent or damaged counts for nothing."""
     with contextlib.suppress(OSError, ValidationError):
-        _seen.update(_Seen.validate_json(file.read_bytes()))
+        _seen.update(_Seen.validate_json(regular_bytes(file)))
 
 
 def remember(file: Path) -> None:
     """Write down the places of all raw files that were decoded without a error, if there are new ones."""
     with contextlib.suppress(OSError, ValueError, UserError):  # where it can't be written, files are decoded again
-        if _seen and (not file.exists() or json.loads(file.read_bytes()) != {k: list(v) for k, v in _seen.items()}):
+        if _seen and (not file.exists() or json.loads(regular_bytes(file)) != {k: list(v) for k, v in _seen.items()}):
             write_json(file, _seen)
 
 

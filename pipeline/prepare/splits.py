@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import regular_bytes, unambiguous
 from pipeline.prepare.images import _some
 
 SPLITS = ("train", "validation", "test")
@@ -29,7 +30,7 @@ def read_splits(path: Path, names: list[str]) -> dict[str, list[str]]:
     Raises UserError unless the file has exactly these three keys, none empty, and lists every name exactly once.
     """
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(regular_bytes(path).decode("utf-8-sig"), object_pairs_hook=unambiguous)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a JSON list of splits ({error})") from error
     if not isinstance(read, dict) or sorted(read) != sorted(SPLITS):

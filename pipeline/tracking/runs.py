@@ -191,7 +191,10 @@ def tagged(values: dict[str, str]) -> dict[str, str]:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, errors="replace", check=False)
+    except OSError:  # without git
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

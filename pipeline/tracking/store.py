@@ -25,8 +25,8 @@ from pipeline.tracking.processes import close_orphaned_runs
 # MLflow and Alembic log every table that they make
 for chatty in ("mlflow", "alembic"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
-# and what SQL failed, and that a server is tried again: our own sentence is enough
-for chatty in ("mlflow.store", "urllib3", "sqlalchemy"):
+# and what SQL failed, that a server is tried again, and that Databricks knows nobody: our own sentence is enough
+for chatty in ("mlflow.store", "mlflow.utils", "urllib3", "sqlalchemy"):
     logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 EXPERIMENT = "architecture-aware pruning"
@@ -55,10 +55,20 @@ def answers() -> Iterator[None]:
         stores.probe(uri)  # an open connection would go on writing into a file that was deleted
         yield
     except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError) as error:
+        reason = stores.reason(error, uri)
+        if "Current state is deleted" in reason:  # as MLflow says of a run and of an experiment
+            raise StoreLostError(
+                f"the MLflow store {stores.masked(uri)}: {reason}; what was trained is kept: when the experiment is "
+                f"restored ({_restore()}), the same command goes on"
+            ) from None
         raise StoreLostError(
-            f"the MLflow store {stores.masked(uri)} was lost: {stores.reason(error, uri)}; what was trained is kept: "
+            f"the MLflow store {stores.masked(uri)} was lost: {reason}; what was trained is kept: "
             "when it can be used again, the same command goes on"
         ) from None
+
+
+def _restore(experiment: str = "ID") -> str:
+    return f"mlflow experiments restore --experiment-id {experiment}, with MLFLOW_TRACKING_URI set to the store"
 
 
 def client_and_experiment() -> tuple[MlflowClient, str]:
@@ -77,10 +87,16 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
         if experiment is None:
             artifacts = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
             experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        if experiment.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment {EXPERIMENT!r} of {stores.masked(uri)} was deleted: restore it "
+                f"({_restore(experiment.experiment_id)}), or set MLFLOW_TRACKING_URI to another store"
+            )
         if not {f"{views.PREFIX}{key}" for key in views.OF_ALL} <= experiment.tags.keys():
             save_views(client, experiment.experiment_id, views.OF_ALL)
         return client, experiment.experiment_id
-    except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError) as error:
+    # ValueError: an address that is none; ImportError: of a database whose driver isn't there
+    except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
         raise UserError(
             f"the MLflow store {stores.masked(uri)} can't be reached: {stores.reason(error, uri)}; "
             "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"

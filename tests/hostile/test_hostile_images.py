@@ -45,6 +45,12 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
 
 
+def closed(path: Path) -> None:
+    """Cut short, and closed by the marker of an end."""
+    cut(path)
+    path.write_bytes(path.read_bytes() + b"\xff\xd9")
+
+
 def doubled(folder: Path) -> None:
     shutil.copy(folder / "data" / "photos" / FIRST, folder / "data" / "photos" / LAST)
 
@@ -63,6 +69,9 @@ CASES = [
     ),
     Hostile("floats", "stages.check", (FIRST, "no fixed range"), make=tiff("float32", (256, 256))),
     Hostile("a link to nothing", "stages.check", (FIRST, "gone.jpg"), make=photo(lambda p: p.symlink_to("gone.jpg"))),
+    Hostile("rows missing", "stages.check", (FIRST, REFUSED, "its pixels end"), make=photo(lambda path: png(path, 9))),
+    Hostile("a JPEG cut short", "stages.check", (FIRST, REFUSED, "truncated"), make=photo(cut)),
+    Hostile("a JPEG cut short and closed", "stages.check", (FIRST, REFUSED, "its pixels end"), make=photo(closed)),
     Hostile("a pipe", "stages.check", (FIRST, "neither a file"), make=photo(os.mkfifo)),
     Hostile("one image in two splits", "stages.check", (FIRST, LAST, "same bytes", "train", "test"), make=doubled),
     Hostile(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runner import Hostile, base, check, copied
+import yaml
+from runner import Hostile, base, check, command, copied
+
+from pipeline import networks
+from pipeline.networks import checkpoint
 
 MODULE = """\
 import os, random, sys
@@ -87,6 +92,44 @@ CASES = [
     mine("a cost of a constructor that raises", ("IndexError", BUILT),
          "pipeline.cost --network mine:build --size 16x16", built="[][1]"),
 ]  # fmt: skip
+
+
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline of mine:build, as `train` would leave it."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["networks"]["edsr"], params["run"]["networks"] = MINE, ["edsr"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "mine.py").write_text(MODULE.format(built="pass", run="pass", made="pass"))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    network = networks.build("mine:build", {})
+    checkpoint.save(folder / "results" / "train" / "edsr" / "network.pt", network, "mine:build", {}, {})
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+def test_a_module_that_was_edited_after_training_is_named_and_one_that_wasnt_is_not(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(origin, tmp_path / "chain")
+    trained(folder, monkeypatch)
+    done = command(folder, "stages.check")
+    assert (done.status, done.stderr) == (0, "")
+    (said,) = done.stdout.splitlines()
+    assert said == (
+        "check: params.yaml is in order; edsr can be built, trained and traced; all images were read whole, 8 files; "
+        "next: make repro, or dvc repro"
+    )
+    text = (folder / "mine.py").read_text()
+    for old, new, fault in (
+        ("y = self.first(x)", "y = self.first(x).relu()", "doesn't compute what it did"),
+        ("nn.Conv2d(3, 4, 3, padding=1)", "nn.Conv2d(3, 4, 1)", "state_dict holds 'first.weight'"),
+    ):
+        (folder / "mine.py").write_text(text.replace(old, new))
+        done = command(folder, "stages.check")
+        assert (done.status, done.stdout) == (2, "")
+        assert "check: error: networks.edsr: results/train/edsr/network.pt: " in done.stderr
+        assert fault in done.stderr
+        assert done.stderr.endswith("dvc repro -s -f train@edsr makes it anew\n")
 
 
 @pytest.fixture(scope="module")

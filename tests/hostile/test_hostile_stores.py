@@ -29,6 +29,12 @@ CASES = [
             make=beside_the_lock(lambda path: path.write_text("no database\n" * 99)), environment=STORE),
     Hostile("a server that isn't there", "stages.train edsr", ("postgresql+psycopg://***@127.0.0.1:1/x", "reached"),
             make=beside_the_lock(lambda path: None), environment=SERVER),
+    Hostile("a store of Databricks", "stages.train edsr", ("store databricks can't be reached", "Databricks"),
+            make=beside_the_lock(lambda path: None), environment=(("MLFLOW_TRACKING_URI", "databricks"),)),
+    Hostile("a store where nobody can write", "stages.train edsr", ("sqlite:////proc/x.db", "/proc can't be written"),
+            make=beside_the_lock(lambda path: None), environment=(("MLFLOW_TRACKING_URI", "sqlite:////proc/x.db"),)),
+    Hostile("a store that is a device", "stages.train edsr", ("sqlite:////dev/null", "no regular file"),
+            make=beside_the_lock(lambda path: None), environment=(("MLFLOW_TRACKING_URI", "sqlite:////dev/null"),)),
     Hostile("a password behind a mistyped option", "stages.search --storge postgresql://u:secret@h/x?password=secret",
             ("--storge postgresql://***@h/x?password=***",)),
 ]  # fmt: skip

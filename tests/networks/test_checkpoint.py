@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
+import math
 import os
 import pickle
 import random
@@ -282,6 +283,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         ({"kept": {"head.weight": {0: [6]}}}, ["'head.weight'", "0 to 5"]),
         ({"kept": {"head.weight": {0: [1, 1]}}}, ["'head.weight'", "different"]),
         ({"kept": {"head.weight": {0: []}}}, ["'head.weight'"]),
+        ({"kept": {"head.weight": {True: [0, 1, 2]}}}, ["'head.weight'", "dimension True"]),
+        ({"kept": {"head.weight": {0: [False, True]}}}, ["'head.weight'", "different"]),
         ({"kept": {}}, ["'body.1.conv1.weight'", "(3, 6, 3, 3)", "(6, 6, 3, 3)"]),
         ({"args": {"blocks": 1, "channels": 6}}, ["'body.1.conv1.bias'", "does not have"]),
         ({"args": {"depth": 1}}, ["'depth'"]),
@@ -289,6 +292,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         ({"name": "edrs"}, ["'edrs'"]),
         ({"state_dict": {}}, ["lacks 'mean'"]),
         ({"state_dict": {"mean": 3}}, ["'state_dict'"]),
+        ({"state_dict": {"mean": torch.nested.nested_tensor([torch.zeros(3)])}}, ["'state_dict'"]),
     ],
 )
 def test_inconsistent_contents_are_named(tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
@@ -366,6 +370,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
         (torch.ones(6, 3, 3, 3, dtype=torch.int64), "holds torch.int64 where torch.float32 is expected"),
         (torch.ones(6, 3, 3, 3, dtype=torch.bool), "holds torch.bool where"),
         (torch.ones(6, 3, 3, 3, dtype=torch.complex64), "holds torch.complex64 where"),
+        (torch.ones(6, 3, 3, 3).to(torch.float8_e4m3fn), "holds torch.float8_e4m3fn where torch.float32 is expected"),
         (torch.ones(6, 3, 3, 3).to_sparse(), "must be a dense tensor"),
     ],
 )
@@ -393,6 +398,31 @@ def test_a_mask_of_infinities_is_no_fault(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(checkpoint.load(tmp_path / "net.pt", "toy:network")[0].mask, network.mask)
 
 
-@pytest.mark.parametrize("trace", ["text", {"shape": [1, 3, 9]}, {"shape": [1, 3, 10**9, 9], "values": [0.5]}])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "text",
+        {"shape": [1, 3, 9]},
+        {"shape": [1, 3, 10**9, 9], "values": [0.5]},
+        {"shape": [4096, 3, 4096, 4096], "values": [0.5]},  # 800 GB
+        {"shape": [1, 3, 4096, 4096], "values": [0.5]},
+        {"shape": [1, 3, 48, 48], "values": [math.nan] * 64},
+        {"shape": [1, 3, 48, 48], "values": [0.5, math.inf]},
+    ],
+)
 def test_a_trace_that_is_none_is_named(tmp_path: Path, trace: Any) -> None:
     assert "key 'trace' must hold" in message(write(tmp_path / "net.pt", trace=trace))
+
+
+def test_what_is_saved_of_a_large_example_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LARGEST_TRACED", 3 * 48 * 48 - 1)
+    checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
+    checkpoint.load(tmp_path / "net.pt", "edsr")
+
+
+def test_a_stages_checkpoint_that_is_inconsistent_names_the_stage_and_another_network_doesnt(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "train" / "edsr" / "network.pt"
+    path.parent.mkdir(parents=True)
+    for changes in ({"format": "none"}, {"kept": {"a": {0: [0]}}}, {"state_dict": {}}, {"trace": 3}):
+        assert message(write(path, **changes)).endswith("; dvc repro -s -f train@edsr makes it anew")
+    assert "dvc repro" not in message(write(path), "sid")

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,36 @@ def test_what_a_users_code_raises_within_any_command_is_one_sentence(capsys: pyt
     assert capsys.readouterr().err.replace(f"{ROOT}/", "") == f"latency: error: {said}"
     assert command(lambda: network(IMAGE)) == 2
     assert capsys.readouterr().err.replace(f"{ROOT}/", "") == said
+
+
+def test_a_fault_of_the_project_within_an_installed_package_keeps_its_traceback() -> None:
+    lines = "import io\nfrom PIL import Image\nimport numpy as np\n"
+    lines += "def opens(): Image.open(io.BytesIO(b'none'))\ndef joins(): np.concatenate([])\n"
+    lines += "def absent(): open('absent.bin')\n"
+    module: dict[str, Any] = {}
+    exec(compile(lines, str(Path(cost.__file__).with_name("mine.py")), "exec"), module)
+    for name, kind in (("opens", Image.UnidentifiedImageError), ("joins", ValueError), ("absent", FileNotFoundError)):
+        with pytest.raises(kind):
+            command(module[name])
+
+
+def test_a_sentence_stays_one_line_whatever_name_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(name: str) -> Any:
+        raise UserError(f"{name} isn't allowed")
+
+    for name, said in (
+        ("a\nb\r", r"a\nb\r"), ("a\0b", r"a\x00b"), ("\x1b[31mb", r"\x1b[31mb"), ("a\u2028b", r"a\u2028b"),
+        ("a\udcffb", r"a\udcffb"), ("a\u202eb", r"a\u202eb"), ("Höhe 1 …", "Höhe 1 …"), ("写真", "写真"),
+    ):  # fmt: skip
+        assert command(lambda name=name: refuse(name)) == 2
+        assert capsys.readouterr().err == f"{said} isn't allowed\n"
+        with guarded("check"):
+            told = warnings.formatwarning(name, UserWarning, __file__, 1)
+        assert told == f"check: warning: {said}\n"
+    assert command(lambda: refuse("x" * 100_000)) == 2
+    text = capsys.readouterr().err
+    assert len(text) < 1000
+    assert text.endswith("x isn't allowed\n")
 
 
 # costs

@@ -409,6 +409,7 @@ def test_make_repro_begins_by_refusing_weights_that_dont_fit_or_were_exchanged(t
 @pytest.mark.parametrize(
     ("value", "said"),
     [
+        (torch.ones(4, 3, 3, 3).to(torch.float8_e4m3fn), "'head.weight' must be a dense tensor of real numbers, not"),
         (torch.full((4, 3, 3, 3), 1e38), "'head.weight' must be finite and at most 1e+15, but holds 1e+38"),
         (torch.ones(4, 3, 3, 3, dtype=torch.int32), "'head.weight' holds torch.int32 where torch.float32 is expected"),
         (torch.ones(4, 3, 3, 3, dtype=torch.bool), "'head.weight' holds torch.bool where torch.float32 is expected"),

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from chains import ROOT
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.prepare import images
 from pipeline.prepare.images import SUFFIXES, image_size, list_images, load_image
 from pipeline.prepare.splits import make_splits, read_splits, series
 
@@ -262,6 +264,76 @@ def test_size_and_pixels_agree_on_every_orientation_wherever_it_stands(
         read = load_image(tmp_path / name)
         assert image_size(tmp_path / name) == read.shape[:2] == expected.shape[:2], name
         assert np.abs(read.astype(int) - expected).max() <= (4 if name.endswith("jpg") else 0), name
+
+
+@pytest.mark.parametrize(
+    "block", [b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*", b"\0" * 40, b"II*\0\x08\0\0\0\xff\xff"]
+)
+def test_a_damaged_exif_block_counts_as_upright(tmp_path: Path, rgb: np.ndarray, block: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(png(8, 2, rgb.astype(int), chunk(b"eXIf", block)))
+    (tmp_path / "b.png").write_bytes(png(8, 2, rgb.astype(int), raw_profile(b"Exif\0\0" + block)))
+    (tmp_path / "c.png").write_bytes(png(8, 2, rgb.astype(int), chunk(b"zTXt", b"Raw profile type exif\0\0none")))
+    Image.fromarray(rgb).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0" + block)
+    as_jpeg(tmp_path / "a.jpg", rgb, b"Exif\0\0" + block)
+    for name in ("a.png", "b.png", "c.png", "a.webp", "a.jpg"):
+        read = load_image(tmp_path / name)
+        assert image_size(tmp_path / name) == read.shape[:2] == (12, 17), name
+        assert np.abs(read.astype(int) - rgb).max() <= (4 if name.endswith("jpg") else 0), name
+
+
+JPEGS = [
+    {"progressive": progressive, "subsampling": subsampling, **more}
+    for progressive in (False, True)
+    for subsampling in (0, 2)
+    for more in ({}, {"restart_marker_blocks": 2}, {"optimize": True})
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("form", JPEGS, ids=str)
+def test_a_jpeg_that_was_cut_short_and_closed_again_is_refused(tmp_path: Path, form: dict[str, Any], mode: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).convert(mode)
+    path = tmp_path / "a.jpg"
+    noise.save(path, "JPEG", quality=60, **form)
+    whole = path.read_bytes()
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    for behind in (b"", b"\0" * 100, whole):  # a maker's data, or another picture
+        path.write_bytes(whole + behind)
+        assert np.array_equal(load_image(path), expected)
+    begin, end, refused = whole.index(b"\xff\xda") + 20, len(whole) - 8, 0
+    for cut in range(begin, end, (end - begin) // 12):
+        path.write_bytes(whole[:cut].rstrip(b"\xff") + b"\xff\xd9")
+        try:
+            read = load_image(path)
+        except UserError:
+            refused += 1
+        else:  # the last bytes of a scan may say nothing
+            assert np.array_equal(read, expected)
+    assert refused >= 11
+
+
+def test_a_file_is_decoded_once_until_it_changes(
+    tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, remembered, loaded = tmp_path / "a.png", tmp_path / "images.json", []
+    Image.fromarray(rgb).save(path)
+    monkeypatch.setattr(images, "load_image", loaded.append)
+    monkeypatch.setattr(images, "_whole", {})
+    images.recall(remembered)
+    for _ in range(2):
+        images.check_image(path)
+    assert loaded == [path]
+    images.remember(remembered)
+    for content in (remembered.read_bytes(), b"", b"[]", b'{"a": "b"}'):
+        remembered.write_bytes(content)
+        monkeypatch.setattr(images, "_whole", {})
+        images.recall(remembered)
+        images.check_image(path)
+    assert len(loaded) == 4  # what is damaged counts for nothing
+    os.utime(path, ns=(0, 0))
+    images.check_image(path)
+    assert len(loaded) == 5
 
 
 @pytest.mark.parametrize(("kind", "value", "count"), [(2, b"6", 2), (7, b"6", 1), (7, b"\6\6\6\6", 4), (1, b"\0", 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,17 @@ def test_a_compressed_arw_that_is_cut_short_isnt_read_as_whole(tmp_path: Path, c
     for read in (sid.place, sid.read_packed, sid.read_target):
         with pytest.raises(UserError, match=r"a\.ARW: cannot be read as a raw file \(its samples end at byte \d+, but"):
             read(path)
+
+
+def test_nothing_but_the_sentence_is_said_of_a_damaged_raw_file(
+    tmp_path: Path, mosaic: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dng(tmp_path / "a.ARW", mosaic)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"a\.ARW: cannot be read"):
+        sid.place(path)
+    print("later", file=sys.stderr)
+    assert capfd.readouterr() == ("", "later\n")
 
 
 LINE = "short/1_0.1s.ARW long/1_10s.ARW"

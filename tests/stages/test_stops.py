@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,43 @@ def test_a_stage_that_someone_else_began_outlives_them(begun: Callable, chain: P
     assert [each.cmdline()[-1] for each in living(chain) if "stages.sleep" in each.cmdline()] == ["edsr"]
 
 
+# --- what make says before its set-up -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A Makefile with two presets, and nothing installed."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "presets").mkdir()
+    for name in ("small", "standard"):
+        (tmp_path / "presets" / f"{name}.yaml").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", ["typo", "s%", "*", "small standard", "../small", "it's"])
+def test_a_preset_that_isnt_there_is_said_before_anything_is_installed(clone: Path, preset: str) -> None:
+    done = run(clone, "make", "repro", f"PRESET={preset}")
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert f"presets has no preset '{preset}'; it has small standard" in said
+    assert done.stdout == ""
+    assert not (clone / ".venv").exists()
+
+
+def test_a_python_without_pip_is_one_sentence(clone: Path) -> None:
+    bare = clone / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    for python, said in ((str(bare), "install python3-pip"), ("nowhere", "Python 3.11 or newer is needed")):
+        done = run(clone, "make", "setup", f"PYTHON={python}")
+        assert done.returncode == 2
+        sentence, stop = done.stderr.splitlines()
+        assert said in sentence
+        assert stop.startswith("make: ***")
+    assert not (clone / ".venv").exists()
+
+
 # --- what a killed DVC leaves ---------------------------------------------------------------------------------------
 
 
@@ -171,6 +209,48 @@ def test_a_damaged_dvc_lock_that_git_has_no_whole_one_of_is_removed(repository: 
     run(repository, "git", "commit", "-aqm", "conflict")
     mend()
     assert not Path("dvc.lock").exists()
+
+
+def test_a_damaged_dvc_lock_is_kept_aside_and_one_without_git_too(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (BROKEN["conflict"], BROKEN["cut short"]):
+        Path("dvc.lock").write_bytes(content)
+        mend()
+        (copy,) = re.findall(r"what it held is in (\S+)$", capsys.readouterr().err.strip())
+        assert Path(copy).read_bytes() == content
+    monkeypatch.setenv("PATH", str(repository))  # no git there
+    Path("dvc.lock").write_bytes(content)
+    mend()
+    assert not Path("dvc.lock").exists()
+    assert "it is removed" in capsys.readouterr().err
+    assert Path(copy).read_bytes() == content
+
+
+@pytest.mark.parametrize("version", ["3.0", "1.5"])
+def test_a_dvc_lock_of_another_dvc_stays(repository: Path, version: str) -> None:
+    text = LOCK.replace("2.0", version)
+    assert text != LOCK
+    Path("dvc.lock").write_text(text)
+    with pytest.raises(UserError, match=rf"dvc\.lock has schema '{version}', which .*`git checkout dvc\.lock`"):
+        mend()
+    assert Path("dvc.lock").read_text() == text
+
+
+def test_what_isnt_a_file_where_dvc_writes_one_is_said_and_an_empty_folder_goes(repository: Path) -> None:
+    Path(".dvc/tmp/rwlock").mkdir()
+    mend()
+    assert not Path(".dvc/tmp/rwlock").exists()
+    Path(".dvc/tmp/rwlock/x").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"rwlock is no regular file, but DVC writes one there: move what is there"):
+        mend()
+    Path(".dvc/tmp/rwlock/x").rmdir()
+    Path("dvc.lock").unlink()
+    for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nothing")):
+        make(Path("dvc.lock"))
+        with pytest.raises(UserError, match=r"dvc\.lock is no regular file"):
+            mend()
+        Path("dvc.lock").rmdir() if Path("dvc.lock").is_dir() else Path("dvc.lock").unlink()
 
 
 @pytest.mark.parametrize("content", ["", '{"read": {}, "wri', "[]", '{"read": {"a": 3}}'])

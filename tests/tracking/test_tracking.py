@@ -60,6 +60,36 @@ def ready(uri: str, new_store: Path, tmp_path: Path) -> MlflowClient:
     return MlflowClient(uri)
 
 
+def test_a_deleted_experiment_is_said_with_what_brings_it_back(ready: MlflowClient) -> None:
+    number = ready.search_experiments(filter_string=f"name = '{store.EXPERIMENT}'")[0].experiment_id
+    remedy = rf"mlflow experiments restore --experiment-id {number}"
+
+    def deleted_meanwhile() -> None:
+        with runs.stage("prepare", "edsr") as run:
+            ready.delete_experiment(number)
+            run.child("an iteration")
+
+    with pytest.raises(UserError, match="experiments restore --experiment-id"):
+        deleted_meanwhile()
+    with pytest.raises(UserError, match=rf"was deleted: restore it \({remedy}"), runs.stage("prepare", "edsr"):
+        pass
+    ready.restore_experiment(number)
+    with runs.stage("prepare", "edsr"):
+        pass
+
+
+@pytest.mark.parametrize("address", ["databricks", "https://[::1", "sqlite+pysqlcipher:///x", "sqlite:////proc/x.db"])
+def test_an_address_that_is_no_store_is_one_sentence_at_once(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="can't be reached"), runs.stage("prepare", "edsr"):
+        pass
+    assert time.monotonic() - began < 20
+    assert not caplog.records
+
+
 def runs_of(client: MlflowClient) -> dict[str, Run]:
     experiment = client.get_experiment_by_name(store.EXPERIMENT).experiment_id
     return {run.info.run_name: run for run in client.search_runs([experiment])}
