@@ -71,7 +71,7 @@ def test_the_table_for_people_gives_changes_with_their_intervals(results: Path) 
     lines = text.splitlines()
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[5] == (
-        "| edsr | D | 50.0 | 50.0 | 50.0 | 50.0 | 30.125 | 0.9000 | +0.0625 "
+        "| edsr | D | 50.0 | 50.0 | 50.0 | 50.0 | 30.125 | 0.9000 | +0.5625 | +0.0625 "
         "| +0.125 [-0.125, +0.625] | -0.125 [-0.375, +0.375] | 40 |"
     )
     assert lines[2].startswith("| edsr | bicubic |  |  |  |  | 28.000 |")  # bicubic has no costs
