@@ -76,8 +76,8 @@ def test_the_table_for_people_gives_changes_with_their_intervals(results: Path) 
     )
     assert lines[2].startswith("| edsr | bicubic |  |  |  |  | 28.000 |")  # bicubic has no costs
     cells = [[cell.strip() for cell in line.split("|")] for line in lines[3:5]]
-    assert cells[0][10] == cells[1][11] == ""  # neither is compared with itself
-    assert cells[1][10].startswith("+0.250 [")
+    assert cells[0][11] == cells[1][12] == ""  # neither is compared with itself
+    assert cells[1][11].startswith("+0.250 [")
     assert "edsr at 1020×1021 input pixels" in text
     assert "The images of sid and sony are *synthetic low light*" in text
     assert "synthetic" not in tables.markdown(table, {}, GATE, [])
