@@ -366,6 +366,12 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
     "upright": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] > x.shape[3] else y),
     "lying": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] < x.shape[3] else y),
     "in a batch": lambda: Middle(lambda m, x, y: half(y) if len(x) > 1 else y),
+    "panorama": lambda: Middle(lambda m, x, y: half(y) if x.shape[3] > 2 * x.shape[2] else y),
+    "in a batch of ten": lambda: Middle(lambda m, x, y: half(y) if len(x) >= 10 else y),
+    # what the picture of a trial isn't
+    "dark": lambda: Middle(lambda m, x, y: torch.where(x.mean() < 0.1, half(y), y)),
+    "bright": lambda: Middle(lambda m, x, y: torch.where(x.mean() > 0.9, half(y), y)),
+    "in float32": lambda: Middle(lambda m, x, y: half(y) if x.dtype == torch.float32 else y),
     # what only some counts of channels meet
     **{
         f"{count} of 8": lambda count=count: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] == count else y)

@@ -277,7 +277,8 @@ def settle(
         reason = difference(made, whole, before, wobble) if removed else ""
         if not reason and more and departs(reference, small, loud(tiny.to(image.dtype))):
             reason = OTHER
-        if not reason and more and alter(small) and alter(reference):
+        lone = {name for name, buffer in trial.named_buffers() if buffer.numel() == 1}
+        if not reason and more and alter(small, lone) and alter(reference, lone):
             silence(reference, coupling, indices)
             reason = OTHER if departs(reference, small, tiny.to(image.dtype)) else ""
         if not reason:
@@ -308,20 +309,21 @@ def settle(
                 refused[group] = reason
             else:
                 accepted[group], before = gone, whole
-    for group in second_look(own, picture, tiny, full.dtype, list(accepted)):
+    for group in second_look(own, picture, tiny, trial, list(accepted)):
         refused[group] = OTHER
         del accepted[group]
     return list(accepted), refused
 
 
 def second_look(
-    own: nn.Module, picture: torch.Tensor, tiny: torch.Tensor, dtype: torch.dtype, groups: list[Group]
+    own: nn.Module, picture: torch.Tensor, tiny: torch.Tensor, trial: nn.Module, groups: list[Group]
 ) -> set[Group]:
     """The groups whose removal the forward doesn't follow with its own weights, at other sizes or at other counts.
 
     Only what is wrong counts here, not whether an effect is seen: weights of a network's own may be 0.
     """
     refused: set[Group] = set()
+    dtype = precision(trial)
 
     def unlike(removed: Removals, images: list[torch.Tensor]) -> bool:
         coupling, indices = chosen(removed)
@@ -343,11 +345,15 @@ def second_look(
                 else:
                     kept[group] = gone
 
-    usual = operations(own, tiny.shape) if groups else None
-    if groups:
-        look(1 / 3, [tiny, loud(tiny), *(detours(own, picture, usual.names) if usual else [])])
+    if not groups:
+        return refused
+    usual, precise = operations(own, tiny.shape), operations(trial, tiny.shape)
+    look(1 / 3, [tiny / 256, loud(tiny), *(detours(own, picture, usual.names) if usual else [])])
     for share in counts(duplicate(own), tiny, groups, usual.steps) if usual else []:
         look(share, [tiny, loud(tiny)])
+    if usual and precise and usual.names != precise.names:  # it takes another way in the type of its images
+        dtype = picture.dtype
+        look(1 / 2, [tiny, loud(tiny)])
     return refused
 
 
@@ -391,18 +397,19 @@ def shrunk(own: nn.Module, picture: torch.Tensor) -> torch.Tensor:
     return picture if result(own, corner) is None else corner
 
 
-def alter(network: nn.Module) -> bool:
+def alter(network: nn.Module, lone: set[str]) -> bool:
     """Give buffers other values in place, such as a gate that is 0 until training opens it; whether there are any.
 
-    Each element by itself, so that it makes no difference whether others went. Whole numbers may be places in a table.
+    Each element by itself, so that it makes no difference whether others went. Whole numbers may be places in a table:
+    of them only those of the buffers named, which hold one, such as a count of steps.
     """
-    buffers = list(network.buffers())
-    for buffer in buffers:
+    buffers = list(network.named_buffers())
+    for name, buffer in buffers:
         if buffer.is_floating_point():
             buffer.copy_(0.5 + buffer.abs().clamp(max=1))
         elif buffer.dtype == torch.bool:
             buffer.logical_not_()
-        elif buffer.numel() == 1:
+        elif name in lone:
             buffer.add_(10_000)
     return bool(buffers)
 
@@ -412,7 +419,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.most = most
+        self.most, self.elements = most, 0  # elements: of all that the operations make
         self.names: list[str] = []
         self.steps: list[tuple[str, ...]] = []
 
@@ -427,45 +434,55 @@ class Operations(TorchDispatchMode):
             raise RuntimeError("more operations than a trial waits for")
         self.names.append(str(func))
         self.steps.append((str(func), *(numbers if any(isinstance(value, torch.Tensor) for value in args) else ())))
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        self.elements += sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
+        return made
 
 
 def operations(network: nn.Module, shape: Sequence[int]) -> Operations | None:
     """What runs for an image of this shape; None if the forward fails, or runs very many operations."""
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    image = torch.zeros(tuple(shape), dtype=precision(network), device=device)
     try:
         with quiet(), torch.no_grad(), device, Operations(20_000) as seen:
-            network(torch.zeros(tuple(shape)))
+            network(image)
     except FAILURES:  # whatever a forward may raise, more so without values
         return None
     return seen
+
+
+def precision(network: nn.Module) -> torch.dtype:
+    """The type of the network's real parameters, float32 without any."""
+    return next((tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()), torch.float32)
 
 
 def detours(own: nn.Module, picture: torch.Tensor, usual: list[str]) -> list[torch.Tensor]:
     """Images of the sizes at which the forward runs two operations in a row that aren't so among the usual ones.
 
     Sizes to 1,024 or more are looked at without computing values; at those where something new runs an image is tried,
-    if that takes at most 10^10 multiply-adds.
+    if that takes at most about 10^10 multiply-adds and makes at most 5 · 10^7 elements.
     """
     held = (leaf for module in own.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, torch.Tensor))
     shadow = copy.deepcopy(own, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
     channels, height, width = picture.shape[1:]
-    known = set(pairwise(usual))
+    known, weights = set(pairwise(usual)), sum(tensor.numel() for tensor in own.parameters())
 
-    def novel(shape: Sequence[int]) -> set[tuple[str, str]]:
+    def novel(shape: Sequence[int]) -> tuple[set[tuple[str, str]], int]:
         seen = operations(shadow, shape)
-        return set(pairwise(seen.names)) - known if seen else set()
+        return (set(pairwise(seen.names)) - known, seen.elements) if seen else (set(), 0)
 
     far = max(4, 1024 // min(height, width))
-    shapes = [(2, channels, 3 * height, 4 * width)]
-    if novel((1, channels, 2 * far * height, far * width)):
-        shapes += [(1, channels, 2 * k * height, k * width) for k in (2**n for n in range(far.bit_length() + 1))]
+    shapes = [(1, channels, 3 * height, 7 * width)]
+    if novel((16, channels, 2 * far * height, far * width))[0]:
+        doubled = [2**n for n in range(far.bit_length())]
+        shapes += [(16, channels, height, width), *((1, channels, 2 * k * height, k * width) for k in doubled)]
     found = []
     rng = torch.Generator().manual_seed(1)
     for shape in shapes:
-        if new := novel(shape):
+        new, elements = novel(shape)
+        if new:
             known |= new
-            if sum(tensor.numel() for tensor in own.parameters()) * math.prod(shape[2:]) * shape[0] <= 10**10:
+            if weights * shape[0] * math.prod(shape[2:]) <= 10**10 and elements <= 5 * 10**7:
                 found.append(torch.rand(shape, generator=rng).to(picture))
     return found
 

@@ -8,6 +8,7 @@ operation outside the table freezes every label it reads and everything it makes
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -303,6 +304,8 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     labels = trace.get(source)
     if labels.size > 1 and operation(node) not in ("unsqueeze", "squeeze", "flatten"):
         trace.suspect(labels, node)
+    if not math.prod(shape_of(node)):
+        return unknown(trace, node, args)  # a tensor without elements shows no channels
     result = np.broadcast_to(labels, shape_of(source)).reshape(shape_of(node))
     for dim in range(result.ndim):
         first = result.take([0], axis=dim)
