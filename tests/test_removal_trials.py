@@ -465,3 +465,14 @@ def test_state_that_counts_calls_keeps_the_channels_and_a_module_that_refuses_a_
             raise NotImplementedError
 
     assert [group.name for group in find_groups(Fixed(lambda m, x, y: y), EXAMPLE).groups] == ["first"]
+
+
+def test_a_whole_number_for_each_channel_costs_nothing_where_one_channel_is_left() -> None:
+    network = Middle(lambda m, x, y: y * m.steps[:, None, None], channels=2, steps=torch.tensor([2, 3]))
+    assert [group.name for group in find_groups(network, EXAMPLE).groups] == ["first"]
+
+
+def test_a_part_without_channels_is_followed_no_further() -> None:
+    coupling = find_groups(Middle(lambda m, x, y: y + y[:, 8:].flatten(1).sum()), EXAMPLE)
+    assert [group.name for group in coupling.groups] in ([], ["first"])
+    assert find_groups(Middle(lambda m, x, y: y + y[:, None].diff(dim=1).flatten(1, 2).sum()), EXAMPLE).groups == ()
