@@ -8,7 +8,9 @@ operation outside the table freezes every label it reads and everything it makes
 
 from __future__ import annotations
 
+import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +37,7 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(duplicate(network).eval(), (example,))
-    except Exception as error:  # any code can run in a forward, so any error can come out of it
+    except (Exception, SystemExit) as error:  # any code can run in a forward, so any error can come out of it
         raise UserError(
             f"the network {name} can't be traced for pruning ({raised(error)}); its forward must take one tensor "
             f"and must not branch on the values of tensors"
@@ -93,7 +95,12 @@ def step(trace: Labels, node: Node) -> Value:
     if node.target is operator.getitem:
         value = trace.values[node.args[0]]
         return value[node.args[1]] if isinstance(value, list) else value
-    return HANDLERS.get(operation(node), unknown)(trace, node, arguments(node))
+    value = HANDLERS.get(operation(node), unknown)(trace, node, arguments(node))
+    if isinstance(value, np.ndarray) and value.ndim <= len(shape_of(node)):
+        sizes = shape_of(node)[len(shape_of(node)) - value.ndim :]
+        if any(size not in (1, real) for size, real in zip(value.shape, sizes, strict=True)):
+            return unknown(trace, node, arguments(node))  # it cuts, repeats or merges along the channels
+    return value
 
 
 def unknown(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -120,7 +127,11 @@ def passes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Each channel by itself: activations, pooling, resizing."""
     if len(node.all_input_nodes) > 1:
         return meets(trace, node, args)  # clamp and pow between tensors
-    return trace.get(node.all_input_nodes[0])
+    labels = trace.get(node.all_input_nodes[0])
+    window = re.search(r"(?:pool|upsample_\w+|exact)([123])d", operation(node))
+    if window and any(size > 1 for size in labels.shape[-int(window[1]) :]):
+        return unknown(trace, node, args)  # it slides over channels
+    return labels
 
 
 def ignores(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -293,6 +304,8 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     labels = trace.get(source)
     if labels.size > 1 and operation(node) not in ("unsqueeze", "squeeze", "flatten"):
         trace.suspect(labels, node)
+    if not math.prod(shape_of(node)):
+        return unknown(trace, node, args)  # a tensor without elements shows no channels
     result = np.broadcast_to(labels, shape_of(source)).reshape(shape_of(node))
     for dim in range(result.ndim):
         first = result.take([0], axis=dim)
@@ -344,12 +357,16 @@ def flips(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 
 def shuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """PixelShuffle(r): r*r consecutive input channels make one output channel and go together."""
+    if len(shape_of(node)) != 4:
+        return unknown(trace, node, args)
     rows = trace.along(args["self"], 1).reshape(-1, args["upscale_factor"] ** 2)
     trace.unite(rows, rows[:, :1])
     return rows[:, 0].reshape(1, -1, 1, 1)
 
 
 def unshuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    if len(shape_of(node)) != 4:
+        return unknown(trace, node, args)
     labels = trace.along(args["self"], 1)
     return np.repeat(labels, args["downscale_factor"] ** 2).reshape(1, -1, 1, 1)
 

@@ -281,6 +281,27 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
     assert cost.measure(network, (8, 8), 3).mac > 0
 
 
+@pytest.mark.parametrize(
+    ("way", "cause"),
+    [
+        (lambda y: F.max_pool2d(y.transpose(1, 3), 3, 1, 1).transpose(1, 3), "max_pool2d"),
+        (lambda y: F.avg_pool2d(y.permute(0, 2, 3, 1), (1, 2)).permute(0, 3, 1, 2).repeat(1, 2, 1, 1), "avg_pool2d"),
+        (lambda y: F.interpolate(y.transpose(1, 2), size=(6, 8), mode="bicubic").transpose(1, 2), "upsample_bicubic2d"),
+        (lambda y: F.adaptive_avg_pool2d(y.permute(0, 2, 3, 1), (8, 6)).permute(0, 3, 1, 2), "adaptive_avg_pool2d"),
+        (lambda y: F.avg_pool3d(y.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1), "avg_pool3d"),
+        (lambda y: F.max_pool1d(y.mean(3).transpose(1, 2), 3, 1, 1).transpose(1, 2)[..., None] + y, "max_pool1d"),
+        (lambda y: y + F.pixel_shuffle(y.repeat(1, 2, 1, 1)[:, None], 2).mean((1, 2))[:, None, ::2, ::2], "repeat"),
+        (lambda y: y * F.pixel_shuffle(torch.cat([y, y[:, :2]], 1)[:, None], 2).mean(), "pixel_shuffle"),
+        (lambda y: F.pixel_shuffle(F.pixel_unshuffle(y.unsqueeze(2), 2).flatten(1, 2), 2), "pixel_unshuffle"),
+    ],
+    ids=["pool", "halves", "resize", "adaptive", "3-D", "1-D", "repeated", "shuffle", "unshuffle"],
+)  # fmt: skip
+def test_pooling_resizing_and_shuffles_that_cross_channels_leave_them_whole(way: Callable, cause: str) -> None:
+    coupling = check(three(lambda self, x: self.last(self.second(way(self.first(x))))))
+    assert layers_of(coupling) == {"second"}
+    assert f"the operation {cause} in" in coupling.frozen[0]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("wrap", [
     parametrizations.weight_norm, parametrizations.spectral_norm, nn.utils.weight_norm, nn.utils.spectral_norm,

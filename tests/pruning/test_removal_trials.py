@@ -330,3 +330,149 @@ def test_what_a_user_has_frozen_up_to_the_image_is_named_in_one_sentence() -> No
     assert coupling.groups == ()
     assert len(coupling.frozen) == 1
     assert "end" in coupling.frozen[0]
+
+
+class Middle(nn.Module):
+    """Two layers, and what the forward does between them; `state` is kept as buffers."""
+
+    def __init__(
+        self, way: Callable[[nn.Module, Tensor, Tensor], Tensor], channels: int = 8, **state: Tensor | nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.first, self.last, self.way = conv(3, channels), conv(channels, 3), way
+        for name, value in state.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.way(self, x, self.first(x)))
+
+
+def half(y: Tensor, change: Callable[[Tensor], Tensor] = torch.tanh) -> Tensor:
+    return torch.cat([change(y[:, :4]), y[:, 4:]], 1)
+
+
+UNLIKE: dict[str, Callable[[], nn.Module]] = {
+    # what signals of unit size don't reach
+    "clamp at 10": lambda: Middle(lambda m, x, y: half(y, lambda part: part.clamp(-10, 10))),
+    "clamp at 1000": lambda: Middle(lambda m, x, y: half(y, lambda part: part.clamp(-1000, 1000))),
+    "clamp of a large weight": lambda: Middle(lambda m, x, y: half(255 * y, lambda part: part.clamp(max=6000))),
+    # what only some sizes of images meet
+    "large": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] > 64 else y),
+    "very wide": lambda: Middle(lambda m, x, y: half(y) if x.shape[3] > 100 else y),
+    "many pixels": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] * x.shape[3] > 10_000 else y),
+    "upright": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] > x.shape[3] else y),
+    "lying": lambda: Middle(lambda m, x, y: half(y) if x.shape[2] < x.shape[3] else y),
+    "in a batch": lambda: Middle(lambda m, x, y: half(y) if len(x) > 1 else y),
+    "panorama": lambda: Middle(lambda m, x, y: half(y) if x.shape[3] > 2 * x.shape[2] else y),
+    "in a batch of ten": lambda: Middle(lambda m, x, y: half(y) if len(x) >= 10 else y),
+    # what the picture of a trial isn't
+    "dark": lambda: Middle(lambda m, x, y: torch.where(x.mean() < 0.1, half(y), y)),
+    "bright": lambda: Middle(lambda m, x, y: torch.where(x.mean() > 0.9, half(y), y)),
+    "in float32": lambda: Middle(lambda m, x, y: half(y) if x.dtype == torch.float32 else y),
+    # what only some counts of channels meet
+    **{
+        f"{count} of 8": lambda count=count: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] == count else y)
+        for count in range(1, 8)
+    },
+    "50 of 64": lambda: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] == 50 else y, 64),
+    "fewer than 64": lambda: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] < 64 else y, 64),
+    "a factor": lambda: Middle(lambda m, x, y: y * (2 if y.shape[1] == 3 else 1)),
+    "a window": lambda: Middle(lambda m, x, y: F.max_pool2d(y, *((3, 1, 1) if y.shape[1] == 3 else (1, 1, 0)))),
+    # what other values of a buffer or a parameter open
+    "gate": lambda: Middle(lambda m, x, y: y + m.gate * (half(y) - y), gate=torch.zeros(1)),
+    "switch": lambda: Middle(lambda m, x, y: torch.where(m.gate, half(y), y), gate=torch.tensor(False)),
+    "steps": lambda: Middle(lambda m, x, y: torch.where(m.gate > 100, half(y), y), gate=torch.tensor(0)),
+    "still": lambda: Middle(
+        lambda m, x, y: y + m.gate * (half(y) - y), gate=nn.Parameter(torch.zeros(1), requires_grad=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("form", UNLIKE)
+def test_what_another_signal_size_count_or_buffer_would_change_keeps_its_channels(form: str) -> None:
+    torch.manual_seed(0)
+    coupling = find_groups(UNLIKE[form](), torch.zeros(1, 3, 16, 16))
+    assert coupling.groups == ()
+    assert len(coupling.frozen) == 1
+    assert coupling.frozen[0].startswith("channels of first can't be removed because of ")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda m, x, y: F.interpolate(y, size=x.shape[2:]) if x.shape[2] > 64 else y,
+        lambda m, x, y: torch.cat([y[:, :, :8], y[:, :, 8:]], 2) if x.shape[2] > 8 else y,
+        lambda m, x, y: torch.cat([torch.tanh(part) for part in y.split(8, 2)], 2),  # more operations in larger images
+        lambda m, x, y: y / y.shape[1] * 8 if y.shape[1] == 8 else y,
+        lambda m, x, y: torch.exp(y),  # infinite where an image is loud
+        lambda m, x, y: y.clamp(-10, 10),
+        lambda m, x, y: (255 * y).round() / 255,
+        lambda m, x, y: y * m.gate,
+        lambda m, x, y: torch.sin(1e3 * y),
+    ],
+    ids=["resized", "two strips", "strips", "own count", "exp", "clamp", "round", "gate", "sine"],
+)
+def test_ways_that_treat_all_channels_alike_cost_no_group(way: Callable) -> None:
+    torch.manual_seed(0)
+    network = Middle(way, gate=torch.ones(1))
+    assert [group.name for group in find_groups(network, torch.zeros(1, 3, 16, 16)).groups] == ["first"]
+
+
+def test_one_group_that_fails_at_another_count_or_size_costs_the_others_nothing() -> None:
+    class Both(nn.Module):
+        def __init__(self, way: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.before, self.odd, self.after = nn.Sequential(conv(3, 6), conv(6, 3)), Middle(way), conv(3, 6)
+            self.end = conv(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.after(self.odd(self.before(x))))
+
+    for form in ("clamp at 10", "large", "5 of 8", "in a batch"):
+        torch.manual_seed(0)
+        coupling = find_groups(Both(UNLIKE[form]().way), torch.zeros(1, 3, 16, 16))
+        assert [group.name for group in coupling.groups] == ["before.0", "before.1", "odd.last", "after"]
+        assert [sentence for sentence in coupling.frozen if sentence.startswith("channels of odd.first can't")]
+
+
+def test_whatever_a_forward_raises_with_fewer_channels_keeps_them() -> None:
+    for error in (KeyError("w"), SystemExit(3), StopIteration(), ZeroDivisionError(), RuntimeError("two\nlines")):
+
+        def way(module: nn.Module, x: Tensor, y: Tensor, error: BaseException = error) -> Tensor:
+            if y.shape[1] < 8:
+                raise error
+            return y
+
+        coupling = find_groups(Middle(way), EXAMPLE)
+        assert coupling.groups == ()
+        assert "\n" not in coupling.frozen[0]
+
+
+def test_state_that_counts_calls_keeps_the_channels_and_a_module_that_refuses_a_type_is_tried_in_its_own() -> None:
+    calls = [0]
+
+    def counted(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        calls[0] += 1
+        return half(y) if calls[0] % 2 else y
+
+    assert find_groups(Middle(counted), EXAMPLE).groups == ()
+
+    class Fixed(Middle):
+        def _apply(self, *args: object) -> nn.Module:
+            raise NotImplementedError
+
+    assert [group.name for group in find_groups(Fixed(lambda m, x, y: y), EXAMPLE).groups] == ["first"]
+
+
+def test_a_whole_number_for_each_channel_costs_nothing_where_one_channel_is_left() -> None:
+    network = Middle(lambda m, x, y: y * m.steps[:, None, None], channels=2, steps=torch.tensor([2, 3]))
+    assert [group.name for group in find_groups(network, EXAMPLE).groups] == ["first"]
+
+
+def test_a_part_without_channels_is_followed_no_further() -> None:
+    coupling = find_groups(Middle(lambda m, x, y: y + y[:, 8:].flatten(1).sum()), EXAMPLE)
+    assert [group.name for group in coupling.groups] in ([], ["first"])
+    assert find_groups(Middle(lambda m, x, y: y + y[:, None].diff(dim=1).flatten(1, 2).sum()), EXAMPLE).groups == ()
