@@ -317,7 +317,7 @@ def test_every_number_has_an_upper_bound(tmp_path: Path, key: str, value: Any, a
         (
             "train/edsr/lr_final",
             0.01,
-            "train.edsr: lr_final is 0.01, but at most lr, 0.004, is allowed: the rate falls",
+            "train.edsr: lr_final is 0.01, but at most lr, 0.003, is allowed: the rate falls",
         ),
         ("finetune/sid/lr_final", 0.01, "finetune.sid: lr_final is 0.01, but at most lr, 0.001, is allowed"),
         ("methods/B/overrides", {"efficiency_power": 1e9}, "methods.B.overrides: efficiency_power is 1000"),
@@ -363,7 +363,7 @@ def test_batch_and_patch_are_bounded_together_and_milestones_rise_within_the_ste
 def test_a_number_of_hundreds_of_digits_is_one_short_sentence(tmp_path: Path, digits: int) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("steps: 8000", "steps: " + digits * "9"), encoding="utf-8")
+    path.write_text(text.replace("edsr: {steps: 8000", "edsr: {steps: " + digits * "9"), encoding="utf-8")
     said = complaint(path)
     assert ("train.edsr.steps is 9999" if digits < 4300 else "a number has more than 4300 digits") in said
     assert len(said) < 300
@@ -443,8 +443,8 @@ def test_a_byte_order_mark_and_a_beginning_of_the_document_are_read(tmp_path: Pa
 def test_sections_may_be_shared_and_merged(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     source = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    old = "  sid: {steps: 2000, lr: 1.0e-3, lr_final: 1.0e-5, teacher: 0.5}"
-    source = source.replace("edsr: {steps: 2000", "edsr: &e {steps: 1600")
+    old = "  sid: {steps: 1500, lr: 1.0e-3, lr_final: 1.0e-5, teacher: 0.5}"
+    source = source.replace("edsr: {steps: 1500", "edsr: &e {steps: 1500")
     path.write_text(source.replace(old, "  sid: {<<: *e, steps: 7}"), encoding="utf-8")
     finetune = config.read(path).finetune
     assert (finetune["sid"].steps, finetune["sid"].lr) == (7, finetune["edsr"].lr)

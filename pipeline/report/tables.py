@@ -12,8 +12,9 @@ INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restora
 NOTES = """\
 `baseline` is the network as trained; `control` is the baseline trained on as long as a pruned network, with nothing
 removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. The gate looks at the
-validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images; brackets hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to
-8 bit, RGB, super-resolution cropped by scale + 6 pixels; SSIM is scikit-image's
+validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images; brackets
+hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6
+pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
 SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
