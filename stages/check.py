@@ -46,7 +46,7 @@ def main() -> None:
         table = read_bytes(path).decode("utf-8", "replace") if given.results else ""
     if not given.results:
         parts = [part for listing in found.values() for part in listing.parts.values()]
-        files = {path for part in parts for source in part.sources for path in (source.target, source.given) if path}
+        files = {path for part in parts for source in part.sources for path in (source.target, source.input) if path}
         print(
             f"check: params.yaml is in order; {', '.join(found)} can be built, trained and traced; "
             f"all images were read whole, {len(files)} files"

@@ -121,7 +121,7 @@ def _measure(part: Part, listing: Listing, pixels: bool, decode: bool) -> None:
     for source in part.sources:
         try:
             size = measure(source, part.making)
-            for path in (source.target, source.given) if decode and source.ratio is None else ():
+            for path in (source.target, source.input) if decode and source.ratio is None else ():
                 if path is not None:
                     images.check_image(path)
             if pixels and source.ratio is None:  # raw files have been decoded; to develop them takes hours

@@ -660,6 +660,7 @@ def test_an_iteration_whose_tolerance_isnt_paid_back_is_undone(
         return Quality(("x",), (30.0 if (widths(measured), changed) in holds else 29.0,), (0.9,))
 
     monkeypatch.setattr(Setup, "quality", quality)
+    monkeypatch.setattr(finetune, "FINEST", 0.01)
     recipe = config.Finetune(steps=4, lr=1e-3)
     done = finetune.finetune(paths, log, lent, settings, recipe, one_image(30.0, 0.9), tmp_path, Killed())
     assert widths(done.network) == left
@@ -708,6 +709,7 @@ def test_channels_are_given_back_until_the_gate_holds_finer_than_by_iterations(
         return one_image(30.0 - debts[gone] + paid + 1e-9, 0.9)
 
     monkeypatch.setattr(Setup, "quality", quality)
+    monkeypatch.setattr(finetune, "FINEST", 0.03)  # a channel has 2.3% of the MACs
     strict = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}))
     either = settings.model_copy(update={"reconstruct": reconstruct})
     recipe = config.Finetune(steps=4, lr=1e-3)
