@@ -15,7 +15,9 @@ from runner import Hostile, base, check, copied
 
 from pipeline.pruning.iterations import Iteration
 
-CURVE = [{"steps": 3 * n, "psnr": 30.0, "ssim": 0.9} for n in range(3)]
+CURVE = [
+    {"steps": 2 * n, "psnr": 30.0, "ssim": 0.9, "image_psnr": [30.0, 30.0], "image_ssim": [0.9, 0.9]} for n in range(3)
+]
 LOG = [asdict(Iteration(n, "accepted", "said", n, mac=9 - n, widths={"head": 8}, psnr=30.0)) for n in range(2)]
 PRUNED = "results/prune/edsr/D"
 
@@ -52,8 +54,8 @@ CASES = [
     ),
     Hostile(
         "a control's end that isn't finite", "stages.search",
-        ("results/control/edsr/metrics.json", "psnr is nan", "finite number", "control@edsr"),
-        make=put("results/control/edsr/metrics.json", b'{"psnr": NaN, "ssim": 1, "steps": 8}'),
+        ("results/control/edsr/end.json", "psnr is nan", "finite number", "control@edsr"),
+        make=put("results/control/edsr/end.json", b'{"psnr": NaN, "ssim": 1, "steps": 8, "image_psnr": [1], "image_ssim": [1]}'),
     ),
     Hostile(
         "a control's curve in a folder's place", "stages.search",
@@ -100,7 +102,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in {
         "train/edsr/metrics.json": {"psnr": 30.0, "ssim": 0.9, "input_psnr": 28.0},
         "control/edsr/curve.json": CURVE,
-        "control/edsr/metrics.json": CURVE[2] | {"steps": 8},
+        "control/edsr/end.json": CURVE[2] | {"steps": 8},
         "prune/edsr/D/log.json": LOG,
         "prune/edsr/D/networks/accepted-000.pt": "",
         "prune/edsr/D/networks/accepted-001.pt": "",
