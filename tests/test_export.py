@@ -37,7 +37,7 @@ def pruned(network: nn.Module, channels: int = 3) -> Current:
     groups = coupling.find_groups(network, torch.zeros(1, channels, 16, 16))
     assert groups.groups
     removed = {group.name: tuple(range(0, group.channels - 1, 3)) for group in groups.groups}
-    return cut(network.eval(), Current(network, groups, {}), removed)[1]
+    return cut(Current(network.eval(), groups, {}), removed)
 
 
 def saved(folder: Path, name: str, args: dict) -> Path:
