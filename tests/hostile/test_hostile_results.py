@@ -55,7 +55,8 @@ CASES = [
     Hostile(
         "a control's end that isn't finite", "stages.search",
         ("results/control/edsr/end.json", "psnr is nan", "finite number", "control@edsr"),
-        make=put("results/control/edsr/end.json", b'{"psnr": NaN, "ssim": 1, "steps": 8, "image_psnr": [1], "image_ssim": [1]}'),
+        make=put("results/control/edsr/end.json",
+                 b'{"psnr": NaN, "ssim": 1, "steps": 8, "image_psnr": [1], "image_ssim": [1]}'),
     ),
     Hostile(
         "a control's curve in a folder's place", "stages.search",
