@@ -19,6 +19,8 @@ SECONDS = 120  # for the server to answer, and for a page
 @contextmanager
 def served(folder: Path, root: Path) -> Iterator[str]:
     """`make ui` in `folder`, a checkout with a store, by the environment of `root`; gives the address."""
+    stamps = [(root / name).stat().st_mtime for name in ("requirements.txt", ".venv/ready")]
+    assert stamps[0] <= stamps[1], "make setup first: through the link below, make ui would empty the environment"
     shutil.copy2(root / "Makefile", folder)  # with its time, as make compares it
     shutil.copy2(root / "requirements.txt", folder)
     (folder / ".venv").symlink_to(root / ".venv")
