@@ -61,9 +61,13 @@ def begun(chain: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         for left in [*chain.glob("*.begun"), *chain.glob("*.left")]:
             left.unlink()
         log = open(chain / "log", "w")  # noqa: SIM115
-        process = subprocess.Popen(
-            words, cwd=chain, env=ENVIRONMENT | environment, stdout=log, stderr=log, start_new_session=True
-        )
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `make test &` ignores it
+        try:
+            process = subprocess.Popen(
+                words, cwd=chain, env=ENVIRONMENT | environment, stdout=log, stderr=log, start_new_session=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         processes.append(process)
         until = time.monotonic() + 900
         while len(list(chain.glob("*.begun"))) < stages:
