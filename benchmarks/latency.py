@@ -23,7 +23,7 @@ from torch import nn
 from pipeline import networks
 from pipeline.cost import measure
 from pipeline.latency import layer_times, network_times
-from pipeline.pruning import coupling, rules
+from pipeline.pruning import coupling, removal, rules
 
 SIDES, REPEATS = (256, 384), 5
 
@@ -32,7 +32,7 @@ def pruned(network: nn.Module, kept: dict[str, int]) -> nn.Module:
     """The network with only the first channels of each group left, as many as said."""
     groups = coupling.find_groups(network, example(network))
     removed = {g.name: tuple(range(kept[g.name], g.channels)) for g in groups.groups if kept[g.name] < g.channels}
-    return coupling.remove(network, groups, removed).eval()
+    return removal.remove(network, groups, removed).eval()
 
 
 def example(network: nn.Module) -> torch.Tensor:

@@ -34,7 +34,7 @@ from pipeline.data.storage import save_split
 from pipeline.evaluation import metrics
 from pipeline.files import load_tensors, save_tensors, write_json
 from pipeline.prepare import layouts, pairs
-from pipeline.pruning import coupling, reconstruction
+from pipeline.pruning import coupling, reconstruction, removal
 from pipeline.training.device import Machine, choose
 from pipeline.training.loop import Teacher, fit
 
@@ -137,7 +137,7 @@ def progress(what: str, steps: int):
     return tick
 
 
-def smaller(network: nn.Module, case: Case, variant: Variant, known: dict, groups: coupling.Coupling) -> nn.Module:
+def smaller(network: nn.Module, case: Case, variant: Variant, known: dict, groups: removal.Coupling) -> nn.Module:
     """What a variant begins with."""
     if variant.channels == "all":
         return copy.deepcopy(network)
@@ -153,10 +153,10 @@ def smaller(network: nn.Module, case: Case, variant: Variant, known: dict, group
                 ranks = magnitude(network, group)
             removed[group.name] = tuple(sorted(ranks.argsort()[: counts[group.name]].tolist()))
     start = reconstruction.compensated(network, groups, removed, known) if variant.makes_up else network
-    return coupling.remove(start, groups, removed)
+    return removal.remove(start, groups, removed)
 
 
-def magnitude(network: nn.Module, group: coupling.Group) -> torch.Tensor:
+def magnitude(network: nn.Module, group: removal.Group) -> torch.Tensor:
     """[C_g] mean |weight| of each channel over the layers that make it (Li et al., 2017, summed over them)."""
     total = torch.zeros(group.channels)
     for slot in group.slots:

@@ -8,7 +8,8 @@ import topologies
 import torch
 from torch import nn
 
-from pipeline.pruning.coupling import Coupling, find_groups, masked, narrow, remove
+from pipeline.pruning.coupling import find_groups
+from pipeline.pruning.removal import Coupling, masked, narrow, remove
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest output

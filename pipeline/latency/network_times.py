@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline import export
 from pipeline.errors import UserError
 from pipeline.networks.checkpoint import Kept
-from pipeline.pruning import coupling, importance, rules
+from pipeline.pruning import coupling, importance, removal, rules
 
 Call = Callable[[Tensor], Any]
 CHILD_SECONDS = 300
@@ -78,7 +78,7 @@ def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
         step = rules.channel_step(importance.units(group), multiple)
         keep = min(group.channels, rules.round_up(group.channels - len(gone), step))
         removed[group.name] = gone[: group.channels - keep]
-    return coupling.remove(baseline, coupled, {name: gone for name, gone in removed.items() if gone}).eval()
+    return removal.remove(baseline, coupled, {name: gone for name, gone in removed.items() if gone}).eval()
 
 
 def runtimes(

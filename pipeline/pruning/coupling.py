@@ -18,11 +18,9 @@ from torch import nn
 
 from pipeline.networks.checkpoint import tensors
 from pipeline.pruning.labels import Labels, owner
-from pipeline.pruning.removal import Coupling, Group, Removed, Slot, kept_indices, masked, narrow, remove
+from pipeline.pruning.removal import Coupling, Group, Slot
 from pipeline.pruning.tracing import follow
 from pipeline.pruning.trials import settle
-
-__all__ = ["Coupling", "Group", "Removed", "Slot", "find_groups", "kept_indices", "masked", "narrow", "remove"]
 
 
 def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import config, cost
-from pipeline.pruning import coupling, rules
+from pipeline.pruning import removal, rules
 
 
-def relative_magnitudes(network: nn.Module, group: coupling.Group, reference: dict[str, float]) -> Tensor:
+def relative_magnitudes(network: nn.Module, group: removal.Group, reference: dict[str, float]) -> Tensor:
     """[C_g] the largest relative magnitude of each channel over the layers that produce it; differentiable."""
     parts = []
     for slot in group.slots:
@@ -21,7 +21,7 @@ def relative_magnitudes(network: nn.Module, group: coupling.Group, reference: di
     return torch.stack(parts).amax(dim=0)
 
 
-def _rows(network: nn.Module, slot: coupling.Slot, channels: int) -> Tensor:
+def _rows(network: nn.Module, slot: removal.Slot, channels: int) -> Tensor:
     """[C_g, everything else] the weights that a slot's layer makes each channel of a group with."""
     weight = network.get_parameter(slot.tensor).movedim(slot.dim, 0)
     index = [i for row in slot.index for i in row]
@@ -30,7 +30,7 @@ def _rows(network: nn.Module, slot: coupling.Slot, channels: int) -> Tensor:
     return weight.reshape(channels, -1)
 
 
-def reference_magnitudes(network: nn.Module, groups: coupling.Coupling) -> dict[str, float]:
+def reference_magnitudes(network: nn.Module, groups: removal.Coupling) -> dict[str, float]:
     """ref_l of every producing layer: the mean |weight| in the baseline, above zero so that u is a number."""
     names = {slot.tensor for group in groups.groups for slot in group.slots if slot.role == "output"}
     return {name: max(network.get_parameter(name).detach().abs().mean().item(), 1e-12) for name in sorted(names)}
@@ -39,7 +39,7 @@ def reference_magnitudes(network: nn.Module, groups: coupling.Coupling) -> dict[
 def group_states(
     network: nn.Module,
     spent: cost.Cost,
-    groups: coupling.Coupling,
+    groups: removal.Coupling,
     reference: dict[str, float],
     baseline: dict[str, int],
 ) -> list[rules.GroupState]:
@@ -52,7 +52,7 @@ def group_states(
     return result
 
 
-def units(group: coupling.Group) -> tuple[int, ...]:
+def units(group: removal.Group) -> tuple[int, ...]:
     """How many channels a layer has for one of the group's, each number once, over the layers that make or read it."""
     return tuple(sorted({len(slot.index[0]) for slot in group.slots if slot.role != "channel"}))
 
@@ -63,7 +63,7 @@ class Regulariser:
     `imbalance`: variance over groups of their mean relative magnitude, under `balance`.
     """
 
-    groups: coupling.Coupling
+    groups: removal.Coupling
     reference: dict[str, float]
     shares: dict[str, float]  # weights of the groups in the lasso, 1 on average
     sparsity: float
@@ -84,7 +84,7 @@ class Regulariser:
 
 
 def regulariser(
-    groups: coupling.Coupling, reference: dict[str, float], shares: dict[str, float], settings: config.Settings, active
+    groups: removal.Coupling, reference: dict[str, float], shares: dict[str, float], settings: config.Settings, active
 ) -> Regulariser | None:
     """The regulariser of a method, or none where there is nothing to shrink."""
     imbalance = settings.imbalance if "balance" in active else 0.0

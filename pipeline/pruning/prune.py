@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.files import load_tensors, read_sealed, write_sealed
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, reconstruction, rules
+from pipeline.pruning import coupling, reconstruction, removal, rules
 from pipeline.pruning.gate import Target, judge
 from pipeline.pruning.importance import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.pruning.iterations import Iteration
@@ -34,7 +34,7 @@ class Current:
     """The last accepted network and how it came about."""
 
     network: nn.Module
-    groups: coupling.Coupling
+    groups: removal.Coupling
     kept: dict[str, dict[int, list[int]]]  # tensor -> dimension -> channels of the baseline that are left
     cuts: tuple[dict[str, tuple[int, ...]], ...] = ()  # what each accepted iteration removed
 
@@ -145,13 +145,13 @@ def cut(current: Current, removed: dict[str, tuple[int, ...]], setup: Setup | No
         counts = {name: len(gone) for name, gone in removed.items()}
         removed = removed | reconstruction.weakest(network, current.groups, known, counts)
         network = reconstruction.compensated(network, current.groups, removed, known)
-    smaller = coupling.remove(network, current.groups, removed)
+    smaller = removal.remove(network, current.groups, removed)
     kept = {tensor: dict(dims) for tensor, dims in current.kept.items()}
-    for tensor, dims in coupling.kept_indices(network, current.groups, removed).items():
+    for tensor, dims in removal.kept_indices(network, current.groups, removed).items():
         for dim, indices in dims.items():
             before = kept.setdefault(tensor, {}).get(dim)
             kept[tensor][dim] = [before[i] for i in indices] if before else list(indices)
-    return Current(smaller, coupling.narrow(current.groups, removed), kept, (*current.cuts, removed))
+    return Current(smaller, removal.narrow(current.groups, removed), kept, (*current.cuts, removed))
 
 
 def _record(
@@ -195,7 +195,7 @@ def _keep(scratch: Path, current: Current, setup: Setup, state: rules.State, log
 
 
 def _restore(
-    scratch: Path, baseline: nn.Module, groups: coupling.Coupling, setup: Setup
+    scratch: Path, baseline: nn.Module, groups: removal.Coupling, setup: Setup
 ) -> tuple[Current, rules.State | None, list[Iteration]]:
     """How far an earlier process came, or the beginning. A damaged folder is emptied, and a line says so."""
     start = Current(duplicate(baseline), groups, {}), None, []
@@ -212,7 +212,7 @@ def _restore(
         network, meta = checkpoint.load(scratch / f"accepted-{last:03d}.pt", setup.network.factory)
         cuts = tuple({name: tuple(gone) for name, gone in removed.items()} for removed in saved["cuts"])
         for removed in cuts:  # renumbered rather than traced again, so that every group keeps its name
-            groups = coupling.narrow(groups, removed)
+            groups = removal.narrow(groups, removed)
         current = Current(network.to(setup.machine.device), groups, meta["kept"], cuts)
         return current, rules.State(**{**saved["state"], **sets}), log
     except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks import duplicate
-from pipeline.pruning.coupling import Coupling, Group, Removed, Slot
+from pipeline.pruning.removal import Coupling, Group, Removed, Slot
 
 Reader = nn.Conv2d | nn.ConvTranspose2d
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline import networks
 from pipeline.latency import network_times
-from pipeline.pruning import coupling
+from pipeline.pruning import coupling, removal
 from pipeline.report import times as time_tables
 
 
@@ -142,7 +142,7 @@ def test_aligned_has_the_pruned_networks_widths_rounded_up(multiple: int, left: 
     found = coupling.find_groups(net, image)
     trunk = next(group.name for group in found.groups if len(group.producers) > 1)
     removed = {"body.0.conv1": tuple(range(0, 19)), trunk: tuple(range(20, 32))}  # of 32 each
-    kept = coupling.kept_indices(net, found, removed)
+    kept = removal.kept_indices(net, found, removed)
     narrow = network_times.aligned(net, kept, image, multiple)
     assert (narrow.body[0].conv1.out_channels, narrow.head.out_channels) == left
     assert narrow.upsample[0].out_channels == 128  # not pruned, not rounded

@@ -18,8 +18,9 @@ from pipeline.data.dataset import load_images
 from pipeline.data.storage import gathered
 from pipeline.networks import build, checkpoint
 from pipeline.prepare.pairs import Making, make, photographs
-from pipeline.pruning.coupling import find_groups, kept_indices, remove
+from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.prune import Setup
+from pipeline.pruning.removal import kept_indices, remove
 
 SRRESNET = ("examples.srresnet:build", {"scale": 2, "blocks": 2, "channels": 6})
 DENOISER = ("examples.denoiser:build", {"channels": 4, "blocks": 1})

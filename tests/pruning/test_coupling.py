@@ -16,7 +16,8 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.networks import build
-from pipeline.pruning.coupling import Coupling, find_groups, kept_indices, masked, narrow, remove
+from pipeline.pruning.coupling import find_groups
+from pipeline.pruning.removal import Coupling, kept_indices, masked, narrow, remove
 
 
 def summary(coupling: Coupling) -> dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]:

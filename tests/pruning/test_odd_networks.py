@@ -20,9 +20,10 @@ from torch.nn.utils import parametrizations
 from pipeline import config, cost, networks
 from pipeline.errors import UserError
 from pipeline.networks import checkpoint
-from pipeline.pruning.coupling import Coupling, find_groups, kept_indices, remove
+from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.importance import group_states, reference_magnitudes
 from pipeline.pruning.prune import Setup
+from pipeline.pruning.removal import Coupling, kept_indices, remove
 from pipeline.tracking import runs
 from pipeline.training.loop import fit
 

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, finetune, importance, prune, rules
+from pipeline.pruning import coupling, finetune, importance, prune, removal, rules
 from pipeline.pruning.gate import Target, judge, targets
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
@@ -198,7 +198,7 @@ class Shuffled(nn.Module):
         return self.last(F.pixel_shuffle(self.up(x), 2))
 
 
-def grouped(network: nn.Module) -> tuple[coupling.Coupling, dict[str, float], dict[str, coupling.Group]]:
+def grouped(network: nn.Module) -> tuple[removal.Coupling, dict[str, float], dict[str, removal.Group]]:
     found = coupling.find_groups(network, torch.zeros(1, 3, 8, 8))
     return found, importance.reference_magnitudes(network, found), {group.name: group for group in found.groups}
 

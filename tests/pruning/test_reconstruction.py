@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import networks
-from pipeline.pruning import coupling, reconstruction
-from pipeline.pruning.coupling import find_groups, remove
+from pipeline.pruning import reconstruction, removal
+from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.reconstruction import compensated, moments, weakest
+from pipeline.pruning.removal import remove
 
 
 class Chain(nn.Module):
@@ -126,7 +127,7 @@ def test_coupled_networks_lose_less_than_by_magnitude(name: str, args: dict, cha
     chosen = weakest(network, groups, known, counts)
     assert {group: len(gone) for group, gone in chosen.items()} == counts
 
-    def lost(removed: coupling.Removed, made_up: bool) -> float:
+    def lost(removed: removal.Removed, made_up: bool) -> float:
         start = compensated(network, groups, removed, known) if made_up else network
         small = remove(start, groups, removed)
         with torch.no_grad():

@@ -12,7 +12,8 @@ from removals import EXAMPLE, assert_equals_mask, check
 from topologies import Frame, Residual, conv
 from torch import Tensor, nn
 
-from pipeline.pruning.coupling import Coupling, find_groups, remove
+from pipeline.pruning.coupling import find_groups
+from pipeline.pruning.removal import Coupling, remove
 from pipeline.pruning.trials import OTHER, UNSEEN, difference, scramble
 
 
