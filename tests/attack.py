@@ -136,7 +136,7 @@ def main() -> None:
     try:
         sys.exit(attack(above, given.seed, time.monotonic() + 60 * given.minutes))
     finally:
-        for one in [one for folder in above.iterdir() for one in living(folder)]:
+        for one in [one for folder in above.glob("*") for one in living(folder)]:
             one.kill()
 
 

@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, rules
+from pipeline.pruning import coupling, reconstruction, rules
 from pipeline.pruning.gate import judge
 from pipeline.pruning.importance import reference_magnitudes, relative_magnitudes, units
 from pipeline.pruning.iterations import Iteration
@@ -22,6 +22,7 @@ from pipeline.training.recipes import train_final
 from pipeline.training.setup import Setup
 
 FINEST = 0.05  # of the baseline's MACs: nearer than this, what is delivered isn't brought to what the gate allows
+LEAST = 0.01  # of the baseline's MACs: an attempt that could gain less isn't worth its training
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def finetune(
         middle = (good + bad) / 2
         middle = Fraction(round(middle)) if bad - good > 1 else middle
         one = candidate(middle)
-        if one.mac in (largest, too_small):  # no channel lies between
+        if min(largest - one.mac, one.mac - too_small) < LEAST * whole:  # hardly a channel lies between
             break
         result = attempt(one)
         if result is None:
@@ -138,12 +139,17 @@ def partial(
     """
     groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device))
     reference = reference_magnitudes(baseline, groups)
+    counts = {name: int(share * number) for name, number in removed.items()}
+    known, saliencies = None, {}
+    if settings.reconstruct:
+        known = reconstruction.moments(network, groups, setup.samples())
+        saliencies = reconstruction.saliencies(network, groups, known, counts)
     gone: dict[str, tuple[int, ...]] = {}
     for group in groups.groups:
-        count, step = int(share * removed.get(group.name, 0)), rules.channel_step(units(group), settings.align)
-        importances = relative_magnitudes(network, group, reference).tolist()
-        weakest = rules.select(importances, float("inf"), 1, count, step)
+        step = rules.channel_step(units(group), settings.align)
+        importances = saliencies.get(group.name) or relative_magnitudes(network, group, reference).tolist()
+        weakest = rules.select(importances, float("inf"), 1, counts.get(group.name, 0), step)
         if weakest:
             gone[group.name] = weakest
-    smaller = cut(Current(network, groups, kept), gone, setup if settings.reconstruct else None)
+    smaller = cut(Current(network, groups, kept), gone, known)
     return smaller.network, smaller.kept

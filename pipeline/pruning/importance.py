@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +43,53 @@ def group_states(
     groups: removal.Coupling,
     reference: dict[str, float],
     baseline: dict[str, int],
+    saliencies: Mapping[str, tuple[float, ...]] | None = None,
 ) -> list[rules.GroupState]:
-    """What the rules see, measured on a network that costs `spent`; baseline: channels that each group has there."""
+    """What the rules see, measured on a network that costs `spent`; baseline: channels that each group has there.
+
+    Importances are relative magnitudes; with the saliencies of `reconstruction`, they are the ranks of these.
+    """
     result = []
     for group in groups.groups:
         mac, weights = cost.channel_saving(spent, group)
         importances = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
         result.append(rules.GroupState(group.name, importances, baseline[group.name], mac, weights, units(group)))
+    if saliencies is not None:
+        ranked = ranks(result, saliencies)
+        result = [replace(state, importances=ranked[state.name]) for state in result]
     return result
+
+
+def ranks(
+    states: Sequence[rules.GroupState], saliencies: Mapping[str, tuple[float, ...]]
+) -> dict[str, tuple[float, ...]]:
+    """Group name -> [C_g] the channels' places in the order of their saliencies, over all groups; from 0 to 2.
+
+    The order is of saliency for each MAC saved. An importance of 0.3 says that the channel and those before it would
+    save 15% of what all channels save, in MACs: alpha asks for such a share. The mean over MACs is 1. Groups without
+    saliencies are ranked by themselves, by magnitude.
+    """
+    places: dict[str, tuple[float, ...]] = {}
+    together: list[tuple[float, str, int, float]] = []  # saliency for each MAC, group, channel, MACs
+    for state in states:
+        if state.name in saliencies:
+            together += [
+                (s / (state.mac or 1.0), state.name, channel, state.mac)
+                for channel, s in enumerate(saliencies[state.name])
+            ]
+        else:
+            places |= _places([(u, state.name, channel, 1.0) for channel, u in enumerate(state.importances)])
+    return places | _places(together)
+
+
+def _places(channels: list[tuple[float, str, int, float]]) -> dict[str, tuple[float, ...]]:
+    """Twice the share of the MACs that come before each channel, half of its own included."""
+    total = sum(mac for *_, mac in channels) or 1.0
+    before, places = 0.0, dict[str, dict[int, float]]()
+    for _, name, channel, mac in sorted(channels):
+        places.setdefault(name, {})[channel] = 2 * (before + mac / 2) / total
+        before += mac
+    return {name: tuple(place for _, place in sorted(by.items())) for name, by in places.items()}
 
 
 def units(group: removal.Group) -> tuple[int, ...]:

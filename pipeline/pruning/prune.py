@@ -8,7 +8,7 @@ the rules themselves are in rules.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,13 +82,16 @@ def prune(
         if stop:
             break
         number = len(log)
-        states = group_states(current.network, setup.cost(current.network), current.groups, reference, channels)
+        known = (
+            reconstruction.moments(current.network, current.groups, setup.samples()) if settings.reconstruct else None
+        )
+        states = _states(current, setup, settings, reference, channels, known)
         plan = rules.next_plan(states, state, active, settings, total)
         if plan is None:
             stop = "no group can be pruned any further"
             break
-        candidate = cut(current, plan.removed, setup if settings.reconstruct else None)
-        now = group_states(candidate.network, setup.cost(candidate.network), candidate.groups, reference, channels)
+        candidate = cut(current, plan.removed, known)
+        now = _states(candidate, setup, settings, reference, channels)
         penalty = regulariser(candidate.groups, reference, lasso_shares(now, active), settings, active)
         ended = setup.iteration_steps * number  # steps of progress after this iteration, also when it is cut short
         try:
@@ -105,7 +108,7 @@ def prune(
             verdict = "accepted" if accepted else "rejected"
             log.append(_record(number, verdict, f"{reason}. Channels removed: {pruned}", candidate, setup, measured,
                                target, plan))  # fmt: skip
-            now = group_states(candidate.network, setup.cost(candidate.network), candidate.groups, reference, channels)
+            now = _states(candidate, setup, settings, reference, channels)
             if accepted:
                 current, state = candidate, rules.after_accepted(state, plan, now, active, settings)
             else:
@@ -133,17 +136,16 @@ def stop_reason(log: list[Iteration], settings: config.Settings, max_iterations:
     return ""
 
 
-def cut(current: Current, removed: dict[str, tuple[int, ...]], setup: Setup | None = None) -> Current:
+def cut(
+    current: Current, removed: removal.Removed, known: Mapping[str, reconstruction.Moments] | None = None
+) -> Current:
     """The smaller network, before it is trained on.
 
-    removed: group name -> channels that go. With a setup, `reconstruct`: of each group as many go, but those that the
-    layers which read them can best make up for on its training images, and these layers then do.
+    removed: group name -> channels that go. With moments, the layers that read them make up for them as well as they
+    can.
     """
     network = current.network
-    if setup is not None:
-        known = reconstruction.moments(network, current.groups, setup.samples())
-        counts = {name: len(gone) for name, gone in removed.items()}
-        removed = removed | reconstruction.weakest(network, current.groups, known, counts)
+    if known is not None:
         network = reconstruction.compensated(network, current.groups, removed, known)
     smaller = removal.remove(network, current.groups, removed)
     kept = {tensor: dict(dims) for tensor, dims in current.kept.items()}
@@ -152,6 +154,19 @@ def cut(current: Current, removed: dict[str, tuple[int, ...]], setup: Setup | No
             before = kept.setdefault(tensor, {}).get(dim)
             kept[tensor][dim] = [before[i] for i in indices] if before else list(indices)
     return Current(smaller, removal.narrow(current.groups, removed), kept, (*current.cuts, removed))
+
+
+def _states(
+    current: Current, setup: Setup, settings: config.Settings, reference: dict[str, float], channels: dict[str, int],
+    known: Mapping[str, reconstruction.Moments] | None = None,
+) -> list[rules.GroupState]:  # fmt: skip
+    """What the rules see; by saliency where the moments are known, else by magnitude."""
+    saliencies = None
+    if known is not None:
+        limits = {group.name: rules.group_cap(group.channels, settings, 1) for group in current.groups.groups}
+        saliencies = reconstruction.saliencies(current.network, current.groups, known, limits)
+    spent = setup.cost(current.network)
+    return group_states(current.network, spent, current.groups, reference, channels, saliencies)
 
 
 def _record(

@@ -1,16 +1,22 @@
-"""What the layers that read a channel can make up for when it goes: least squares on their inputs.
+"""What the layers that read a channel can make up for when it goes, and how much the network's output then changes.
 
 A layer that reads channels computes y = W x, with x a patch of its input and, where the layer has a bias, a constant 1.
 When the channels R go, the weights of the kept ones K that come nearest to y, in the mean over training images, are
 
     W'_K = W_K + W_R A_RK A_KK^-1,    A = E[x x^T]
 
-and what remains of the error is tr(W_R (A_RR − A_RK A_KK^-1 A_KR) W_R^T). So a removal starts from far less damage, and
-the channels to remove can be chosen by what can't be made up for. Means are part of it: x holds the constant 1.
+and what remains of row o's mean squared error is d_o = W_Ro (A_RR − A_RK A_KK^-1 A_KR) W_Ro^T. Means are part of it: x
+holds the constant 1. The network's output then changes, in the mean square and as far as the network is linear, by
+
+    sum over o of S_o d_o,    S_o = sum over places of (∂output/∂y_o)², for each output value
+
+(errors of different rows and places taken as independent). That sum over the layers that read a channel is its
+saliency: it can be compared between layers, which magnitudes can't, and it is next to nothing for channels that the
+output hardly depends on. S is estimated with one backward pass from random signs for each batch.
 
 Sources: Optimal Brain Surgeon (Hassibi and Stork, 1993) for the error and its update; channel pruning by least squares
-(He et al., ICCV 2017) for kernels. Over a group, the error of a channel is the sum over its readers of the share of
-each reader's mean squared output; that sum is this project's choice.
+(He et al., ICCV 2017) for kernels; a Gauss-Newton matrix in two factors, inputs and outputs, is K-FAC (Martens and
+Grosse, 2015), used for pruning by EigenDamage (Wang et al., ICML 2019). S is its output factor's diagonal.
 """
 
 from __future__ import annotations
@@ -29,14 +35,19 @@ from pipeline.pruning.removal import Coupling, Group, Removed, Slot
 Reader = nn.Conv2d | nn.ConvTranspose2d
 
 RIDGE = 1e-6  # of the mean of A's diagonal, added to it: inputs that hardly vary would make it singular
-ROWS = 20_000  # patches of one layer and batch that are looked at, evenly spread; enough for A of some thousand rows
+ROWS = 4_000  # patches of one layer and batch that are looked at; enough for A of some thousand rows
 
 
 @dataclass(frozen=True)
 class Moments:
-    """E[x x^T] of one reading layer, float64 [n, n]: n = channels × kernel places, and 1 for the bias, last."""
+    """Of one reading layer: its inputs' second moments, and how far its outputs reach.
+
+    second: E[x x^T], float64 [n, n]: n = channels × kernel places, and 1 for the bias, last.
+    reach: S, float64 [rows]: the mean squared change of the network's output for a mean squared change of a row by 1.
+    """
 
     second: Tensor
+    reach: Tensor
     places: int  # kernel places that each input channel has in x
 
 
@@ -50,35 +61,52 @@ def readable(layer: nn.Module) -> TypeGuard[Reader]:
     return False
 
 
-@torch.no_grad()
 def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """Of every layer that reads a removable channel and is `readable`: E[x x^T] over batches of inputs.
+    """Of every layer that reads a removable channel and is `readable`, over batches of inputs [N, C, H, W].
 
     Layers are named by their modules. The network is left in evaluation mode.
     """
     names = dict.fromkeys(slot.module for group in coupling.groups for slot in _inputs(group))
     layers = {name: layer for name in names if readable(layer := network.get_submodule(name))}
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = dict.fromkeys(layers, 0)
+    second: dict[str, Tensor] = {}
+    reach: dict[str, Tensor] = {}
+    rows: dict[str, int] = dict.fromkeys(layers, 0)
+    outputs, draws = 0, torch.Generator().manual_seed(0)
 
-    def add(name: str, layer: Reader, image: Tensor) -> None:
-        patches = _patches(layer, image.float())
-        patches = patches[:: -(-len(patches) // ROWS)].double()
-        sums[name] = sums.get(name, 0) + patches.T @ patches
-        counts[name] += len(patches)
+    def see(name: str, layer: Reader, image: Tensor, output: Tensor) -> None:
+        patches = _patches(layer, image.detach().float())
+        if len(patches) > ROWS:  # by chance: at even distances they could all be of one place of a PixelShuffle's cell
+            patches = patches[torch.randperm(len(patches), generator=draws)[:ROWS].to(patches.device)]
+        patches = patches.double()
+        second[name] = second.get(name, 0) + patches.T @ patches
+        rows[name] += len(patches)
+        if output.requires_grad:
+            output.register_hook(lambda slope: feel(name, layer, slope))
+
+    def feel(name: str, layer: Reader, slope: Tensor) -> None:
+        reach[name] = reach.get(name, 0) + _by_row(layer, slope.detach().double().square())
 
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: add(name, layer, inputs[0]))
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: see(name, layer, inputs[0], output))
         for name, layer in layers.items()
     ]
     try:
         network.eval()
-        for batch in batches:
-            network(batch)
+        with torch.enable_grad():
+            for batch in batches:
+                output = network(batch)
+                sign = torch.randint(0, 2, output.shape, generator=draws).to(output) * 2 - 1
+                torch.autograd.grad(
+                    output, [p for p in network.parameters() if p.requires_grad], sign, allow_unused=True
+                )
+                outputs += output.numel()
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: Moments(total / counts[name], _places(layers[name])) for name, total in sums.items()}
+    return {
+        name: Moments(total / rows[name], reach.get(name, torch.zeros(1)) / outputs, _places(layers[name]))
+        for name, total in second.items()
+    }
 
 
 def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known: Mapping[str, Moments]) -> nn.Module:
@@ -106,53 +134,67 @@ def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known:
     return copied
 
 
+def saliencies(
+    network: nn.Module, coupling: Coupling, known: Mapping[str, Moments], limits: Mapping[str, int]
+) -> dict[str, tuple[float, ...]]:
+    """Group name -> [C_g] the mean squared change of the network's output that each channel's removal adds.
+
+    limits: group name -> the most channels that may go at once. So many are taken one after another, each the one that
+    adds the smallest change, with the others brought up to date (Optimal Brain Surgeon): a channel that could stand in
+    for one that went counts for more. Figures don't fall along that order. A group that `known` lacks a reader of isn't
+    in the result.
+    """
+    result = {}
+    for group in coupling.groups:
+        readers = _inputs(group)
+        if readers and all(slot.module in known for slot in readers):
+            result[group.name] = _saliencies(network, group, readers, known, limits.get(group.name, 0))
+    return result
+
+
 def weakest(
     network: nn.Module, coupling: Coupling, known: Mapping[str, Moments], counts: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:
-    """The channels of each group whose removal can best be made up for: so many of each group, one after another.
-
-    counts: group name -> channels to remove. Each step removes the channel that adds the smallest error and brings the
-    others' errors up to date (Optimal Brain Surgeon). A group whose readers are unknown isn't in the result.
-    """
-    chosen = {}
-    for group in coupling.groups:
-        readers = [slot for slot in _inputs(group) if slot.module in known]
-        number = counts.get(group.name, 0)
-        if readers and number:
-            chosen[group.name] = tuple(sorted(_order(network, group, readers, known, number)))
-    return chosen
+    """So many channels of each group, those of the least saliency. counts: group name -> channels."""
+    ordered = saliencies(network, coupling, known, counts)
+    return {
+        name: tuple(sorted(sorted(range(len(one)), key=one.__getitem__)[: counts[name]]))
+        for name, one in ordered.items()
+        if counts.get(name)
+    }
 
 
-def _order(
-    network: nn.Module, group: Group, readers: Sequence[Slot], known: Mapping[str, Moments], number: int
-) -> list[int]:
-    """The first `number` channels to go, weakest first."""
+def _saliencies(
+    network: nn.Module, group: Group, readers: Sequence[Slot], known: Mapping[str, Moments], limit: int
+) -> tuple[float, ...]:
     states = []
     for slot in readers:
-        moment, weights = known[slot.module], _matrix(_reader(network, slot.module))
-        second = _ridged(moment.second)
-        energy = float(torch.einsum("oi,ij,oj->", weights, second, weights))
-        states.append([torch.linalg.inv(second), weights, energy, slot, moment.places])
-    order: list[int] = []
-    for _ in range(number):
-        left = [channel for channel in range(group.channels) if channel not in order]
-        errors = torch.zeros(len(left), dtype=torch.float64)
-        for inverse, weights, energy, slot, places in states:
+        moment = known[slot.module]
+        weights = _matrix(_reader(network, slot.module)) * moment.reach.sqrt()[:, None]
+        states.append([torch.linalg.inv(_ridged(moment.second)), weights, slot, moment.places])
+    added = [0.0] * group.channels
+    left, floor = list(range(group.channels)), 0.0
+    for _ in range(min(limit, group.channels - 1) + 1):
+        errors = torch.zeros(len(left), dtype=torch.float64, device=states[0][0].device)
+        for inverse, weights, slot, places in states:
             columns = torch.tensor([_columns(slot.index[channel], places) for channel in left])  # [left, columns]
             blocks = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
-            errors += torch.einsum("coi,cij,coj->c", *_both(weights, columns, blocks)) / max(energy, 1e-30)
-        channel = left[int(errors.argmin())]
-        order.append(channel)
+            errors += torch.einsum("coi,cij,coj->c", *_both(weights, columns, blocks))
+        for channel, error in zip(left, errors.tolist(), strict=True):
+            added[channel] = max(error, floor)
+        if len(left) == 1:
+            break
+        channel = left.pop(int(errors.argmin()))
+        floor = added[channel]
         for state in states:
-            inverse, weights, _, slot, places = state
+            inverse, weights, slot, places = state
             gone = _columns(slot.index[channel], places)
             step = torch.linalg.inv(inverse[gone][:, gone]) @ inverse[gone]
             state[1] = weights - weights[:, gone] @ step
-            inverse = inverse - inverse[:, gone] @ step
+            inverse.addmm_(inverse[:, gone], step, alpha=-1)
             inverse[gone, :] = inverse[:, gone] = state[1][:, gone] = 0.0
             inverse[gone, gone] = 1.0
-            state[0] = inverse
-    return order
+    return tuple(added)
 
 
 def _both(weights: Tensor, columns: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,6 +238,14 @@ def _patches(layer: Reader, image: Tensor) -> Tensor:
         rows = F.unfold(image, layer.kernel_size, layer.dilation, padding, layer.stride)
     rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if layer.bias is not None else rows
+
+
+def _by_row(layer: Reader, output: Tensor) -> Tensor:
+    """[rows] the sum of an output-shaped tensor over images and places, by the rows of `_matrix`."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        (high, wide), (images, channels, height, width) = layer.kernel_size, output.shape
+        return output.view(images, channels, height // high, high, width // wide, wide).sum(dim=(0, 2, 4)).flatten()
+    return output.sum(dim=(0, 2, 3))
 
 
 def _matrix(layer: Reader) -> Tensor:

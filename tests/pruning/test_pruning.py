@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, finetune, importance, prune, removal, rules
+from pipeline.pruning import coupling, finetune, importance, prune, reconstruction, removal, rules
 from pipeline.pruning.gate import Target, judge, targets
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
@@ -301,20 +301,31 @@ def test_what_is_kept_is_counted_in_the_baselines_channels_over_several_cuts(
         torch.testing.assert_close(loaded(image), smallest(image), rtol=0, atol=1e-6)
 
 
-def test_a_cut_with_reconstruction_takes_as_many_channels_and_does_far_less_damage(
-    network: nn.Module, setup: Setup
-) -> None:
+def test_ranks_are_shares_of_the_macs_that_weaker_channels_save() -> None:
+    def state(name: str, importances: tuple[float, ...], mac: float) -> rules.GroupState:
+        return rules.GroupState(name, importances, len(importances), mac, 1.0)
+
+    states = [state("cheap", (1.0, 1.0), 1.0), state("dear", (1.0, 1.0), 4.0), state("unknown", (0.3, 0.2), 9.0)]
+    places = importance.ranks(states, {"cheap": (0.5, 1e-9), "dear": (2e-6, 3.0)})
+    # in order: cheap 1 (1 of 10 MACs), dear 0 (4), cheap 0 (1), dear 1 (4); an importance is at a channel's middle
+    assert places["cheap"] == pytest.approx((2 * 5.5 / 10, 2 * 0.5 / 10))
+    assert places["dear"] == pytest.approx((2 * 3 / 10, 2 * 8 / 10))
+    assert places["unknown"] == pytest.approx((1.5, 0.5))
+
+
+def test_a_cut_with_reconstruction_does_far_less_damage(network: nn.Module, setup: Setup) -> None:
     with torch.no_grad():  # two channels that the readers can make from others, of the largest magnitude
         for layer in (network.body[0].conv1,):
             layer.weight[2], layer.bias[2] = 3 * layer.weight[0], 3 * layer.bias[0]
             layer.weight[5], layer.bias[5] = 2 * layer.weight[1], 2 * layer.bias[1]
     groups = coupling.find_groups(network, torch.zeros(1, 3, 16, 16))
     start = Current(network, groups, {})
-    weakest = network.body[0].conv1.weight.abs().mean(dim=(1, 2, 3)).argsort()[:2].tolist()
-    plain = prune.cut(start, {FIRST: tuple(sorted(weakest))})
-    made_up = prune.cut(start, {FIRST: tuple(sorted(weakest))}, setup)
-    assert len(made_up.cuts[0][FIRST]) == 2
-    gone = set(made_up.cuts[0][FIRST])
+    small = network.body[0].conv1.weight.abs().mean(dim=(1, 2, 3)).argsort()[:2].tolist()
+    plain = prune.cut(start, {FIRST: tuple(sorted(small))})
+    known = reconstruction.moments(network, groups, setup.samples())
+    weakest = reconstruction.weakest(network, groups, known, {FIRST: 2})
+    made_up = prune.cut(start, weakest, known)
+    gone = set(weakest[FIRST])
     assert len(gone & {0, 2}) == len(gone & {1, 5}) == 1  # one of each pair
     image = next(setup.samples())
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pipeline import networks
 from pipeline.pruning import reconstruction, removal
 from pipeline.pruning.coupling import find_groups
-from pipeline.pruning.reconstruction import compensated, moments, weakest
+from pipeline.pruning.reconstruction import compensated, moments, saliencies, weakest
 from pipeline.pruning.removal import remove
 
 
@@ -111,6 +112,66 @@ def test_the_weakest_channels_are_those_that_a_search_of_all_pairs_finds() -> No
     pair = weakest(network, groups, known, {group.name: 2})[group.name]
     with_first = [gone for gone in itertools.combinations(range(5), 2) if first[0] in gone]
     assert remains(pair) == min(remains(gone) for gone in with_first)
+
+
+def test_a_saliency_is_the_change_of_the_output_where_nothing_lies_behind_the_reader() -> None:
+    torch.manual_seed(2)
+    for reads in (nn.Conv2d(5, 3, 3, padding=1), nn.ConvTranspose2d(5, 3, 2, 2, bias=False)):
+        network = Chain(nn.Conv2d(3, 5, 1), reads).eval()
+        groups = find_groups(network, images()[0][:1])
+        (group,) = groups.groups
+        known = moments(network, groups, images())
+        alone = saliencies(network, groups, known, {})[group.name]
+        for channel in range(5):
+            gone = {group.name: (channel,)}
+            small = remove(compensated(network, groups, gone, known), groups, gone)
+            assert alone[channel] == pytest.approx(damage(network, small) / len(images()), rel=1e-3, abs=1e-8)
+
+
+def test_saliencies_of_different_layers_can_be_compared() -> None:
+    """A branch that reaches the output a thousand times less has saliencies a million times smaller."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.makes, self.reads = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+            self.last = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor, loud: float = 1.0) -> Tensor:
+            return loud * self.last(self.reads(torch.relu(self.makes(x))))
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = Branches()
+            self.two = copy.deepcopy(self.one)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.two(x, 1e-3)
+
+    torch.manual_seed(3)
+    network = Both().eval()
+    groups = find_groups(network, images()[0][:1])
+    known = moments(network, groups, images())
+    found = saliencies(network, groups, known, {group.name: 3 for group in groups.groups})
+    for loud, faint in zip(found["one.makes"], found["two.makes"], strict=True):
+        assert faint == pytest.approx(1e-6 * loud, rel=1e-3)
+
+
+def test_a_channel_that_could_stand_in_for_one_that_went_counts_for_more() -> None:
+    torch.manual_seed(0)
+    network = Chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)).eval()
+    with torch.no_grad():
+        network.makes.weight.abs_(), network.makes.bias.abs_()
+        network.makes.weight[2], network.makes.bias[2] = 2 * network.makes.weight[0], 2 * network.makes.bias[0]
+    groups = find_groups(network, images()[0][:1])
+    known = moments(network, groups, images())
+    name = groups.groups[0].name
+    alone = saliencies(network, groups, known, {})[name]
+    after = saliencies(network, groups, known, {name: 1})[name]
+    assert max(alone[0], alone[2], min(after[0], after[2])) < 1e-6
+    assert max(after[0], after[2]) > 1e-4
+    assert sorted(after) == sorted(saliencies(network, groups, known, {name: 1})[name])
 
 
 @pytest.mark.parametrize(
