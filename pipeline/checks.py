@@ -5,10 +5,12 @@ And, once it is trained or read, whether the baseline is fit to be pruned.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from pipeline import config, cost
 from pipeline.errors import UserError, explained, under
 from pipeline.evaluation.metrics import Quality
-from pipeline.networks import affordable, build, duplicate, gigabytes, input_channels, memory, rebuilt
+from pipeline.files import digest
+from pipeline.networks import affordable, build, checkpoint, duplicate, gigabytes, input_channels, memory, rebuilt
 from pipeline.networks.pretrained import measured_range
 from pipeline.pruning.tracing import follow
 from pipeline.training.device import choose
@@ -210,6 +213,35 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     resamples, images = params.evaluate.bootstrap, len(parts["test"].sizes)
     _fits_memory(f"evaluate.bootstrap: {resamples} of {images} test images", 16 * resamples * images)  # int64, float64
     return net
+
+
+def check_code(name: str, section: config.Network, baseline: Path) -> None:
+    """UserError when a user's network computes something else than when the baseline in this file was made.
+
+    DVC doesn't watch the file of a factory's function; it does watch this project's own networks.
+    """
+    try:
+        made_of = checkpoint.metadata(baseline)
+    except UserError:  # no baseline yet, or a damaged one: DVC makes it
+        return
+    if ":" in section.factory and (made_of["name"], made_of["args"]) == (section.factory, section.args):
+        with under(f"networks.{name}"):
+            checkpoint.load(baseline, section.factory)
+
+
+def check_unchanged(name: str, section: config.Network, weights: str, baseline: Path) -> None:
+    """UserError when given weights aren't those that the baseline in this file was made of.
+
+    DVC compares the path in params.yaml and not the file behind it: it could watch one only if one were always named.
+    """
+    source: dict[str, str] = {}
+    with contextlib.suppress(UserError):  # no baseline yet, or one of another network: DVC makes it
+        source = checkpoint.load(baseline, section.factory)[1]["extra"]
+    if source.get("checkpoint") == weights and source["digest"] != digest(Path(weights)):
+        raise UserError(
+            f"train.{name}.checkpoint: {weights} has changed since {baseline.parent} was made of it; "
+            f"dvc repro -s -f train@{name} reads it anew"
+        )
 
 
 def check_baseline(name: str, measured: Quality) -> None:

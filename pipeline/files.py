@@ -50,6 +50,19 @@ def again(path: Path) -> str:
     return f"dvc repro -s -f {stage} makes it anew" if stage else "the stage that writes it must run again"
 
 
+def check_folders(results: Path, networks: Iterable[str], methods: Iterable[str], others: Iterable[Path] = ()) -> None:
+    """UserError when something that is no folder stands where a stage writes its folder, or where `others` will be."""
+    folders = [results, results / "report", *others]
+    for stage, depth in STAGES.items():
+        folders.append(results / stage)
+        for network in networks:
+            folders.append(results / stage / network)
+            folders += [results / stage / network / method for method in methods if depth == 2]
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            destination(folder, folder=True)
+
+
 _WRITABLE = "a writable folder with free space is needed"
 _SHOWN = 300  # letters of a path in a sentence
 _KINDS = {

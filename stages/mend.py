@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
 LOCK, BUSY, EXPERIMENTS = Path("dvc.lock"), Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/run")
+FOLDERS = (Path(".dvc"), Path(".dvc/tmp"), Path(".dvc/cache"))
 PATIENCE = 2.0  # s in which a living DVC ends the writing of one of these files
 
 
@@ -57,6 +58,9 @@ def _damaged() -> list[Path]:
 
     UserError for what no stop leaves: something else than a file, or the dvc.lock of another version of DVC.
     """
+    for folder in FOLDERS:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is no folder, but DVC keeps files there: move what is there away")
     found = [BUSY] if BUSY.is_dir() and not any(BUSY.iterdir()) else []
     for path in (LOCK, BUSY):
         if path not in found and os.path.lexists(path) and not path.is_file():

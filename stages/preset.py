@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import config, presets
 from pipeline.cli import Parser
 from pipeline.errors import UserError
-from pipeline.files import write_bytes
+from pipeline.files import regular_bytes, write_bytes
 from pipeline.schema import parsed_yaml
 from stages.command import guarded
 
@@ -34,7 +34,7 @@ def apply(name: str) -> str:
         raise UserError(f"{PRESETS} has no preset {name!r}; it has {', '.join(names) or 'none'}")
     path = PRESETS / f"{name}.yaml"
     config.checked_params(presets.values(path), str(path))
-    text, present = presets.rendered(path), PARAMS.read_bytes() if PARAMS.exists() else None
+    text, present = presets.rendered(path), _present()
     if present == text.encode():
         return f"preset: {PARAMS} is the preset {name} already"
     others = [_bytes_of(PRESETS / f"{other}.yaml") for other in names]
@@ -49,6 +49,16 @@ def apply(name: str) -> str:
     if not preset:
         back = f"; `git checkout {PARAMS}` goes back to the committed one"
     return f"preset: {PARAMS} is now the preset {name}{back}"
+
+
+def _present() -> bytes | None:
+    """params.yaml as it is; None where there is none. UserError where it is no file."""
+    try:
+        return regular_bytes(PARAMS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{PARAMS} can't be read: {error.strerror}; move what is there away") from None
 
 
 def _loses_nothing(present: bytes, other: bytes) -> bool:

@@ -12,7 +12,7 @@ import sys
 import time
 
 from pipeline import config
-from pipeline.cli import guarded
+from pipeline.cli import Parser, guarded
 from stages.command import GRACE, end_with_parent
 from stages.mend import mend
 
@@ -21,12 +21,15 @@ SESSION = time.strftime("make repro %F %T")  # one run in MLflow for all of it
 
 def main() -> None:
     """Run everything that has changed; whatever ends this process ends the chains that it began."""
-    if len(sys.argv) > 1:
-        end_with_parent(int(sys.argv[1]))
+    parser = Parser(prog="python -m stages.repro", description=main.__doc__)
+    parser.add_argument("process", type=int, nargs="?", help="a process id; the chains end when that process does")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, signal.default_int_handler)
     with guarded("repro"):
+        process = parser.parse_args().process
+        if process is not None:
+            end_with_parent(process)
         python("stages.check")
         # The networks' chains are independent: DVC runs them side by side, then once more over everything.
         # A chain that fails leaves its reason on the screen; the last one runs it again and ends as it ends.

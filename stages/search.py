@@ -14,6 +14,7 @@ from stages.command import end_with_parent, writable
 from stages.common import RESULTS, SCRATCH, control_of
 
 STORAGE = "STUDY_STORAGE"  # tells a worker its storage: everybody can read the command line of a process
+MOST = 256  # workers on one machine: each is a process with torch in it
 
 
 def main() -> None:
@@ -46,9 +47,9 @@ def definition(params: config.Params, arguments: argparse.Namespace) -> Study:
     """The study that the command line and params.yaml ask for."""
     from pipeline.tracking.store import root
 
-    if arguments.workers < 1:
-        raise UserError(f"--workers is {arguments.workers}; at least 1 is allowed")
-    storage = os.environ[STORAGE] if arguments.worker else arguments.storage
+    if not 1 <= arguments.workers <= MOST:
+        raise UserError(f"--workers is {arguments.workers}; 1 to {MOST} are allowed")
+    storage = os.environ.get(STORAGE) if arguments.worker else arguments.storage
     return Study(
         params,
         arguments.network or params.search.network,

@@ -56,7 +56,7 @@ def list_images(folder: Path) -> list[Path]:
     characters, or that is a link to nothing.
     """
     allowed = ", ".join(SUFFIXES)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, too, for a name that is too long
         raise UserError(f"{folder}: there is no such folder of images (expected one with files ending in {allowed})")
     images, others = [], []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
@@ -235,6 +235,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
+ONCE = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -244,12 +245,21 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def _png(path: Path) -> dict[bytes, bytes]:
     """A PNG's header and what may tell its orientation, which may stand behind the pixels, where Pillow only finds it
     after decoding all of them. Of several texts only those that speak of EXIF or XMP are kept.
+
+    ValueError where programs differ in what they make of the file: a chunk that may stand there once stands there
+    twice, something is before the header, or colours are numbers of a palette that isn't there.
     """
     chunks: dict[bytes, bytes] = {}
+    kinds: list[bytes] = []
     with open(path, "rb") as file:
         file.seek(len(PNG))
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
+            if kind in kinds and kind in ONCE:
+                raise ValueError(f"it has two chunks {kind.decode()}")
+            kinds.append(kind)
+            if kind == b"IEND":  # whatever stands behind it is no part of the image
+                break
             if kind in (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
                 body = file.read(length)
                 if kind in (b"IHDR", b"eXIf") or body.startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")):
@@ -257,6 +267,10 @@ def _png(path: Path) -> dict[bytes, bytes]:
                 file.seek(4, os.SEEK_CUR)
             else:
                 file.seek(length + 4, os.SEEK_CUR)
+    if kinds[0] != b"IHDR":
+        raise ValueError("it doesn't begin with its header")
+    if chunks[b"IHDR"][9] == 3 and b"PLTE" not in kinds:
+        raise ValueError("it has no palette")
     return chunks
 
 

@@ -173,7 +173,7 @@ def _splits(section: config.Prepare, entry: config.Network, seed: int, listing: 
         return {split: [Source(name, paths[name]) for name in names] for split, names in divided.items()}
     if section.layout == "paired":
         return _paired(folder, seed, listing)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, too, for a name that is too long
         raise UserError(f"{folder}: there is no such folder; it comes from {ARCHIVES[section.layout]}")
     if section.layout == "div2k":
         return _div2k(section, entry, listing)
@@ -231,7 +231,7 @@ def _div2k(section: config.Prepare, entry: config.Network, listing: Listing) -> 
             if not missing:
                 splits[split].append(Source(target.name, target, image))
     for parent, names in absent.items():
-        if not parent.is_dir():
+        if not os.path.isdir(parent):
             listing.errors.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['div2k']}")
         else:
             more = f", and {len(names) - 1} more up to {names[-1]}" if len(names) > 1 else ""
@@ -260,10 +260,10 @@ def _sid(folder: Path, listing: Listing) -> dict[str, list[Source]]:
             if not missing:
                 splits[split].append(Source(pair.short.name, pair.long, pair.short, pair.ratio))
     for parent in dict.fromkeys(path.parent for path in absent):
-        if not parent.is_dir():
+        if not os.path.isdir(parent):
             listing.errors.append(f"{parent}: there is no such folder; it comes from {ARCHIVES['sid']}")
     listing.errors += [
-        f"{path}: there is no such file; {line} names it" for path, line in absent.items() if path.parent.is_dir()
+        f"{path}: there is no such file; {line} names it" for path, line in absent.items() if os.path.isdir(path.parent)
     ]
     return splits
 

@@ -27,13 +27,29 @@ def photo(write: Callable[[Path], object], name: str = FIRST) -> Callable[[Path]
     return put
 
 
-def png(path: Path, rows: int = 256, width: int = 256, height: int = 256) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(rows * (1 + 3 * 256))))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+
+def png(path: Path, rows: int = 256, width: int = 256, height: int = 256) -> None:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = _chunk(b"IDAT", zlib.compress(bytes(rows * (1 + 3 * 256))))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + _chunk(b"IEND", b""))
+
+
+def chunks(*more: bytes, colour: int = 2) -> Callable[[Path], None]:
+    """A whole PNG with these chunks, empty ones but for a header, between its header and its pixels."""
+
+    def write(path: Path) -> None:
+        png(path)
+        content = path.read_bytes()
+        header = bytearray(content[8:33])
+        header[17] = colour
+        header[21:] = struct.pack(">I", zlib.crc32(header[4:21]))
+        bodies = {b"IHDR": bytes(header), b"PLTE": _chunk(b"PLTE", bytes(3)), b"tRNS": _chunk(b"tRNS", bytes(6))}
+        path.write_bytes(content[:8] + header + b"".join(bodies[kind] for kind in more) + content[33:])
+
+    return photo(write)
 
 
 def tiff(dtype: str, shape: tuple[int, ...], **more) -> Callable[[Path], None]:
@@ -70,6 +86,11 @@ CASES = [
     Hostile("floats", "stages.check", (FIRST, "no fixed range"), make=tiff("float32", (256, 256))),
     Hostile("a link to nothing", "stages.check", (FIRST, "gone.jpg"), make=photo(lambda p: p.symlink_to("gone.jpg"))),
     Hostile("rows missing", "stages.check", (FIRST, REFUSED, "its pixels end"), make=photo(lambda path: png(path, 9))),
+    Hostile("two headers", "stages.check", (FIRST, REFUSED, "two chunks IHDR"), make=chunks(b"IHDR")),
+    Hostile("two transparent colours", "stages.check", (FIRST, REFUSED, "two chunks tRNS"),
+            make=chunks(b"tRNS", b"tRNS")),
+    Hostile("two palettes", "stages.check", (FIRST, REFUSED, "two chunks PLTE"), make=chunks(b"PLTE", b"PLTE")),
+    Hostile("no palette", "stages.check", (FIRST, REFUSED, "no palette"), make=chunks(colour=3)),
     Hostile("a JPEG cut short", "stages.check", (FIRST, REFUSED, "truncated"), make=photo(cut)),
     Hostile("a JPEG cut short and closed", "stages.check", (FIRST, REFUSED, "its pixels end"), make=photo(closed)),
     Hostile("a pipe", "stages.check", (FIRST, "neither a file"), make=photo(os.mkfifo)),

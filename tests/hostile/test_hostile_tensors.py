@@ -123,7 +123,7 @@ CASES = [
             given(lambda state: [value.fill_(9e14) for value in state.values()])),
     Hostile("a hole in a prepared array", "stages.train edsr", ("train/high.npy: isn't as it was written",),
             make=prepared(lambda split: changed(split / "high.npy", 4000))),
-    Hostile("a changed index", "stages.train edsr", ("train/index.json: isn't as it was written",),
+    Hostile("a changed index", "stages.train edsr", ("train/index.json isn't as it was written", "prepare@edsr"),
             make=prepared(lambda split: (split / "index.json").write_text(
                 (split / "index.json").read_text().replace("a.png", "b.png")))),
     Hostile("an attribute drawn at construction", "stages.check", ("'mine:make'", "'mask' differ", "register_buffer"),
