@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -335,14 +335,42 @@ def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     dims = args.get("dim")
     dims = range(labels.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = tuple(d % labels.ndim for d in dims)
+    labels = united(trace, labels, dims)
     if any(labels.shape[d] > 1 for d in dims):
         return unknown(trace, node, args)
     return labels if args.get("keepdim") else labels.squeeze(dims)
 
 
+def united(trace: Labels, labels: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+    """Labels of which those that lie beside each other along dims are one, where another dimension tells channels.
+
+    Branches stacked as [N, branches, C, H, W] are weighed or added up so: each keeps all its branches, or goes in all.
+    Without another dimension it is the channels themselves that are mixed: the labels come back as they are.
+    """
+    first = labels[tuple(slice(1) if d in dims else slice(None) for d in range(labels.ndim))]
+    if first.size == 1:
+        return labels
+    trace.unite(labels, first)
+    return first
+
+
 def softmax(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     labels = trace.get(args["self"])
-    return unknown(trace, node, args) if labels.shape[args["dim"]] > 1 else labels
+    dim = args["dim"] % labels.ndim
+    whole = united(trace, labels, [dim])
+    return unknown(trace, node, args) if whole.shape[dim] > 1 else np.broadcast_to(whole, labels.shape)
+
+
+def rolls(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Along H and W each channel by itself; without dims, or along channels, they change places."""
+    labels = trace.get(args["self"])
+    dims = [d % labels.ndim for d in args["dims"] or range(labels.ndim)]
+    return unknown(trace, node, args) if any(labels.shape[d] > 1 for d in dims) else labels
+
+
+def retypes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Of the other tensor only the type counts."""
+    return trace.get(args["self"])
 
 
 def pads(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -403,6 +431,8 @@ HANDLERS: dict[str, Handler] = {
     "chunk": divides,
     "pad": pads,
     "flip": flips,
+    "roll": rolls,
+    "type_as": retypes,
     "pixel_shuffle": shuffles,
     "pixel_unshuffle": unshuffles,
     "_assert_tensor_metadata": ignores,

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -225,6 +227,12 @@ def alter(network: nn.Module, lone: set[str]) -> bool:
     return bool(buffers)
 
 
+@functools.cache
+def _described(func: Any) -> tuple[str, tuple[bool, ...]]:
+    """An operation's name, and for each argument whether it may be a number, but for sizes."""
+    return str(func), tuple(not str(argument.real_type).startswith("SymInt") for argument in func._schema.arguments)
+
+
 class Operations(TorchDispatchMode):
     """Notes the operations that run, each with the numbers it is given beside tensors, but for sizes."""
 
@@ -235,16 +243,16 @@ class Operations(TorchDispatchMode):
         self.steps: list[tuple[str, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        numbers = [
-            repr(value)
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if all(isinstance(number, int | float) for number in (value if isinstance(value, list) else [value]))
-            and not str(argument.real_type).startswith("SymInt")
-        ]
+        name, counted = _described(func)
         if len(self.names) == self.most:
             raise RuntimeError("more operations than a trial waits for")
-        self.names.append(str(func))
-        self.steps.append((str(func), *(numbers if any(isinstance(value, torch.Tensor) for value in args) else ())))
+        numbers = [
+            repr(value)
+            for value, counts in zip(args, counted, strict=False)
+            if counts and all(isinstance(n, int | float) for n in (value if isinstance(value, list) else [value]))
+        ]
+        self.names.append(name)
+        self.steps.append((name, *(numbers if any(isinstance(value, torch.Tensor) for value in args) else ())))
         made = func(*args, **(kwargs or {}))
         self.elements += sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
         return made
@@ -255,7 +263,9 @@ def operations(network: nn.Module, shape: Sequence[int]) -> Operations | None:
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     image = torch.zeros(tuple(shape), dtype=precision(network), device=device)
     try:
-        with quiet(), torch.no_grad(), device, Operations(20_000) as seen:
+        # As a context, a device makes every call slower.
+        placed = contextlib.nullcontext() if device.type == "cpu" else device
+        with quiet(), torch.no_grad(), placed, Operations(20_000) as seen:
             network(image)
     except FAILURES:  # whatever a forward may raise, more so without values
         return None

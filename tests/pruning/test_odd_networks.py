@@ -176,10 +176,30 @@ def fixed_blur() -> nn.Module:
     return network
 
 
+def branches_weighed_by_softmax() -> nn.Module:
+    """Selective kernels: two branches stacked, added up, and added again with weights that are 1 over the branches."""
+
+    def way(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        n, c, h, w = y.shape
+        both = torch.cat([y, self.again(y)], 1).view(n, 2, c, h, w)
+        gate = self.gate(both.sum(1).mean((2, 3), keepdim=True)).view(n, 2, c, 1, 1).softmax(1)
+        return self.last(self.second((both * gate).sum(1)))
+
+    return three(way, again=conv(6, 6), gate=nn.Sequential(conv(6, 4, 1), nn.ReLU(), conv(4, 12, 1)))
+
+
+def rolled_maps() -> nn.Module:
+    def way(self: Any, x: Tensor) -> Tensor:
+        return self.last(self.second(torch.roll(self.first(x), (1, 2), (2, 3)).type_as(x)))
+
+    return three(way)
+
+
 PRUNED = (
     loops_and_ifs, input_joins_features, unshuffled_input, dilated_branches, squeeze_and_excite, loose_scales,
     channels_last_mlp, one_layer_in_two_places, recurrent_gates, masked_by_sign, folded_batch, norms_of_each_channel,
-    fixed_blur,
+    fixed_blur, branches_weighed_by_softmax, rolled_maps,
 )  # fmt: skip
 
 
@@ -261,6 +281,8 @@ def numpys_constant(self: Any, x: Tensor) -> Tensor:
         (three(transposed_attention), "first", "can't be followed"),
         (three(moved_by_an_offset), "first", "grid_sampler"),
         (three(every_second), "first", "the sizes in slice"),
+        (three(lambda s, x: s.last(s.second(s.first(x).roll(1, 1)))), "first", "the operation roll in"),
+        (three(lambda s, x: s.last(s.second(s.first(x).roll(1)))), "first", "the operation roll in"),
         (three(lambda s, x: s.last(s.second(s.norm(s.first(x)))), norm=nn.GroupNorm(3, 6)), "first", "group_norm"),
         (
             three(attention_that_slides_over_channels, slide=nn.Conv1d(1, 1, 3, padding=1)),
@@ -420,6 +442,17 @@ def test_a_copy_shares_no_parameter_and_no_buffer() -> None:
     for name, tensor in copied.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name])
         assert tensor.data_ptr() != network.state_dict()[name].data_ptr()
+
+
+def test_a_hook_or_a_layer_given_to_a_copy_isnt_the_originals() -> None:
+    network = norms_of_each_channel()
+    copied = networks.duplicate(network)
+    copied.first.register_forward_hook(lambda *_: pytest.fail("the original has the hook of its copy"))
+    copied.first.add_module("more", nn.ReLU())
+    copied.slope.register_buffer("more", torch.ones(1))
+    assert not network.first._modules
+    assert not network.slope._buffers
+    network(EXAMPLE)
 
 
 @pytest.mark.parametrize("way", [lambda self, x: (self.first(x), x), lambda self, x: {"restored": self.first(x)}])
