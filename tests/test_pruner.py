@@ -207,6 +207,20 @@ def test_a_command_line_ends_in_one_sentence(capsys: pytest.CaptureFixture[str])
         assert said.count("\n") == 1
 
 
+def test_the_notebook_runs_from_top_to_bottom(
+    photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = json.loads((ROOT / "examples" / "prune.ipynb").read_text())["cells"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert (tmp_path / "pruned" / "small.onnx").is_file()
+
+
 def test_the_package_is_imported_without_torch_and_the_pruner_without_mlflow() -> None:
     code = (
         "import sys, pipeline; assert 'torch' not in sys.modules; pipeline.Pruner; "
