@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,15 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         if meta["kept"] and any(key in state and state[key].shape != expected[key].shape for key in expected):
             raise UserError(f"{path} holds a pruned network, but a baseline must be whole")
         return state
+    return unwrapped(_held(path, content), expected)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A file's state_dict as it is, for who doesn't know the network yet: names and dense tensors on the CPU."""
+    return unwrapped(_held(path, load_tensors(path)), ())
+
+
+def _held(path: Path, content: Any) -> dict[str, Tensor]:
     for _ in range(NESTED):
         if isinstance(content, dict):
             content = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
@@ -150,7 +160,7 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         apart = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
         if odd or apart or value.is_complex():
             raise UserError(f"{path}: '{key}' must be a dense tensor of real numbers, not {value.dtype} {value.layout}")
-    return unwrapped(content, expected)
+    return content
 
 
 def unwrapped(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
 from pipeline.networks import checkpoint, duplicate, given
 from pipeline.networks.pretrained import load_weights, measured_range
+from pipeline.networks.recognised import recognise
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
 from pipeline.pruner import steps
@@ -320,7 +321,7 @@ def _built(
         raise UserError("args are those of a factory, which is missing: package.module:function")
     if isinstance(network, str | Path):
         if factory is None:
-            raise UserError(f"{network}: factory is missing, package.module:function: what builds the network")
+            return recognise(Path(network))
         net = networks.build(factory, args or {})
         load_weights(Path(network), net, factory)
         return net, factory, args or {}
