@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
-from pipeline.networks import build, input_channels
+from pipeline.networks import build, duplicate, input_channels
 
 Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
 
@@ -85,18 +85,19 @@ def save(
     save_tensors(path, plain)
 
 
-def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Read a network written by save, in eval mode on the CPU, and its metadata: name, args, kept, extra.
 
     name: the network that the caller expects. A file whose network comes from a factory (package.module:function)
-    loads only when the caller gives that very name, since building it runs code that the file chose.
+    loads only when the caller gives that very name, since building it runs code that the file chose. Or the whole
+    network itself, which is copied, cut and filled, whatever its weights and the name in the file.
 
     The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
     another network than asked for, or inconsistent.
     """
     content = _read(path)
     stored: str = content["name"]
-    if name is not None and name != stored:
+    if isinstance(name, str) and name != stored:
         raise UserError(f"{path} holds a checkpoint of '{stored}', but '{name}' is asked for")
     if ":" in stored and name is None:
         raise UserError(
@@ -104,7 +105,7 @@ def load(path: Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        network = _built(content)
+        network = duplicate(name).cpu() if isinstance(name, nn.Module) else _built(content)
         with _remedied(path):
             _fill(network, content)
     except UserError as error:

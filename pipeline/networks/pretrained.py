@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,13 @@ from pipeline.files import load_tensors
 from pipeline.networks import checkpoint, rebuilt
 from pipeline.networks.edsr import RGB_MEAN
 
-HOLDERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # BasicSR's averaged weights come first
+HOLDERS = (  # averaged weights come first
+    "params_ema", "model_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model", "net", "net_g",
+    "netG", "generator", "G",
+)  # fmt: skip
+NESTED = 3  # holders within one another; a file may hold itself
+# what wrappers put before every name: averages first, then DataParallel, torch.compile, Lightning and GAN trainers
+PREFIXES = ("ema_model.", "model_ema.", "module.", "_orig_mod.", "model.", "generator.", "net_g.", "netG.", "net.")
 
 _MEAN_SHIFTS = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
 _PUBLISHED_RANGE = 255  # rgb_range of EDSR-PyTorch, img_range of BasicSR: the default of both
@@ -132,8 +139,18 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         if meta["kept"] and any(key in state and state[key].shape != expected[key].shape for key in expected):
             raise UserError(f"{path} holds a pruned network, but a baseline must be whole")
         return state
-    if isinstance(content, dict):
-        content = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
+    return unwrapped(_held(path, content), expected)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A file's state_dict as it is, for who doesn't know the network yet: names and dense tensors on the CPU."""
+    return unwrapped(_held(path, load_tensors(path)), ())
+
+
+def _held(path: Path, content: Any) -> dict[str, Tensor]:
+    for _ in range(NESTED):
+        if isinstance(content, dict):
+            content = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict, neither bare nor under {', '.join(HOLDERS)}")
     for key, value in content.items():
@@ -143,9 +160,23 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         apart = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
         if odd or apart or value.is_complex():
             raise UserError(f"{path}: '{key}' must be a dense tensor of real numbers, not {value.dtype} {value.layout}")
-    if all(key.startswith("module.") for key in content):  # what torch's DataParallel puts before every name
-        content = {key.removeprefix("module."): value for key, value in content.items()}
     return content
+
+
+def unwrapped(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """A state_dict without what wrappers put before the names; what belongs to the wrapper alone is left out.
+
+    That is a counter of averaged steps, a loss's own network, a discriminator. expected: the network's own names; a
+    file that has one of them isn't wrapped, and a prefix that they have is no wrapper's.
+    """
+    expected = set(expected)
+    while not state.keys() & expected:
+        found = [one for one in PREFIXES if any(key.startswith(one) for key in state)]
+        wrapper = next((one for one in found if not any(key.startswith(one) for key in expected)), None)
+        if wrapper is None:
+            break
+        state = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
+    return state
 
 
 def _layouts(factory: str, expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[_Layout]:

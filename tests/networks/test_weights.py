@@ -478,3 +478,61 @@ def test_a_baseline_that_gives_no_number_for_an_image_is_refused_by_the_images_n
         UserError, match=r"^train\.tiny: the baseline gives infinite values or NaN for .* image, b\.png$"
     ):
         checks.check_baseline("tiny", Quality(("a.png", "b.png"), (20.0, float("nan")), (0.5, 0.6)))
+
+
+WRAPPERS = {
+    "DataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "compiled and parallel": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "Lightning": lambda state: {
+        "epoch": 3,
+        "state_dict": {f"model.{key}": value for key, value in state.items()} | {"loss.vgg.weight": torch.ones(3)},
+    },
+    "a trainer of GANs": lambda state: {
+        "state_dict": {f"generator.{key}": value for key, value in state.items()} | {"discriminator.a": torch.ones(1)}
+    },
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(7), **{f"module.{key}": value for key, value in state.items()}
+    },
+    "an averaged model beside its own": lambda state: {
+        **{f"model.{key}": torch.zeros_like(value) for key, value in state.items()},
+        **{f"ema_model.module.{key}": value for key, value in state.items()},
+    },
+    "a holder": lambda state: {"net": {"state_dict": state}},
+    "averaged weights beside others": lambda state: {
+        "model": {key: torch.zeros_like(value) for key, value in state.items()}, "model_ema": state
+    },
+    "half precision": lambda state: {"G": {key: value.half() for key, value in state.items()}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_are_found_below_what_wraps_them(wrapper: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    args = {"scale": 2, "blocks": 1, "channels": 4}
+    published, ours = build("edsr", args), build("edsr", args)
+    torch.save(WRAPPERS[wrapper](published.state_dict()), tmp_path / "weights.pth")
+    load_weights(tmp_path / "weights.pth", ours, "edsr")
+    for key, value in published.state_dict().items():
+        assert torch.allclose(ours.state_dict()[key], value, rtol=1e-3, atol=1e-4 if wrapper == "half precision" else 0)
+
+
+def test_a_prefix_that_the_network_itself_has_is_no_wrappers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.ModuleDict({"first": nn.Conv2d(3, 4, 3)})
+
+    published, ours = Named(), Named()
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    load_weights(tmp_path / "weights.pth", ours, "mine:build")
+    assert torch.equal(ours.state_dict()["module.first.weight"], published.state_dict()["module.first.weight"])
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="holds no state_dict"):
+        load_weights(tmp_path / "weights.pth", build("edsr", {"blocks": 1, "channels": 4}), "edsr")

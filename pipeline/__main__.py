@@ -1,0 +1,64 @@
+"""`python -m pipeline prune WEIGHTS --images FOLDER --minutes 20`: a file of weights pruned, without params.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli import Parser, guarded
+from pipeline.errors import UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    prune = commands.add_parser("prune", description="Prune a network, and write it, its ONNX file and a report.")
+    prune.add_argument("weights", metavar="WEIGHTS", type=Path, help="a file of the trained network's weights")
+    prune.add_argument(
+        "--images", metavar="FOLDER", type=Path, required=True, help="photographs, or inputs/ and targets/"
+    )
+    prune.add_argument(
+        "--network", metavar="NAME", help="edsr, sid or package.module:function: what builds the network"
+    )
+    prune.add_argument("--args", metavar="JSON", type=_arguments, help="its arguments, as '{\"channels\": 32}'")
+    prune.add_argument("--task", help="super_resolution, restoration or low_light; else what the network does tells")
+    prune.add_argument("--scale", type=int, help="output pixels for an input pixel; else what the network does tells")
+    prune.add_argument("--noise", type=float, help="of restoration of noise: standard deviation in 8-bit levels")
+    prune.add_argument("--method", default="D", help="of presets/small.yaml: A, B, C or D")
+    prune.add_argument("--minutes", type=float, default=20.0, help="about how long it takes")
+    prune.add_argument("--work", type=Path, default=Path("pruned"), help="the folder for all that is made")
+    return parser
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        args = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--args {text!r} isn't JSON: {error}") from None
+    if not isinstance(args, dict):
+        raise UserError(f'--args {text!r} must be names and values, as {{"channels": 32}}')
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; bad input ends in one sentence and status 2."""
+    with guarded("prune"):
+        given = _parser().parse_args(argv)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as the stages do
+        from pipeline.pruner import Pruner
+
+        pruner = Pruner(
+            given.weights, given.images, given.task, given.scale,
+            noise=given.noise, factory=given.network, args=given.args, work=given.work,
+        )  # fmt: skip
+        result = pruner.run(given.method, given.minutes)
+        result.save(given.work / "network.pt")
+        result.export(given.work / "network.onnx")
+        print(f"{result}\nnetwork: {given.work / 'network.pt'}, {given.work / 'network.onnx'}")
+
+
+if __name__ == "__main__":
+    main()

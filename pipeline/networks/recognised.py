@@ -1,0 +1,64 @@
+"""The network that a file of weights is of, as the package spandrel recognises it (some 45 restoration architectures).
+
+spandrel is optional. It sees tensors that were read here, and never the file: nothing in a file runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import UserError, first_line
+from pipeline.networks import build
+from pipeline.networks.pretrained import read_state
+
+_PLAIN = (bool, int, float, str, list, tuple, dict)
+_NEEDED = (
+    "`pip install spandrel` recognises a published network by its file; without it, name the factory that builds it"
+)
+
+
+def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network that a file's weights are of, with them, and its factory and arguments for networks.build.
+
+    UserError without spandrel, and for a file that no architecture fits, or more than one.
+    """
+    try:
+        spandrel = importlib.import_module("spandrel")
+    except Exception as error:  # a torchvision that doesn't fit torch raises RuntimeError
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "spandrel"
+        reason = "" if missing else f" (spandrel can't be imported: {first_line(error)})"
+        raise UserError(f"{path}: factory is missing, package.module:function; {_NEEDED}{reason}") from None
+    state = spandrel.canonicalize_state_dict(read_state(path))
+    fitting: dict[str, Any] = {}
+    reasons = {}
+    for support in spandrel.MAIN_REGISTRY.architectures("detection"):
+        architecture = support.architecture
+        if not support.detect(state):
+            continue
+        try:
+            fitting[architecture.name] = architecture.load(dict(state)).model
+        except Exception as error:  # whatever an architecture of another's raises for tensors that aren't its own
+            reasons[architecture.name] = first_line(error)
+    if not fitting:
+        count = len(spandrel.MAIN_REGISTRY.architectures("detection"))
+        nearest = "; ".join(f"nearest is {name}: {reason}" for name, reason in list(reasons.items())[:1])
+        raise UserError(
+            f"{path}: none of the {count} architectures of spandrel fits its {len(state)} tensors"
+            f"{f' ({nearest})' if nearest else ''}; name the factory that builds the network"
+        )
+    if len(fitting) > 1:
+        raise UserError(f"{path}: {' and '.join(fitting)} fit its tensors; name the factory that builds the network")
+    ((name, network),) = fitting.items()
+    factory = f"{type(network).__module__}:{type(network).__qualname__}"
+    # others are defaults that no file can hold: a class of layers, a function
+    args = {key: value for key, value in network.hyperparameters.items() if isinstance(value, _PLAIN) or value is None}
+    built = build(factory, args)
+    try:
+        built.load_state_dict(network.state_dict())
+    except RuntimeError as error:
+        raise UserError(f"{path} is of {name}, which can't be built anew by {args}: {first_line(error)}") from None
+    return built, factory, args

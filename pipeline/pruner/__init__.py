@@ -1,0 +1,415 @@
+"""Pruning in five lines, for a network that a program has at hand: the chain without params.yaml, DVC and MLflow.
+
+    from pipeline import Pruner
+    pruner = Pruner(network, images="photos/", task="super_resolution", scale=2)
+    result = pruner.run(method="D", minutes=20)
+    result.save("small.pt"); result.export("small.onnx"); print(result)
+
+Each step calls what the stage of the same name calls, and leaves the same files. Settings are those of
+presets/small.yaml; `minutes` says how many steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from pipeline import checks, config, cost, export, networks, records
+from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
+from pipeline.networks import checkpoint, duplicate, given
+from pipeline.networks.pretrained import load_weights, measured_range
+from pipeline.networks.recognised import recognise
+from pipeline.prepare import layouts, pairs
+from pipeline.progress import Progress
+from pipeline.pruner import steps
+from pipeline.report import page
+from pipeline.schema import read_yaml
+from pipeline.training import cache
+from pipeline.training.control import TRIED_STEPS
+from pipeline.training.loop import Teacher, fit
+from pipeline.training.setup import Setup, example, load_setup, misfit
+
+SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
+TASKS = ("super_resolution", "restoration", "low_light")
+TIMED = 10  # steps, of which the median counts
+LEAST = 10  # steps of an iteration: fewer teach nothing
+MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
+LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
+ATTEMPTS = 1.5  # fine-tunes that a network needs on average, where channels are given back
+LONGEST = 1_000_000  # minutes: two years
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long each part trains."""
+
+    iterations: int
+    each: int  # steps of an iteration
+    last: int  # steps of the fine-tune
+
+
+def fitting(minutes: float, step: float, quality: float) -> Length:
+    """What fits into so many minutes, when a training step and a measuring of the validation images take so many
+    seconds.
+
+    The control trains as long as the pruned network: all iterations and the fine-tune; before it come some two trials
+    of a rate. UserError when an iteration would have fewer than LEAST steps.
+    """
+
+    def fixed(iterations: int) -> float:  # s: each network is measured, and so are the trials
+        return quality * (2 * iterations + 6) + 2 * TRIED_STEPS * step
+
+    def parts(iterations: int) -> float:  # how many iterations' steps there are in all
+        return 2 * iterations + LAST * (1 + ATTEMPTS)
+
+    iterations = 4 if (60 * minutes - fixed(4)) / step < MANY else 6
+    each = int((60 * minutes - fixed(iterations)) / step / parts(iterations))
+    if each < LEAST:
+        needed = (fixed(4) + LEAST * parts(4) * step) / 60
+        raise UserError(
+            f"minutes is {minutes:g}, but at least {needed:.2g} are needed here: one training step of this network "
+            f"takes {step:.2g} s, and measuring it on the validation images {quality:.2g} s"
+        )
+    return Length(iterations, each, LAST * each)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned network, and what was measured of it."""
+
+    network: nn.Module  # in evaluation mode, on the CPU
+    mac_percent: float  # of the baseline's multiply-adds
+    psnr_change_baseline: float  # dB on the test images; plus is better
+    psnr_change_control: float  # dB, against the baseline with the same extra training and nothing removed
+    attempts: tuple[str, ...]  # what the gate said of each fine-tuned network
+    verdict: str
+    table: str  # of all figures, in Markdown
+    report: Path
+    section: config.Network
+    kept: dict[str, dict[int, list[int]]]
+    example: Tensor
+    held: nn.Module  # the whole network: files of one that no name builds are checked by it
+
+    def save(self, path: Path | str) -> None:
+        """Write the network as a file of plain tensors, which checkpoint.load reads."""
+        checkpoint.save(
+            _file(path), self.network, self.section.factory, self.section.args, self.kept, example=self.example
+        )
+
+    def export(self, path: Path | str) -> export.Exported:
+        """Write the network as one ONNX file, once onnxruntime has computed from it what torch computes."""
+        return export.export(self.network, _file(path), (self.example.shape[1],))
+
+    def __str__(self) -> str:
+        return f"{self.verdict}\n{self.attempts[-1]}\n{self.table.partition(chr(10) * 2)[0]}\nreport: {self.report}"
+
+
+class Pruner:
+    """A network, its images and its task; `run` prunes it.
+
+    network: a torch module that is trained, or a file of weights (then `factory`, or spandrel, says of which network).
+    images: a folder of photographs, or one with inputs/ and targets/. A splits.json in it may divide them.
+    task: super_resolution, restoration or low_light; what the network makes of an image tells, where it isn't given.
+    scale: output pixels for an input pixel, along a side. noise: of `restoration` of noise made here: its standard
+    deviation in 8-bit levels. factory, args: the function that builds the network, package.module:function, and its
+    arguments; files name it. work: the folder of what is unfinished and of the report. It is kept: the same call goes
+    on where it was stopped.
+
+    Raises UserError for whatever can be told before training.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Path | str,
+        images: Path | str,
+        task: str | None = None,
+        scale: int | None = None,
+        *,
+        noise: float | None = None,
+        factory: str | None = None,
+        args: dict[str, Any] | None = None,
+        work: Path | str = "pruned",
+    ) -> None:
+        self.work = destination(Path(work), folder=True)
+        net, factory, args = _built(network, factory, args)
+        self.network = net  # copies of it are made as long as it lives here
+        name = type(net).__name__
+        self.name = name if config.NAME.fullmatch(name) and name.lower() not in config.RESERVED else "network"
+        found_task, found_scale = _task(net)
+        task = found_task if task is None else task
+        if scale is None and task != "low_light":
+            scale = found_scale if task == "super_resolution" else 1
+        if task == "low_light" and scale not in (None, 2):
+            raise UserError(f"scale is {scale!r}, but low_light always makes 2 pixels of one, along a side")
+        section = {"factory": factory, "args": args, "task": task}
+        self._values = _values(self.name, section | ({} if task == "low_light" else {"scale": scale}), images, noise)
+        with self._plainly():
+            made = self._params("D", Length(1, 1, 1)).networks[self.name].model_copy(update={"scale": found_scale})
+            multiple = cost.multiple(lambda height, width: not misfit(made, (1, height, width), net)) or 1
+            _fit_sides(self._values, self.name, multiple)
+            params = self._params("D", Length(1, 1, 1))
+            image = example(self._section, params.train[self.name], net)
+            checks.check_output(self.name, self._section, image, net)  # before images, whose sides follow the scale
+            self.listing = layouts.find(params, self.name)
+            if self.listing.errors:
+                more = len(self.listing.errors) - 1
+                raise UserError(self.listing.errors[0] + (f" ({more} more images or names are wrong)" if more else ""))
+            checks.tried(params, self.name, self.listing.parts)
+        if (free := shutil.disk_usage(_existing(self.work)).free) < (needed := self._bytes()):
+            raise UserError(f"{self.work}: {needed / 1e9:.1f} GB are needed on this disk, which has {free / 1e9:.1f}")
+        write_bytes(self.work / ".probe", b"")  # before any training
+        (self.work / ".probe").unlink(missing_ok=True)
+
+    @property
+    def _section(self) -> config.Network:
+        return config.Network(**self._values["networks"][self.name])
+
+    def _bytes(self) -> int:
+        return sum(part.bytes for part in self.listing.parts.values())
+
+    def _params(self, method: str, length: Length) -> config.Params:
+        """All that params.yaml would say."""
+        values, name = self._values, self.name
+        if method not in values["methods"]:
+            raise UserError(f"method is {method!r}; allowed are {', '.join(values['methods'])}")
+        retrain = values["retrain"][name] | {"max_iterations": length.iterations, "steps": length.each}
+        last = values["finetune"][name] | {"steps": length.last}
+        changed = {"run": {"networks": [name], "methods": [method]}, "retrain": {name: retrain}}
+        changed |= {"finetune": {name: last}, "report": values["report"] | {"method": method}}
+        changed["search"] = values["search"] | {"network": name, "method": method}
+        return config.checked_params(values | changed, "Pruner")
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Sentences about params.yaml without its keys."""
+        try:
+            yield
+        except UserError as error:
+            sentence = str(error)
+            for key in (f"networks.{self.name}: ", f"Pruner: networks.{self.name}.", f"Pruner: prepare.{self.name}: "):
+                sentence = sentence.removeprefix(key)
+            raise UserError(sentence) from error
+
+    def run(self, method: str = "D", minutes: float = 20) -> Result:
+        """Prune by a method of presets/small.yaml in about so many minutes, on one progress line.
+
+        The control is trained first: the network with nothing removed and the same training. Every pruned network must
+        hold the quality of the better of the two on validation images; where the fine-tuned one doesn't, channels are
+        given back. Test images measure the result once, at the end.
+        """
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
+            raise UserError(f"minutes is {minutes!r}; a number above 0 and up to {LONGEST:,} is allowed")
+        first = self._params(method, Length(1, 1, 1))
+        files = [
+            (name, source.name, *[(path.stat().st_size, path.stat().st_mtime_ns) for path in _paths(source)])
+            for name, part in self.listing.parts.items() for source in part.sources
+        ]  # fmt: skip
+        weights = cache.weights_digest(self.network)
+        folder = self.work / digest(first.model_dump(mode="json"), weights, str(self.network), files, minutes)
+        steps.prepare(first, self.name, folder, self.listing)
+        setup = load_setup(first, self.name, folder)
+        self._baseline(setup, folder)
+        length = self._length(setup, folder, minutes)
+        with self._plainly():
+            return self._pruned(self._params(method, length), method, folder)
+
+    def _pruned(self, params: config.Params, method: str, folder: Path) -> Result:
+        name, section, last = self.name, params.networks[self.name], params.finetune[self.name]
+        retrain = params.retrain[name]
+        whole = retrain.max_iterations * retrain.steps
+        progress = Progress(f"{name} {method}", 2 * (whole + last.steps))
+        steps.analyze(params, name, folder)
+        steps.control(params, name, folder, progress)
+        progress.base = whole + last.steps
+        steps.prune(params, name, method, folder, progress)
+        progress.base = 2 * whole + last.steps
+        steps.finetune(params, name, method, folder, progress)
+        progress.close()
+        steps.evaluate(params, name, method, folder)
+        steps.latency(params, name, method, folder)
+        verdict = page.write(folder, folder / "report", params)[0].replace("**", "")
+        report = self.work / "report.html"
+        write_bytes(report, (folder / "report" / "index.html").read_bytes())
+        tuned = folder / "finetune" / name / method
+        net, meta = checkpoint.load(tuned / "network.pt", section.factory)
+        row = records.solutions(folder, name, [method])[method]
+        return Result(
+            network=net,
+            mac_percent=row["mac_percent"],
+            psnr_change_baseline=row["against_baseline"]["mean"],
+            psnr_change_control=row["against_control"]["mean"],
+            attempts=tuple(records.attempts(tuned / "attempts.json")),
+            verdict=verdict,
+            table=(folder / "report" / "table.md").read_text(encoding="utf-8"),
+            report=report,
+            section=section,
+            kept=meta["kept"],
+            example=load_setup(params, name, folder).example(),
+            held=self.network,
+        )
+
+    def _baseline(self, setup: Setup, folder: Path) -> None:
+        """What `train` leaves of weights from a file. UserError for a network that works with other pixel values."""
+        place = folder / "train" / self.name
+        if (place / "metrics.json").exists():
+            return
+        net = duplicate(self.network).to(setup.machine.device)
+        measured, start = setup.quality(net), metrics.measure(None, setup.validation, setup.crop_border)
+        with self._plainly():
+            checks.check_baseline(self.name, measured)
+        if measured.mean_psnr <= start.mean_psnr:
+            sentence = f"the network reaches {measured.mean_psnr:.3f} dB on the validation images"
+            if hint := measured_range(net, setup.validate, start.mean_psnr):
+                raise UserError(f"{sentence}; {hint}")
+            warnings.warn(
+                f"{sentence}, no more than its input's {start.mean_psnr:.3f} dB: it isn't trained, or for other images",
+                stacklevel=3,
+            )
+        section = setup.network
+        checkpoint.save(place / "network.pt", net, section.factory, section.args, {}, example=setup.example())
+        write_text(place / "curve.csv", f"step,psnr,loss\n0,{measured.mean_psnr:.5f},\n")
+        figures = {"psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "input_psnr": start.mean_psnr}
+        write_json(place / "metrics.json", figures)
+
+    def _length(self, setup: Setup, folder: Path, minutes: float) -> Length:
+        """How many steps fit; measured once, so that a stopped run goes on with the same."""
+        path = folder / "length.json"
+        if not path.exists():
+            write_json(path, asdict(fitting(minutes, *seconds(self.network, setup))))
+        return Length(**read_json(path, "iterations", "each", "last"))
+
+
+def seconds(network: nn.Module, setup: Setup) -> tuple[float, float]:
+    """What a training step with its teacher takes here, and what measuring the validation images does."""
+    net, taught = duplicate(network).to(setup.machine.device), duplicate(network).to(setup.machine.device)
+    at: list[float] = []
+    recipe = setup.recipe.model_copy(update={"steps": TIMED + 2})
+    fit(
+        net, setup.train, recipe, setup.machine, seed=setup.seed, teacher=Teacher(taught, setup.retrain.teacher),
+        tick=lambda step, psnr: at.append(time.perf_counter()),
+    )  # fmt: skip
+    began = time.perf_counter()
+    setup.quality(taught)
+    measured = time.perf_counter() - began
+    # the first steps make buffers and choose kernels
+    return statistics.median(after - before for before, after in itertools.pairwise(at[1:])), measured
+
+
+# --- what is given ------------------------------------------------------------------------------------------------
+
+
+def _built(
+    network: nn.Module | Path | str, factory: str | None, args: dict[str, Any] | None
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The whole network in float32 on the CPU, and how it is built."""
+    if args is not None and factory is None:
+        raise UserError("args are those of a factory, which is missing: package.module:function")
+    if isinstance(network, str | Path):
+        if factory is None:
+            return recognise(Path(network))
+        net = networks.build(factory, args or {})
+        load_weights(Path(network), net, factory)
+        return net, factory, args or {}
+    if not isinstance(network, nn.Module):
+        kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+        raise UserError(f"network must be a torch.nn.Module that is built, or a file of weights, not {kind}")
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
+    whole: nn.Module = network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[assignment]
+    wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
+    try:
+        net = duplicate(whole).cpu().float().eval()
+    except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
+        raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
+    if factory is None:
+        key = digest(cache.weights_digest(net), str(net))
+        given.hold(key, net)
+        return net, given.NAME, {"key": key}
+    whole = networks.build(factory, args or {})
+    try:
+        whole.load_state_dict(net.state_dict())
+    except RuntimeError as error:
+        raise UserError(f"factory {factory} builds another network than the one given: {error}") from None
+    return whole, factory, args or {}
+
+
+def _task(network: nn.Module) -> tuple[str, int]:
+    """The task and the scale of a network by what it makes of an image; the first task where it makes none."""
+    for channels in (3, 4):
+        for side in (48, 64, 120, 126, 128):
+            try:
+                made = cost.shape(network, (1, channels, side, side))
+            except UserError:
+                continue
+            scale = made[2] // side if len(made) == 4 else 0
+            if channels == 4:
+                return "low_light", 2
+            return ("super_resolution", scale) if scale > 1 else ("restoration", 1)
+    return TASKS[0], 2
+
+
+def _values(name: str, section: dict[str, Any], images: Path | str, noise: float | None) -> dict[str, Any]:
+    """presets/small.yaml with this network alone; its images are told by their folder."""
+    values, task, folder = read_yaml(SETTINGS), section["task"], Path(images)
+    if task not in TASKS:
+        raise UserError(f"task is {task!r}; allowed are {', '.join(TASKS)}")
+    like = "sid" if task == "low_light" else "edsr"
+    paired = (folder / "inputs").is_dir() and (folder / "targets").is_dir()
+    prepare: dict[str, Any] = {"layout": "paired" if paired else "photographs", "folder": str(images)}
+    if task == "low_light":
+        prepare = values["prepare"]["sid"] | prepare
+    if noise is not None:
+        prepare["noise"] = noise
+    elif task == "restoration" and not paired:
+        raise UserError(
+            f"noise is missing: {folder} has no inputs/ and targets/, and of photographs alone, restoration takes away "
+            "noise made here (its standard deviation, in 8-bit levels)"
+        )
+    for key in ("train", "analyze", "retrain", "tolerance", "finetune"):
+        values[key] = {name: values[key][like]}
+    values["networks"], values["prepare"] = {name: section}, {name: prepare}
+    values["threads"] = torch.get_num_threads()
+    return values
+
+
+def _fit_sides(values: dict[str, Any], name: str, multiple: int) -> None:
+    """Sides of images, patches, and of what is counted and timed that are multiples of what the network takes."""
+    section, train = values["networks"][name], values["train"][name]
+    section["multiple"] = multiple
+    train["patch"] = multiple * math.ceil(train["patch"] / multiple)
+    height, width = values["analyze"][name]["size"]
+    values["analyze"] = {name: {"size": [max(multiple, side - side % multiple) for side in (height, width)]}}
+    step = math.lcm(16, multiple)
+    side = step * math.ceil(64 / step)
+    values["latency"] = {"sides": [side, 2 * side], "repeats": 5}
+
+
+def _paths(source: pairs.Source) -> list[Path]:
+    return [path for path in (source.target, source.input) if path is not None]
+
+
+def _existing(folder: Path) -> Path:
+    return next(above for above in (folder, *folder.parents) if above.is_dir())
+
+
+def _file(path: Path | str) -> Path:
+    if not Path(path).name:  # "." and "" are folders
+        raise UserError(f"{path} is a folder; the name of a file to write is needed")
+    return destination(Path(path))

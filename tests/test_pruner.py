@@ -1,0 +1,229 @@
+"""Pruning in five lines: the chain's steps for a network at hand, and what is refused before anything trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chains import ROOT
+from PIL import Image
+from skimage import data
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline import Pruner, networks
+from pipeline.errors import UserError
+from pipeline.networks import checkpoint, duplicate
+from pipeline.pruner import Length, fitting
+from pipeline.training import control
+
+
+class Small(nn.Module):
+    """A bicubic enlargement and a learned rest: as good as its input before it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 12, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = F.interpolate(x, scale_factor=2, mode="bicubic")
+        return large + 0.01 * F.pixel_shuffle(self.last(F.relu(self.first(x))), 2)
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    picture = data.astronaut()
+    for number, name in enumerate(("face", "flag", "helmet", "suit", "arm")):
+        top, left = 90 * number, 80 * number
+        Image.fromarray(np.ascontiguousarray(picture[top : top + 64, left : left + 56])).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps for each part, and no timing of it."""
+    monkeypatch.setattr("pipeline.pruner.fitting", lambda minutes, step, quality: Length(2, 2, 2))
+    monkeypatch.setattr("pipeline.pruner.seconds", lambda network, setup: (0.01, 0.01))
+    monkeypatch.setattr(control, "TRIED_STEPS", 2)
+
+
+def test_a_network_is_pruned_saved_and_exported_in_five_lines(
+    small: nn.Module, photos: Path, tmp_path: Path, quick: None
+) -> None:
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    pruner = Pruner(small, images=photos, task="super_resolution", scale=2, work=tmp_path / "work")
+    result = pruner.run(method="D", minutes=1)
+    result.save(tmp_path / "small.pt")
+    result.export(tmp_path / "small.onnx")
+    assert "MACs removed" in str(result) or "nothing was removed" in str(result)
+    assert result.report.read_text().startswith("<!doctype html>")
+    image = torch.rand(1, 3, 20, 24)
+    loaded, _ = checkpoint.load(tmp_path / "small.pt", Small())  # whatever weights it has
+    assert torch.equal(loaded(image), result.network(image))
+    assert (tmp_path / "small.onnx").stat().st_size > 0
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
+    small: nn.Module, photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Pruner(small, photos, work=tmp_path / "whole").run(minutes=1).network.state_dict()
+    from pipeline.pruner import steps
+
+    def stop(*rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "finetune", stop)
+        with pytest.raises(KeyboardInterrupt):
+            Pruner(small, photos, work=tmp_path / "stopped").run(minutes=1)
+    monkeypatch.setattr(steps, "control", lambda *rest: None)  # it is there: nothing trains it again
+    resumed = Pruner(duplicate(small), photos, work=tmp_path / "stopped").run(minutes=1).network.state_dict()
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Path) -> None:
+    parts = Pruner(small, photos, work=tmp_path / "work").listing.parts
+    names = [source.name for part in parts.values() for source in part.sources]
+    assert set(parts) == {"train", "validation", "test"}
+    assert sorted(names) == sorted(path.name for path in photos.iterdir())
+
+
+def test_task_and_scale_are_those_of_what_the_network_makes(small: nn.Module, photos: Path, tmp_path: Path) -> None:
+    section = Pruner(small, photos, work=tmp_path / "work")._section
+    assert (section.task, section.scale) == ("super_resolution", 2)
+    same = networks.build("edsr", {"scale": 1, "blocks": 1, "channels": 4})
+    section = Pruner(same, photos, noise=25.0, work=tmp_path / "work")._section
+    assert (section.task, section.scale) == ("restoration", 1)
+
+
+def test_minutes_become_steps_by_the_measured_time() -> None:
+    # 20 min less 14 measurings of 1 s and 200 trial steps of 0.1 s; four iterations twice and 2.5 fine-tunes of 15
+    assert fitting(20, 0.1, 1.0) == Length(4, 256, 3840)
+    # 6 iterations from 15,000 steps on: less 18 measurings and 20 s of trials
+    assert fitting(60, 0.1, 1.0) == Length(6, 719, 10785)
+
+
+def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
+    with pytest.raises(UserError, match=r"minutes is 1, but at least 11 are needed here: one training step .* 1 s"):
+        fitting(1, 1.0, 1.0)
+
+
+NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"network": Small}, "network must be a torch.nn.Module that is built, .* not the class Small"),
+        ({"network": 3}, "network must be a torch.nn.Module that is built, or a file of weights, not int"),
+        ({"images": "nowhere"}, "^nowhere: there is no such folder of images"),
+        ({"task": "colour"}, "task is 'colour'; allowed are super_resolution, restoration, low_light"),
+        ({"scale": 3}, r"needs an output \(1, 3, 72, 72\) in torch.float32, but it gives \(1, 3, 48, 48\)"),
+        ({"scale": 90}, "^scale is 90"),
+        ({"task": "restoration", "scale": 1}, NO_NOISE),
+        ({"task": "low_light", "scale": 3}, "scale is 3, but low_light always makes 2 pixels of one"),
+        ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
+        ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
+        ({"network": "weights.pth"}, "weights.pth"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_sentence_before_any_work(
+    small: nn.Module, photos: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    given = {"network": small, "images": photos, "task": "super_resolution", "scale": 2, "work": tmp_path / "work"}
+    with pytest.raises(UserError, match=sentence):
+        Pruner(**(given | changes))
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"method": "Z"}, "method is 'Z'; allowed are A, B, C, D"),
+        ({"minutes": 0}, "minutes is 0; a number above 0"),
+        ({"minutes": float("nan")}, "minutes is nan; a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_run_that_cannot_be_is_refused(
+    small: nn.Module, photos: Path, tmp_path: Path, asked: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Pruner(small, photos, work=tmp_path / "work").run(**asked)
+
+
+def test_a_network_of_other_pixel_values_is_refused(photos: Path, tmp_path: Path, quick: None) -> None:
+    class Bytes(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(super().forward(x) - 4) + 4
+
+    with pytest.raises(UserError, match=r"with pixels in 0\.\.255"):
+        Pruner(Bytes(), photos, scale=2, work=tmp_path / "work").run(minutes=1)
+
+
+def test_weights_are_pruned_on_the_command_line(
+    photos: Path, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.__main__ import main
+
+    args = {"scale": 2, "blocks": 1, "channels": 4}
+    torch.save(networks.build("edsr", args).state_dict(), tmp_path / "weights.pth")
+    words = ["prune", tmp_path / "weights.pth", "--images", photos, "--network", "edsr", "--args", json.dumps(args)]
+    main([*map(str, words), "--minutes", "1", "--work", str(tmp_path / "work")])
+    assert {"network.pt", "network.onnx", "report.html"} <= {path.name for path in (tmp_path / "work").iterdir()}
+    assert checkpoint.load(tmp_path / "work" / "network.pt", "edsr")[1]["args"] == args
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_command_line_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    for words in (
+        ["prune", "w.pth"],
+        ["prune", "w.pth", "--images", "x", "--args", "[1"],
+        ["prune", "w.pth", "--images", "x"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        said = capsys.readouterr().err
+        assert end.value.code == 2
+        assert said.startswith("prune: error: ")
+        assert said.count("\n") == 1
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = json.loads((ROOT / "examples" / "prune.ipynb").read_text())["cells"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert (tmp_path / "pruned" / "small.onnx").is_file()
+
+
+def test_the_package_is_imported_without_torch_and_the_pruner_without_mlflow() -> None:
+    code = (
+        "import sys, pipeline; assert 'torch' not in sys.modules; pipeline.Pruner; "
+        "assert not {'mlflow', 'dvc', 'optuna'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
