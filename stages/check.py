@@ -23,8 +23,14 @@ def main() -> None:
     """Check the parameters, that the images are there, and the given weights."""
     parser = Parser(prog="python -m stages.check", description=main.__doc__)
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
+    parser.add_argument(
+        "--register", action="store_true", help="put each pruned network of report.method into MLflow's registry"
+    )
     with guarded("check"):
         given = parser.parse_args()
+        if given.register:
+            register(config.read())
+            return
         if not given.results:  # it comes after a call without it
             mend()
         params = config.read()
@@ -56,6 +62,16 @@ def main() -> None:
         print(table)
         print(f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv")
         print(f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui")
+
+
+def register(params: config.Params) -> None:
+    """Put each network's pruned one into MLflow's registry, the one of report.method."""
+    from pipeline.tracking import runs
+
+    method = params.report.method
+    for network in params.run.networks:
+        file = RESULTS / "finetune" / network / method / "network.pt"
+        print(f"registered: {runs.register(network, method, file)}")
 
 
 def check_code(params: config.Params, network: str) -> None:
