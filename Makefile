@@ -27,7 +27,13 @@ help:
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
 	@echo "make setup   .venv with the pinned requirements"
 
+# Its programs name the environment's own folder. The chain needs none of them; who activates it does, and after a move
+# they are told the new place.
 setup: .venv/ready
+	@[ -L .venv ] || [ ! -e .venv/bin/activate ] || grep -qF '$(CURDIR)/.venv' .venv/bin/activate || { \
+		echo "setup: the folder was moved or copied; the programs of .venv are told its new place"; \
+		sed -i '1,2s|[^ "#!]*/\.venv/bin/python|$(CURDIR)/.venv/bin/python|' $$(grep -lI '/\.venv/bin/python' .venv/bin/*); \
+		sed -i 's|[^ "=()]*/\.venv\b|$(CURDIR)/.venv|' .venv/bin/activate*; }
 
 # --without-pip: Debian packs ensurepip apart; the machine's own pip installs into the environment from outside.
 # The machine's python3 makes it, not the one of an environment that is being replaced.
@@ -55,18 +61,18 @@ test-fast: setup
 	python -m pytest -n 2 --dist loadfile -m "not attack and not slow" $(ARGS)
 
 lint: setup
-	ruff check .
-	ruff format --check .
-	mypy
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
 
 format: setup
-	ruff check --fix .
-	ruff format .
+	python -m ruff check --fix .
+	python -m ruff format .
 
 # One worker and no job runner: a third of the start-up time and memory.
 ui: setup
 	@MLFLOW_TRACKING_URI= python -m stages.ui $${PORT:-5000}
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false python -m mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 # The slow hostile cases, then chains that are killed at random moments and compared with an undisturbed one.

@@ -404,20 +404,19 @@ class Params(Section):
                 section.check(self.networks[network].task)
             except ValueError as error:
                 raise ValueError(f"prepare.{network}: {error}") from None
+        sections: dict[str, dict[str, Any]] = {
+            "networks": self.networks, "prepare": self.prepare, "train": self.train, "analyze": self.analyze,
+            "retrain": self.retrain, "tolerance": self.tolerance, "finetune": self.finetune,
+        }  # fmt: skip
         for network in self.run.networks:
-            for key, section in (
-                ("networks", self.networks),
-                ("prepare", self.prepare),
-                ("train", self.train),
-                ("analyze", self.analyze),
-                ("retrain", self.retrain),
-                ("tolerance", self.tolerance),
-                ("finetune", self.finetune),
-            ):
-                if network not in section:
-                    raise ValueError(
-                        f"run.networks names {shown(network)}, which {key} doesn't have; it has {_listed(section)}"
-                    )
+            missing = [key for key, section in sections.items() if network not in section]
+            missing = missing[:1] if "networks" in missing else missing  # a slip of the pen
+            if missing:
+                has = _listed(sections[missing[0]])
+                others = f", nor {', '.join(missing[1:])}; python -m stages.add writes them all" if missing[1:] else ""
+                raise ValueError(
+                    f"run.networks names {shown(network)}, which {missing[0]} doesn't have; it has {has}{others}"
+                )
         for method in self.run.methods:
             if method not in self.methods:
                 raise ValueError(

@@ -26,6 +26,8 @@ class Progress:
         done += self.base
         if self.first is None:
             self.first = done - 1
+            if self.first > 0:
+                self.say(f"goes on from step {self.first}")
         if self.bar is not None:
             if psnr is not None:
                 self.bar.set_postfix_str(f"PSNR {psnr:.2f} dB", refresh=False)

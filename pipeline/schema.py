@@ -185,3 +185,15 @@ def plain(value: Any, where: str, key: str = "") -> Any:
     elif value is not None and not isinstance(value, int | float):
         raise UserError(f"{where}: {key} is {shown(value)}, but text, numbers, lists and sections are allowed")
     return value
+
+
+def flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A section of the parameters as dotted keys, for the tracking store."""
+    if hasattr(section, "model_dump"):
+        section = section.model_dump(exclude_none=True)  # what isn't set is no parameter of the run
+    if not isinstance(section, dict):
+        return {prefix: section}
+    dotted: dict[str, Any] = {}
+    for key, value in section.items():
+        dotted |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return dotted

@@ -20,8 +20,12 @@ def main() -> None:
     """Check the parameters, that the images are there, and the given weights."""
     parser = Parser(prog="python -m stages.check", description=main.__doc__)
     parser.add_argument("--results", action="store_true", help="print the table and where to look next")
+    parser.add_argument(
+        "--register", action="store_true", help="put each pruned network of report.method into MLflow's registry"
+    )
     with guarded("check"):
-        print(results() if parser.parse_args().results else check())
+        options = parser.parse_args()
+        print(register() if options.register else results() if options.results else check())
 
 
 def check() -> str:
@@ -64,6 +68,19 @@ def results() -> str:
         f"{read_bytes(path).decode('utf-8', 'replace')}\n"
         f"The report: {RESULTS}/report/index.html, its table: {RESULTS}/report/table.md and .csv\n"
         f"The pruned networks: {RESULTS}/finetune/NETWORK/METHOD/network.pt; every iteration: make ui"
+    )
+
+
+def register() -> str:
+    """Put each network's pruned one into MLflow's registry, the one of report.method; their names there, by line."""
+    from pipeline.tracking import runs
+
+    params = config.read()
+    method = params.report.method
+    folder = RESULTS / "finetune"
+    return "\n".join(
+        f"registered: {runs.register(network, method, folder / network / method / 'network.pt')}"
+        for network in params.run.networks
     )
 
 

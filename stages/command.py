@@ -29,6 +29,9 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
     if "DVC_STAGE" in os.environ:
         end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the run in MLflow ends with the stage
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, signal.default_int_handler)
     with guarded(name):
         names = vars(parser.parse_args())
         params = config.read()

@@ -66,15 +66,3 @@ def network_of(path: Path, settings: config.Network, pruned: bool) -> nn.Module:
 def finished(folder: Path) -> None:
     """The stage's results are written: nothing is left to go on with."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """A section of the parameters as dotted keys, for the tracking store."""
-    if hasattr(section, "model_dump"):
-        section = section.model_dump(exclude_none=True)  # what isn't set is no parameter of the run
-    if not isinstance(section, dict):
-        return {prefix: section}
-    dotted: dict[str, Any] = {}
-    for key, value in section.items():
-        dotted |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return dotted

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, finished, flat, images_of, scratch
+from stages.common import RESULTS, TRAININGS, finished, images_of, scratch
 
 
 def control(params: config.Params, network: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from pipeline import config, records
 from pipeline.files import write_csv, write_json
+from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS, network_of
@@ -24,6 +25,7 @@ def evaluate(params: config.Params, network: str) -> None:
         data = RESULTS / "prepare" / network
         test_sets = records.test_sets(data / "sets")
         images = load_images(data / "test", machine.device)
+        dataset = run.data(data / "test", "test")
         paths = {"baseline": RESULTS / "train" / network, "control": RESULTS / "control" / network}
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
         nets = {name: network_of(path / "network.pt", settings, name in methods) for name, path in paths.items()}
@@ -71,7 +73,11 @@ def evaluate(params: config.Params, network: str) -> None:
             child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **note})
             figures = {key: value for key, value in row.items() if not isinstance(value, dict)}
             figures |= {f"psnr_change_{other}": row[f"against_{other}"]["mean"] for other in ("baseline", "control")}
-            child.metrics({key: round(value, 4) for key, value in figures.items()})  # lists cut longer ones off
+            pruned = name in methods
+            file = paths[name] / "network.pt" if pruned else None
+            child.metrics(figures, 0, runs.model_of(run, f"{network}-{name}", file) if file else None, dataset)
+            if pruned:
+                child.params(flat(params.settings(name)) | {"rules": " + ".join(params.methods[name].rules)})
             child.end()
         for frame in sorted((folder / "frames").rglob("*.png")):
             run.artifact(frame, f"frames/{frame.parent.name}")

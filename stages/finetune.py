@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline import config
+from pipeline import config, records
 from pipeline.files import write_json
+from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, control_of, finished, flat, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
@@ -50,11 +51,13 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         )
         write_json(folder / "attempts.json", finetuned.attempts)
         write_json(folder / "metrics.json", figures)
-        run.metrics(figures, recipe.steps)
+        _, place = records.path_of(RESULTS, network, method)
+        runs.undone(run, network, method, place)
         run.tell(f"**Result: {figures['mac_percent']:.1f}% of the MACs.** {'; '.join(finetuned.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
-        run.model(net, setup.channels, f"{network}-{method}")
+        run.metrics(figures, recipe.steps)
+        run.model(net, setup.channels, f"{network}-{method}", folder / "network.pt")
         finished(work)
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from pipeline import config
 from pipeline.files import write_csv, write_json
+from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, control_of, finished, flat, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, scratch
 
 CROP = 96  # pixels; side of the image that the UI shows by iteration
 
@@ -60,7 +61,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
             "mac_percent": 100 * last.mac / total.mac, "psnr_change": last.psnr_change,
         }  # fmt: skip
         write_json(folder / "metrics.json", totals)
-        run.metrics({"result_mac_percent": totals["mac_percent"], "result_psnr_change": last.psnr_change})
+        run.metrics(runs.iteration_figures(last, total.mac), len(log))  # the last step's is what lists show
         run.tell(
             f"**Result: iteration {last.number}, {totals['mac_percent']:.1f}% of the MACs**, before the fine-tune."
         )

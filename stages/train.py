@@ -8,9 +8,10 @@ from pipeline import config
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import digest, write_json, write_text
+from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, finished, flat, given_weights, images_of, scratch
+from stages.common import RESULTS, finished, given_weights, images_of, scratch
 
 
 def train(params: config.Params, network: str) -> None:
@@ -26,6 +27,8 @@ def train(params: config.Params, network: str) -> None:
         from pipeline.training.setup import load_setup
 
         setup = load_setup(params, network, RESULTS)
+        for split in ("train", "validation"):
+            run.data(RESULTS / "prepare" / network / split, split)
         torch.manual_seed(params.seed)
         net = networks.build(section.factory, section.args)
         how = given_weights(params, network, net) if recipe.checkpoint else ""

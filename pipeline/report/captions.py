@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 from pipeline import config, records
 from pipeline.evaluation import crops
 from pipeline.pruning import iterations
-from pipeline.report import figures
+from pipeline.report import figures, tables
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,10 @@ THRESHOLDS = (
     "more). Each iteration removed the channels whose weights were smaller than their group's threshold in every layer "
     "that makes them; 1 is the mean weight of a layer before pruning."
 )
-TRADEOFF = "Further left is cheaper, higher is better. Bars are 95% intervals of the change against the baseline."
+TRADEOFF = (
+    "Further left is cheaper, higher is better. Lines: the baseline, and the control. Bars are 95% intervals of the "
+    "change against the baseline."
+)
 TRAINING = (
     "The control is the baseline trained on as long as a pruned network is, with nothing removed. What it gains is "
     "what any network gets from the extra training alone."
@@ -104,7 +106,9 @@ def _samples(results: Path, network: str, method: str, crop: int) -> list[Figure
     for reason in (reason for reason in crops.SAMPLES if reason in samples):
         (name, change), word = samples[reason], reason.replace(" ", "-")
         frames = f"evaluate/{network}/frames/{word}"
-        heading = f"Looking closer, {_named(reason, change)}: {escaped(name)}, {change:+.3f} dB against the baseline"
+        heading = (
+            f"Looking closer, {_named(reason, change)}: {tables.escaped(name)}, {change:+.3f} dB against the baseline"
+        )
         draw = partial(figures.sample, results / frames, method, crop)
         sources = (frames, f"evaluate/{network}/samples.json")
         below.append(Figure(heading, f"{network}-{word}.png", caption, sources, draw))
@@ -125,11 +129,6 @@ def _path(results: Path, params: config.Params, network: str) -> Figure:
         (f"prune/{network}/METHOD/path.csv", f"finetune/{network}/METHOD/attempts.json"),
         partial(figures.path, results, network, methods, limit), tuple(notes),
     )  # fmt: skip
-
-
-def escaped(name: str) -> str:
-    """A file's name as Markdown shows it."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", name)
 
 
 def _named(reason: str, change: float) -> str:

@@ -242,30 +242,22 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
 
 
 def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
-    """Test PSNR against MACs of every solution in the report's rows; the input as a line where it fits."""
-    mine = [row for row in rows if row["network"] == network]
+    """Change of the test PSNR over the MACs kept, a mark for each method; baseline and control as lines."""
+    mine = [row for row in rows if row["network"] == network and "mac_percent" in row]
     figure = blank((6, 3.6))
     axes = figure.subplots()
     for number, row in enumerate(mine):
-        if "mac_percent" not in row:
-            axes.plot([], [], " ", label=f"{row['solution']}: {row['psnr']:.2f} dB (not drawn)")
+        change, name = row["against_baseline"], row["solution"]
+        if name in ("baseline", "control"):
+            style = "-" if name == "baseline" else "--"
+            axes.axhline(change["mean"], color=colour(name), linewidth=1.2, linestyle=style, label=name)
             continue
-        mark = {"baseline": "o", "control": "s"}.get(row["solution"], "D")
-        axes.plot(
-            row["mac_percent"],
-            row["psnr"],
-            mark,
-            color=colour(row["solution"]),
-            markersize=max(5, 12 - number),
-            label=row["solution"],
-        )
-        if row["solution"] not in ("baseline", "control"):
-            base = row["against_baseline"]
-            bars = [[base["mean"] - base["low"]], [base["high"] - base["mean"]]]
-            axes.errorbar(row["mac_percent"], row["psnr"], yerr=bars, color=colour(row["solution"]), capsize=3)
-    axes.axhline(next(row["psnr"] for row in mine if row["solution"] == "baseline"), color="black", linewidth=0.8)
-    axes.set(xlabel="MACs kept (%)", ylabel="test PSNR (dB)")
-    axes.set_title(f"{network}: bars are 95% intervals of the change against the baseline", fontsize=9)
+        bars = [[change["mean"] - change["low"]], [change["high"] - change["mean"]]]
+        axes.errorbar(row["mac_percent"], change["mean"], yerr=bars, color=colour(name), capsize=3, fmt="D",
+                      markersize=max(5, 12 - number), label=name)  # fmt: skip
+    axes.set_xlim(right=102)
+    axes.set(xlabel="MACs kept (%)", ylabel="test PSNR change (dB), plus is better")
+    axes.set_title(f"{network}: quality change over computation", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save(figure, output)

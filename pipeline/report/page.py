@@ -18,6 +18,12 @@ from pipeline import config, records
 from pipeline.files import replacing, write_bytes, write_csv, write_text
 from pipeline.report import captions, paper, tables, times, verdict
 
+FIRST = ("-largest-loss.png", "-tradeoff.png")  # of each network, shown before all tables
+WORDS = {
+    "super_resolution": "enlarges images",
+    "low_light": "makes a bright picture of a dark raw image",
+    "restoration": "takes noise and damage out of images",
+}
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
     autoescape=select_autoescape(("html.j2",)),  # Markdown isn't HTML: page() renders it with HTML switched off
@@ -74,7 +80,10 @@ def markdown(
     sections = [
         {
             "name": name,
-            "figures": figures[name],
+            "first": [figure for figure in figures[name] if figure.file.endswith(FIRST)],
+            "figures": [figure for figure in figures[name] if not figure.file.endswith(FIRST)],
+            "task": WORDS[params.networks[name].task],
+            "factory": params.networks[name].factory if ":" in params.networks[name].factory else "",
             "measured": latency[name],
             "times": times.table(latency[name]),
             "alignment": times.alignment(latency[name], method),

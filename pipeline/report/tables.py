@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def csv(table: list[dict[str, Any]]) -> list[list[Any]]:
 
 _COSTS = ("mac", "weights", "activations", "bw")
 REFERENCES = ("baseline", "control")  # what every solution is compared with on the test images
+
+
+def escaped(name: str) -> str:
+    """A file's name as Markdown shows it."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", name)
 
 
 def change(difference: dict[str, float]) -> str:

@@ -30,11 +30,31 @@ def sentence(
         text = (
             f"**{network}, method {method}: {100 - row['mac_percent']:.0f}% of the MACs removed**, "
             f"BW −{100 - row['bw_percent']:.0f}%; test PSNR {_compared(row, 'baseline')}, "
-            f"{_compared(row, 'control')}. {_timed(measured, method)}"
+            f"{_compared(row, 'control')}. {_worst(row)} {_timed(measured, method)}"
         )
+    text = _misled(by_solution) + text
     if by_solution[smallest]["mac"] < row["mac"]:
         text += f" Method {smallest} removed more: {100 - by_solution[smallest]['mac_percent']:.1f}%."
     return text
+
+
+def _misled(by_solution: dict[str, dict[str, Any]]) -> str:
+    """What leads where the baseline is no better than its input: then no change of it means anything."""
+    given = next((row for row in by_solution.values() if "mac" not in row), None)
+    if given is None or by_solution["baseline"]["psnr"] > given["psnr"]:
+        return ""
+    return (
+        f"**This baseline restores nothing: its test PSNR of {by_solution['baseline']['psnr']:.2f} dB is no better "
+        f"than that of its input ({given['solution']}), {given['psnr']:.2f} dB. What follows says nothing until it is "
+        "trained longer, or with another rate.** "
+    )
+
+
+def _worst(row: dict[str, Any]) -> str:
+    """The test image that changes worst."""
+    difference = row["against_baseline"]
+    name, change = tables.escaped(difference["worst_name"]), f"{difference['worst']:+.3f}".replace("-", "−")
+    return f"The worst single image against the baseline, {name}: {change} dB."
 
 
 def _compared(row: dict[str, Any], other: str) -> str:

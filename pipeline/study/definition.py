@@ -70,7 +70,7 @@ class Study:
         fixed = self.settings.model_dump(exclude_none=True, exclude=set(searched))
         sections = [params.networks, params.train, params.retrain, params.tolerance, params.finetune]
         return digest(
-            "mac_percent", network, self.method, fixed, params.seed, params.methods[self.method].rules,
+            "mac_percent", "beyond_limit", network, self.method, fixed, params.seed, params.methods[self.method].rules,
             params.gate.model_dump(), {key: limits.model_dump() for key, limits in searched.items()},
             params.search.ssim, *(section[network].model_dump(exclude_none=True) for section in sections),
         )[:8]  # fmt: skip

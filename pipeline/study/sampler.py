@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipeline import config
-from pipeline.study.slots import slot
+from pipeline.study.slots import constraints_of, slot
 from pipeline.study.trial import Values
 
 STARTUP = 6  # trials at random, the default parameters' included, before the sampler has something to learn from
@@ -86,7 +86,7 @@ def _as_known(trial: FrozenTrial) -> FrozenTrial | None:
     """A trial as the sampler is to see it; None for one that tells it nothing."""
     common = {"params": trial.params, "distributions": trial.distributions}
     if trial.state == TrialState.COMPLETE and trial.constraints:
-        return create_trial(**common, value=trial.value, constraints=trial.constraints)
+        return create_trial(**common, value=trial.value, constraints=constraints_of(trial))
     if trial.state == TrialState.PRUNED and "mac_percent" in trial.user_attrs:
         # it removes less than the best: it probably holds the gate, and nothing depends on whether it does
         names = trial.user_attrs["constraints"]

@@ -38,6 +38,17 @@ def over(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and len(trial.system_attrs.get("retry_history", [])) >= RETRIES
 
 
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """A trial's constraints by name, without the list of them that the dashboard reads."""
+    return {name: value for name, value in trial.constraints.items() if not name.isdecimal()}
+
+
+def show_constraints(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Copy a trial's constraints to where optuna-dashboard (0.21) looks: it doesn't know those that have names."""
+    values = [*constraints_of(by_number(study, trial.number)).values()]
+    study._storage.set_trial_system_attr(trial._trial_id, "constraints", values)
+
+
 def feasible(trial: FrozenTrial) -> bool:
     """Whether a trial holds the gate. One without constraints never finished being measured."""
     return bool(trial.constraints) and all(value <= 0 for value in trial.constraints.values())

@@ -23,6 +23,7 @@ HEARTBEAT = 20  # seconds; a trial whose worker has been silent for GRACE of the
 GRACE = 3
 BEATS = 3  # attempts of one heartbeat
 BEAT_PAUSE = 2.0  # seconds between them
+METRIC = "mac_percent"  # what a trial's value is called
 OPENINGS = 5  # attempts to open a study
 LOST = (StorageInternalError, SQLAlchemyError)  # what is raised when the database doesn't answer
 ALLOWED = "sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE of a running server are allowed"
@@ -107,7 +108,11 @@ def _open(storage: str, name: str, heartbeat: int) -> optuna.Study:
             grace_period=GRACE * heartbeat,
             heartbeat_stale_trial_callback=try_again,
         )
-    return optuna.create_study(storage=database, study_name=name, direction="minimize", load_if_exists=True)
+    study = optuna.create_study(storage=database, study_name=name, direction="minimize", load_if_exists=True)
+    if study.metric_names is None:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names([METRIC])
+    return study
 
 
 def _unusable(storage: str, reason: str) -> UserError:

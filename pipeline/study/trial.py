@@ -27,7 +27,7 @@ class Outcome:
     """The result of a finished trial."""
 
     mac_percent: float  # of the baseline's MACs: what is minimised
-    # psnr_drop in dB, and ssim_drop if search.ssim asks for it: beyond what the gate allows, so 0 or less holds
+    # psnr_beyond_limit in dB, and ssim_beyond_limit if search.ssim asks for it: 0 or less holds the gate
     constraints: dict[str, float]
     notes: dict[str, Any] = field(default_factory=dict)  # user attributes: quality less each reference's, steps
 
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def constraints(self) -> tuple[str, ...]:
-        return ("psnr_drop", "ssim_drop") if self.ssim else ("psnr_drop",)
+        return ("psnr_beyond_limit", "ssim_beyond_limit") if self.ssim else ("psnr_beyond_limit",)
 
 
 def measure(
@@ -73,7 +73,7 @@ def measure(
     """One trial: prune with these settings, fine-tune the last accepted network once, measure it.
 
     To give channels back after the fine-tune, as the chain does, would make every trial feasible and most of them the
-    same; here the drop tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same
+    same; here the constraint tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same
     network. Unfinished work lies in `work`, and a trial with the same settings goes on from there.
     """
     setup = problem.setup

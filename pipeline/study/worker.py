@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from pipeline import stores
 from pipeline.errors import UserError
 from pipeline.study.sampler import Proposals, Space
-from pipeline.study.slots import by_number, over, slot, slots, try_again, winner
+from pipeline.study.slots import by_number, constraints_of, over, show_constraints, slot, slots, try_again, winner
 from pipeline.study.storage import GRACE, HEARTBEAT, LOST, note_reason
 from pipeline.study.trial import CannotWinError, Outcome, Report, Values
 
@@ -92,6 +92,7 @@ def run_one(
             _note(trial, outcome.notes | figures | {"seconds": time.monotonic() - started})
             for key in constraints:  # last: a trial whose worker is killed from here on is the only one that has them
                 trial.set_constraint(key, outcome.constraints[key])
+            show_constraints(study, trial)
         except CannotWinError as error:
             _note(trial, error.notes | {"reason": str(error), "constraints": list(constraints)})
             _note(trial, {"mac_percent": error.mac_percent})
@@ -150,7 +151,7 @@ def _known(study: optuna.Study, number: int, values: Values) -> Outcome | None:
             continue
         notes = {key: value for key, value in past.user_attrs.items() if key not in ("seconds", *INTERNAL)}
         if past.state == TrialState.COMPLETE and past.constraints:
-            return Outcome(past.value, dict(past.constraints), notes | {"same_as": past.number})
+            return Outcome(past.value, constraints_of(past), notes | {"same_as": past.number})
         if past.state == TrialState.PRUNED and "mac_percent" in past.user_attrs:
             raise CannotWinError(past.user_attrs["mac_percent"], {"same_as": past.number})
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,11 +28,25 @@ def session() -> str:
     return f"stage-{os.getpid()}-{int(time.time())}"
 
 
-def process_tags() -> dict[str, str]:
-    """The tags that name this process."""
+COMMANDS = ("dvc", "stages.dvc", "stages.repro")  # whose stages share a chain's run
+
+
+def owner() -> psutil.Process:
+    """The process of the command that the chain belongs to: `make repro`, else DVC, else this one."""
+    above = [psutil.Process()]
+    for process in above[0].parents():
+        with suppress(psutil.Error):
+            if any(Path(word).name in COMMANDS for word in process.cmdline()[:3]):
+                above.append(process)
+    return above[-1]
+
+
+def process_tags(process: psutil.Process | None = None) -> dict[str, str]:
+    """The tags that name a process; without one, this process."""
+    process = process or psutil.Process()
     return {
-        "process": f"{socket.gethostname()}:{os.getpid()}",
-        "process.began": f"{psutil.Process().create_time():.2f}",  # seconds since 1970
+        "process": f"{socket.gethostname()}:{process.pid}",
+        "process.began": f"{process.create_time():.2f}",  # seconds since 1970
         "process.machine": machine(),
         "mlflow.user": os.environ.get("USER", ""),
     }
@@ -75,5 +90,5 @@ def close_orphaned_runs(client: MlflowClient, experiment: str) -> None:
         above = run.data.tags.get("mlflow.parentRunId")
         if above:
             parent = client.get_run(above)
-            if parent.info.status == "RUNNING" and parent.data.tags.get("level") == "chain":
-                client.set_terminated(above, "KILLED")
+            if parent.data.tags.get("level") == "chain" and parent.info.status in ("RUNNING", "FINISHED"):
+                client.set_terminated(above, "KILLED")  # FINISHED by a stage before the one that was killed

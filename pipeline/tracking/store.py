@@ -8,10 +8,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -82,11 +84,12 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
             os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
         stores.probe(uri, absent=True)
         _create(uri)
-        client = MlflowClient(uri)
+        client = MlflowClient(uri, registry_uri=uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             artifacts = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
             experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        _relocate(uri, experiment.artifact_location)
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {EXPERIMENT!r} of {stores.masked(uri)} was deleted: restore it "
@@ -96,7 +99,9 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
             save_views(client, experiment.experiment_id, views.OF_ALL)
         return client, experiment.experiment_id
     # ValueError: an address that is none; ImportError: of a database whose driver isn't there
-    except (stores.UnusableError, MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
+    except (
+        stores.UnusableError, MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError, ImportError
+    ) as error:  # fmt: skip
         raise UserError(
             f"the MLflow store {stores.masked(uri)} can't be reached: {stores.reason(error, uri)}; "
             "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"
@@ -122,6 +127,37 @@ def _create(uri: str) -> None:
         left.unlink()
     MlflowClient(f"sqlite:///{new}").search_experiments()
     os.replace(new, path)
+
+
+HOME = "/mlartifacts"  # where the experiment's files lie, below the folder of its store
+PLACES = {  # MLflow's columns that hold absolute places
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+
+
+def _relocate(uri: str, location: str) -> None:
+    """Tell the store in this folder that it lies here, where the folder was moved or copied since it was made.
+
+    location: of the experiment's files, as the store has it. Another store than the folder's own stays as it is.
+    """
+    path, here = stores.sqlite_file(uri), root()
+    if path is None or path.resolve() != here / "mlflow.db" or not location.endswith(HOME):
+        return
+    before = location.removesuffix(HOME)
+    if not before.startswith("file://") or before == here.as_uri():
+        return
+    moves = [(before, here.as_uri()), (unquote(before.removeprefix("file://")), str(here))]
+    with closing(sqlite3.connect(path, timeout=stores.LOCKED_SECONDS)) as database, database:
+        for old, new in moves:
+            for table, columns in PLACES.items():
+                for column in columns:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pipeline.report import page, paper, verdict
 
 
 def row(network: str, solution: str, share: float, mean: float) -> dict[str, Any]:
-    difference = {"mean": mean, "low": mean - 0.25, "high": mean + 0.5}
+    difference = {"mean": mean, "low": mean - 0.25, "high": mean + 0.5, "worst": mean - 0.5, "worst_name": "a_b.png"}
     costs = {f"{key}_percent": share for key in paper.COSTS}
     return {"network": network, "solution": solution, "mac": share, "psnr": 30.0 + mean, **costs,
             "against_baseline": difference, "against_control": {**difference, "mean": mean - 0.125}}  # fmt: skip
@@ -38,6 +38,7 @@ def test_the_verdict_is_the_pictured_methods_with_both_differences_and_its_time(
         "**edsr, method D: 37% of the MACs removed**, BW −37%; test PSNR +0.125 dB [−0.125, +0.625] against the "
         "baseline (0 lies within the interval: no difference measured), +0.000 dB [−0.125, +0.625] against the "
         "control (0 lies within the interval: no difference measured). "
+        "The worst single image against the baseline, a\\_b.png: −0.375 dB. "
         "Time at 256×256, of the baseline's: torch 80%, onnxruntime 100%."
     )
 
@@ -61,8 +62,17 @@ def test_a_verdict_says_where_another_method_removed_more() -> None:
 )
 def test_the_verdict_says_what_the_interval_shows(low: float, high: float, judgement: str) -> None:
     rows = [row("edsr", "D", 50.0, 0.1)]
-    rows[0]["against_baseline"] = {"mean": (low + high) / 2, "low": low, "high": high}
+    rows[0]["against_baseline"] |= {"mean": (low + high) / 2, "low": low, "high": high}
     assert f"against the baseline ({judgement}" in verdict.sentence(rows, ["D"], "D", "edsr", TIMED)
+
+
+def test_a_baseline_no_better_than_its_input_leads_the_verdict() -> None:
+    given = {"network": "edsr", "solution": "bicubic", "psnr": 31.0}
+    rows = [given, row("edsr", "baseline", 100, 0.0), row("edsr", "D", 50, 1.0)]
+    text = verdict.sentence(rows, ["D"], "D", "edsr", TIMED)
+    assert text.startswith("**This baseline restores nothing: its test PSNR of 30.00 dB is no better than")
+    given["psnr"] = 29.0
+    assert verdict.sentence(rows, ["D"], "D", "edsr", TIMED).startswith("**edsr, method D: 50% of the MACs removed**")
 
 
 def test_a_verdict_on_nothing_says_so() -> None:

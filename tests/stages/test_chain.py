@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.networks import checkpoint
 from pipeline.report import page
+from pipeline.tracking.runs import readable
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,14 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     chain = by_level["chain"][0]
     assert chain.info.status == "FINISHED"
     assert chain.data.tags["uncommitted"] == "no"
-    assert chain.data.tags.keys() >= {"goal", "reproduce", "best.edsr", "best.sid", "data", "mlflow.source.git.commit"}
+    assert chain.data.tags.keys() >= {
+        "goal",
+        "reproduce",
+        "result.edsr",
+        "result.sid",
+        "data",
+        "mlflow.source.git.commit",
+    }
     names = {one.info.run_name for one in by_level["stage"]}
     assert names >= {"prepare sid", "train edsr", "control sid", "prune edsr D", "finetune sid A", "report"}
     assert all(one.data.tags["mlflow.parentRunId"] == chain.info.run_id for one in by_level["stage"])
@@ -198,12 +206,12 @@ def test_the_store_shows_chain_stages_and_iterations_with_their_architecture(rep
     prune = next(one for one in by_level["stage"] if one.info.run_name == "prune edsr D")
     log = json.loads((repro / "results/prune/edsr/D/log.json").read_text())
     path = client.get_metric_history(prune.info.run_id, "mac_percent")
-    assert [point.step for point in path] == [0, 1, 2][: len(log)]
+    assert [point.step for point in path] == [*range(len(log)), len(log)]  # the last one is the result
     children = [one for one in by_level["iteration"] if one.data.tags["mlflow.parentRunId"] == prune.info.run_id]
     assert len(children) == len(log)
     first = next(one for one in children if one.info.run_name == "edsr D iteration 1")
     assert first.data.params["width.body.0.conv1"] == str(log[1]["widths"]["body.0.conv1"])
-    assert first.data.metrics["psnr"] == pytest.approx(log[1]["psnr"])
+    assert first.data.metrics["psnr"] == readable(log[1]["psnr"])
     assert first.data.tags["verdict"] == log[1]["verdict"]
 
 
@@ -295,12 +303,14 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
     (study,) = client.search_runs([experiment], "tags.level = 'study'")
     assert study.info.status == "FINISHED"
-    assert study.data.metrics["mac_percent"] == best["mac_percent"]
+    assert study.data.metrics["mac_percent"] == readable(best["mac_percent"])
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{study.info.run_id}'")
     assert {child.info.run_name for child in children} == {"trial 0", "trial 1", "trial 2"}
     won = next(child for child in children if child.info.run_name == f"trial {best['trial']}")
     figures = ("mac_percent", "psnr_change", "ssim_change", "psnr_change_baseline", "psnr_change_control")
-    assert {key: won.data.metrics[key] for key in figures} == {key: best[key] for key in figures}  # not an iteration's
+    assert {key: won.data.metrics[key] for key in figures} == {
+        key: readable(best[key]) for key in figures
+    }  # not an iteration's
     assert won.data.metrics["feasible"] == 1.0
     assert float(won.data.params["threshold_scale"]) == best["params"]["threshold_scale"]
     assert len(client.get_metric_history(won.info.run_id, "mac_percent")) > 1
@@ -486,7 +496,7 @@ prune.prune(params, "edsr", "D")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.search_experiments(filter_string="name = 'architecture-aware pruning'")[0].experiment_id
     (logged,) = client.search_runs([experiment], "tags.stage = 'train edsr'")
-    assert logged.data.metrics["psnr"] == measured["psnr"]
+    assert logged.data.metrics["psnr"] == readable(measured["psnr"])
     assert logged.data.tags["checkpoint"] == "given.pth"
 
     torch.save({"params": {**state, "conv_last.bias": torch.zeros(4)}}, folder / "given.pth")

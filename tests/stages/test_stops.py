@@ -115,6 +115,21 @@ def test_what_check_refuses_is_said_before_dvc_begins(chain: Path) -> None:
     assert done.stdout == ""
 
 
+def test_a_moved_environments_programs_are_told_their_new_place(tmp_path: Path) -> None:
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "dvc").write_text("#!/old/place/.venv/bin/python\nprint('#!/old/place/.venv/bin/python')\nx = 1\n")
+    (programs / "activate").write_text('VIRTUAL_ENV="/old/place/.venv"\n')
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv/ready").write_text("")
+    for said in ("setup: the folder was moved", ""):
+        done = run(tmp_path, "make", "setup")
+        assert (done.returncode, done.stdout[:26]) == (0, said[:26])
+    assert (programs / "dvc").read_text().startswith(f"#!{programs}/python\n")
+    assert (programs / "activate").read_text() == f'VIRTUAL_ENV="{tmp_path}/.venv"\n'
+
+
 @pytest.mark.parametrize("shell", ["/bin/bash", "waits"])
 def test_a_killed_dvc_ends_its_stage(begun: Callable, chain: Path, tmp_path: Path, shell: str) -> None:
     if shell == "waits":  # as fish and older dashes do

@@ -17,7 +17,7 @@ from pipeline.study.trial import Outcome, Report
 def outcome(values: dict[str, float]) -> Outcome:
     """Fewest MACs at x = 0.3, of which only x >= 0.5 holds."""
     change = values["x"] - 0.5
-    return Outcome(100 * abs(values["x"] - 0.3), {"psnr_drop": -change}, {"psnr_change": change})
+    return Outcome(100 * abs(values["x"] - 0.3), {"psnr_beyond_limit": -change}, {"psnr_change": change})
 
 
 def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, log: str, sampler: str = "") -> None:
@@ -30,7 +30,7 @@ def main(storage: str, name: str, trials: int, seconds: float, heartbeat: int, l
     study = open_study(storage, name, {"baseline": "one"}, heartbeat)
     make = RandomSampler if sampler == "random" else None  # never the same point twice: each trial really sleeps
     proposals = Proposals({"x": FloatDistribution(0, 1)}, 1, {"x": 0.9}, make)
-    worker.work(study, run, proposals, trials, ("psnr_drop",), poll=0.2, grace=3 * heartbeat)
+    worker.work(study, run, proposals, trials, ("psnr_beyond_limit",), poll=0.2, grace=3 * heartbeat)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from pipeline.training import recipes
 from pipeline.training.setup import Setup
 
 SPACE = {"x": FloatDistribution(0, 1)}
-DROP = ("psnr_drop",)
+DROP = ("psnr_beyond_limit",)
 
 
 def new(tmp_path: Path, name: str = "study", seed: int = 1) -> tuple[optuna.Study, Proposals]:
@@ -180,7 +180,7 @@ def test_a_trial_of_a_dead_worker_has_its_reason(tmp_path: Path) -> None:
 
 def test_a_percentage_that_is_no_number_fails_the_trial_with_the_reason(tmp_path: Path) -> None:
     study, proposals = new(tmp_path)
-    worker.work(study, lambda *given: Outcome(float("nan"), {"psnr_drop": 0.0}), proposals, 1, DROP)
+    worker.work(study, lambda *given: Outcome(float("nan"), {"psnr_beyond_limit": 0.0}), proposals, 1, DROP)
     assert set(slots.failures(study).values()) == {"ValueError: the percentage of MACs kept is nan, which is no number"}
 
 
@@ -384,7 +384,7 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     assert trial.notes["psnr_change"] == measured.mean_psnr - problem.final.mean_psnr
     assert trial.notes["ssim_change"] == measured.mean_ssim - problem.final.mean_ssim
     assert trial.notes["psnr_change_control"] == pytest.approx(trial.notes["psnr_change"] - 0.1)
-    assert trial.constraints["psnr_drop"] == -trial.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
+    assert trial.constraints["psnr_beyond_limit"] == -trial.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
     assert trial.constraints["ssim_drop"] == -trial.notes["ssim_change"] - problem.setup.gate.max_ssim_drop
     assert [number for number, _, _ in told] == [*range(len(log)), len(log) - 1]
     assert all(at_least <= kept for _, kept, at_least in told)
@@ -517,3 +517,13 @@ def test_a_wrong_search_space_is_refused_by_name(tmp_path: Path, space: dict, se
     path.write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match=sentence):
         config.read(path)
+
+
+def test_the_dashboard_knows_the_metrics_name_and_which_trials_hold(tmp_path: Path) -> None:
+    study, proposals = new(tmp_path)
+    worker.work(study, plain, proposals, 8, DROP)
+    assert study.metric_names == ["mac_percent"]
+    for trial in study.get_trials():
+        (limit,) = trial.system_attrs["constraints"]  # what optuna_dashboard/_serializer.py reads
+        assert (limit <= 0) == slots.feasible(trial)
+        assert slots.constraints_of(trial) == {"psnr_beyond_limit": limit}

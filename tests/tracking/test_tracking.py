@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from spoiled import WAYS, spoil
@@ -110,7 +112,7 @@ def test_names_that_are_no_keys_are_stored_and_stay_readable(ready: MlflowClient
     stage, child = by_name["prune edsr D"], by_name["edsr D iteration 1"]
     assert {stage.info.status, child.info.status} == {"FINISHED"}
     assert stage.data.tags[f"image.{stores.key('validation IMG (3).jpg')}"] == "validation IMG (3).jpg"
-    channels = {stores.key(f"channels.{name}"): count for name, count in groups.items()}
+    channels = {stores.key(f"channels/{name}"): count for name, count in groups.items()}
     assert channels.items() <= stage.data.metrics.items()
     assert len([key for key in child.data.params if key.startswith("width.")]) == 110
     architecture = Path(child.info.artifact_uri.removeprefix("file://")) / "architecture.json"
@@ -260,3 +262,179 @@ def test_the_stages_of_one_dvc_process_share_a_session_and_those_of_another_dont
     )
     assert one[0] == one[1] != other[0] == other[1]
     assert one[0].startswith("dvc-")
+
+
+# --- a chain that is stopped, and goes on -------------------------------------------------------------------------
+
+
+def chains(client: MlflowClient) -> list[Run]:
+    experiment = client.get_experiment_by_name(store.EXPERIMENT).experiment_id
+    return client.search_runs([experiment], "tags.level = 'chain'")
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, client: MlflowClient, session: str) -> None:
+    """A chain whose stage is stopped by Ctrl-C, and whose process is gone."""
+    monkeypatch.setattr(runs, "session", lambda: session)
+    with pytest.raises(KeyboardInterrupt), runs.stage("train", "edsr"):
+        raise KeyboardInterrupt
+    client.set_tag(chains(client)[0].info.run_id, "process.began", "1000000000.00")
+
+
+def test_a_stop_by_a_person_is_no_failure_of_the_chain(ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, ready, "one")
+    assert {run.info.status for run in runs_of(ready).values()} == {"KILLED"}
+
+
+def test_what_goes_on_after_a_stop_joins_its_chain(
+    ready: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    stopped(monkeypatch, ready, "one")
+    monkeypatch.setattr(runs, "session", lambda: "two")
+    with runs.stage("train", "edsr"):
+        assert chains(ready)[0].info.status == "RUNNING"
+    with runs.stage("report"):
+        pass
+    (chain,) = chains(ready)
+    assert chain.info.status == "FINISHED"
+    for session, text in (("three", "seed: 1\n"), ("four", "seed: 2\n")):  # the report is made; another parameter
+        monkeypatch.setattr(runs, "session", lambda session=session: session)
+        (tmp_path / "params.yaml").write_text(text)
+        with runs.stage("train", "edsr"):
+            pass
+        ready.set_tag(chains(ready)[0].info.run_id, "process.began", "1000000000.00")
+    assert len(chains(ready)) == 3
+
+
+def test_a_chain_beside_a_living_one_is_its_own(ready: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    for session in ("one", "two"):  # both of this process, which lives
+        monkeypatch.setattr(runs, "session", lambda session=session: session)
+        with runs.stage("train", "edsr"):
+            pass
+    assert len(chains(ready)) == 2
+
+
+def test_the_chain_of_a_command_that_is_gone_is_closed(ready: MlflowClient) -> None:
+    experiment = ready.get_experiment_by_name(store.EXPERIMENT).experiment_id
+    ready.create_run(experiment, run_name="old", tags=process(process_began="1000000000.00") | {"level": "chain"})
+    store.page("http://127.0.0.1:1")
+    assert runs_of(ready)["old"].info.status == "KILLED"
+
+
+def test_a_chain_says_what_differs_from_the_committed_parameters(
+    ready: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 1\nprune: {align: 8, patience: 3}\n")
+    monkeypatch.setattr(runs, "_git", lambda *words: "seed: 1\nprune: {align: 1, patience: 3}" * (words[0] == "show"))
+    with runs.stage("train", "edsr"):
+        pass
+    (chain,) = chains(ready)
+    assert chain.data.params == {"seed": "1", "prune.align": "8", "prune.patience": "3"}
+    assert chain.data.tags["changed"] == "prune.align 8 (committed: 1)"
+    assert chain.data.tags["mlflow.note.content"].startswith("**Changed: prune.align 8 (committed: 1).**")
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(53.509280742, 53.5093), (-0.0069565168, -0.006957), (1.5e12, 1.5e12), (0, 0), (1e-6, 1e-6)]
+)
+def test_figures_are_rounded_where_people_read_them(value: float, shown: float) -> None:
+    assert runs.readable(value) == shown
+
+
+def iteration(number: int, verdict: str = "accepted") -> iterations.Iteration:
+    return iterations.Iteration(number, verdict, "a reason", 1, mac=100 - number, channels={"g": 3})
+
+
+@pytest.mark.parametrize(
+    ("place", "verdicts"),
+    [(3, ["accepted", "rejected", "accepted"]), (1, ["accepted", "rejected", "undone"]),
+     (2.5, ["accepted", "rejected", "partly undone"])],
+)  # fmt: skip
+def test_an_iteration_that_the_fine_tune_gave_back_isnt_accepted(
+    ready: MlflowClient, place: float, verdicts: list[str]
+) -> None:
+    with runs.stage("prune", "edsr", "D") as run:
+        for one in (iteration(1), iteration(2, "rejected"), iteration(3)):
+            runs.iteration(run, one, 100, "edsr", "D")
+    with runs.stage("finetune", "edsr", "D") as run:
+        runs.undone(run, "edsr", "D", place)
+    by_name = runs_of(ready)
+    assert [by_name[f"edsr D iteration {number}"].data.tags["verdict"] for number in (1, 2, 3)] == verdicts
+
+
+def test_the_charts_that_matter_stand_outside_of_sections(ready: MlflowClient) -> None:
+    with runs.stage("prune", "edsr", "D") as run:
+        runs.iteration(run, iteration(1), 100, "edsr", "D")
+    keys = runs_of(ready)["prune edsr D"].data.metrics.keys()
+    outside = {key for key in keys if "/" not in key}
+    assert outside == {"mac_percent", "psnr", "ssim", "psnr_change", "ssim_change", "alpha"}
+    assert {"channels/g", "costs/mac"} <= keys
+
+
+# --- a folder that is moved or copied -----------------------------------------------------------------------------
+
+
+def test_a_moved_folder_goes_on_with_its_runs_and_models(
+    uri: str, new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "an old place", tmp_path / "new"
+    (old / "pipeline").mkdir(parents=True)  # goes with a model
+    shutil.copyfile(new_store, old / "mlflow.db")
+    monkeypatch.chdir(old)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}/mlflow.db")
+    (old / "network.pt").write_bytes(b"weights")
+    with runs.stage("finetune", "edsr", "D") as run:
+        run.artifact(old / "network.pt")
+        assert run.model(torch.nn.Conv2d(3, 3, 1), 3, "edsr-D", old / "network.pt")
+    assert runs.register("edsr", "D", old / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
+
+    old.rename(new)
+    monkeypatch.chdir(new)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{new}/mlflow.db")
+    store.page("http://127.0.0.1:1")
+    with sqlite3.connect(new / "mlflow.db") as database:
+        assert "an old place" not in str(database.execute("SELECT * FROM experiments").fetchall())
+        assert "an%20old" not in str(database.execute("SELECT artifact_location FROM experiments").fetchall())
+    database.close()
+    client = MlflowClient(f"sqlite:///{new}/mlflow.db")
+    assert [file.path for file in client.list_artifacts(runs_of(client)["finetune edsr D"].info.run_id)]
+    assert runs.register("edsr", "D", new / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
+    with runs.stage("prune", "edsr", "D") as run:
+        run.artifact(new / "network.pt")
+    assert not old.exists()
+    mlflow.set_tracking_uri(f"sqlite:///{new}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{new}/mlflow.db")
+    assert mlflow.pytorch.load_model("models:/edsr@pruned")
+
+
+def test_a_store_that_isnt_the_folders_own_stays_where_its_files_are(
+    new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(new_store, tmp_path / "shared.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    client, experiment = store.client_and_experiment()
+    assert client.get_experiment(experiment).artifact_location == (new_store.parent / "mlartifacts").as_uri()
+
+
+def test_a_models_figures_sort_the_list_of_models(ready: MlflowClient, tmp_path: Path) -> None:
+    (tmp_path / "network.pt").write_bytes(b"weights")
+    (tmp_path / "pipeline").mkdir()  # goes with a model
+    with runs.stage("finetune", "edsr", "D") as run:
+        model = run.model(torch.nn.Conv2d(3, 3, 1), 3, "edsr-D", tmp_path / "network.pt")
+        assert runs.model_of(run, "edsr-D", tmp_path / "network.pt") == model
+        run.metrics({"mac_percent": 53.5}, 3, model)
+    assert [(one.key, one.value) for one in ready.get_logged_model(model).metrics] == [("mac_percent", 53.5)]
+
+
+def test_a_run_names_the_images_that_it_used(ready: MlflowClient, tmp_path: Path) -> None:
+    split = tmp_path / "edsr" / "train"
+    split.mkdir(parents=True)
+    (split / "index.json").write_text('{"names": ["a", "b"]}')
+    with runs.stage("train", "edsr") as run:
+        run.data(split, "train")
+    (used,) = runs_of(ready)["train edsr"].inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.profile) == ("edsr train", '{"images": 2}')

@@ -1,0 +1,102 @@
+"""Add a network of your own to params.yaml: `python -m stages.add mine mynet:build --images photos/`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.cli import Parser, guarded
+from pipeline.errors import UserError
+from pipeline.files import write_bytes
+from pipeline.schema import read_yaml
+
+PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Write all sections of a network into params.yaml, once it runs; say what of it can be pruned."""
+    parser = Parser(prog="python -m stages.add", description=main.__doc__)
+    parser.add_argument("name", help="of the network: letters, digits, - and _")
+    parser.add_argument("factory", help="module:function that builds it")
+    parser.add_argument("--images", required=True, help="a folder of photographs")
+    parser.add_argument("--scale", type=int, default=2, help="output pixels per input pixel; 1: restoration of noise")
+    with guarded("add"):
+        given = parser.parse_args()
+        if not Path(given.images).is_dir():
+            raise UserError(f"--images is {given.images}, which is no folder; one of photographs is needed")
+        read_yaml(PARAMS)  # a sentence for what is no YAML
+        text = extended(
+            PARAMS.read_text(encoding="utf-8"), sections(given.factory, given.images, given.scale), given.name
+        )
+        params = config.checked_params(_yaml().load(text), str(PARAMS))
+        print(prunable(params, given.name))
+        write_bytes(PARAMS, text.encode())
+        print(f"add: {PARAMS} has {given.name} now, alone in run.networks; next: make repro")
+
+
+def sections(factory: str, images: str, scale: int) -> dict[str, Any]:
+    """What each section of params.yaml gets: numbers that a small network is trained by in minutes."""
+    task = "restoration" if scale == 1 else "super_resolution"
+    steps = {"steps": 3000, "batch": 16, "patch": 24, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
+    return {
+        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale},
+        "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
+        "train": steps | {"validate_every": 500},
+        "analyze": {"size": [1020, 1020]},
+        "retrain": {"max_iterations": 4, "steps": 100, "lr": 5e-4, "teacher": 0.5},
+        "tolerance": {"psnr": 0.1, "ssim": 0.003},
+        "finetune": {"steps": 2000, "lr": 5e-4, "lr_final": 1e-6, "teacher": 0.5},
+    }
+
+
+def extended(text: str, added: dict[str, Any], name: str) -> str:
+    """The text of params.yaml with a network in each section, and alone in run.networks; its comments stay."""
+    yaml = _yaml()
+    content = yaml.load(text)
+    lacking = [
+        key for key in ("run", *added) if not isinstance(content, dict) or not isinstance(content.get(key), dict)
+    ]
+    if lacking:
+        raise UserError(f"{PARAMS} has no section {', '.join(lacking)}; presets/small.yaml is a whole one")
+    if name in content["networks"]:
+        raise UserError(f"{PARAMS}: networks has {name} already; another name is needed")
+    for section, values in added.items():
+        own = yaml.map()
+        own.update(values)
+        own.fa.set_flow_style()
+        content[section].insert(0, name, own)  # first: what stands behind the last key stays below the section
+    content["run"]["networks"][:] = [name]
+    out = io.StringIO()
+    yaml.dump(content, out)
+    return out.getvalue()
+
+
+def prunable(params: config.Params, name: str) -> str:
+    """What can be removed of a network, and what stays whole; UserError where it can't be built, run or trained."""
+    from pipeline import checks
+    from pipeline.networks import build
+    from pipeline.pruning import coupling
+    from pipeline.training.setup import example
+
+    section = params.networks[name]
+    net = build(section.factory, section.args)
+    image = example(section, params.train[name], net)
+    checks.check(name, section, image, net)
+    found = coupling.find_groups(net, image)
+    lines = [f"add: {name}: {sum(group.channels for group in found.groups)} channels can be pruned"]
+    lines += [f"  {group.name}: {group.channels} channels of {', '.join(group.producers)}" for group in found.groups]
+    return "\n".join([*lines, *(f"  stays whole: {sentence}" for sentence in found.frozen)])
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    return yaml
+
+
+if __name__ == "__main__":
+    main()
