@@ -29,6 +29,8 @@ def main() -> None:
     with guarded("repro"):
         process = parser.parse_args().process
         if process is not None:
+            if process != os.getppid():  # it has ended already
+                raise KeyboardInterrupt
             end_with_parent(process)
         python("stages.check")
         # The networks' chains are independent: DVC runs them side by side, then once more over everything.

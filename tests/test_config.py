@@ -87,7 +87,7 @@ def test_a_preset_is_written_with_its_own_first_lines_and_the_small_ones_comment
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     assert read_yaml(tmp_path / "params.yaml") == presets.values(path)
     assert text.splitlines()[0] == path.read_text(encoding="utf-8").splitlines()[0]
-    assert "# alpha at the first iteration\n" in text
+    assert "# of alpha after an accepted iteration\n" in text
     assert "\n\nretrain: # what each pruning iteration trains" in text  # sections stay apart
     assert "\n\n\n" not in text
     assert not any(line != line.rstrip() for line in text.splitlines())

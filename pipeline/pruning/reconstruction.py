@@ -64,8 +64,11 @@ def readable(layer: nn.Module) -> TypeGuard[Reader]:
 def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -> dict[str, Moments]:
     """Of every layer that reads a removable channel and is `readable`, over batches of inputs [N, C, H, W].
 
-    Layers are named by their modules. The network is left in evaluation mode.
+    Layers are named by their modules. The network is left as it is; a copy is measured whose weights lie as those of a
+    loaded one do, so that a pruning that goes on after a stop ends with the same bits.
     """
+    network = duplicate(network).eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     names = dict.fromkeys(slot.module for group in coupling.groups for slot in _inputs(group))
     layers = {name: layer for name in names if readable(layer := network.get_submodule(name))}
     second: dict[str, Tensor] = {}
@@ -91,7 +94,6 @@ def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -
         for name, layer in layers.items()
     ]
     try:
-        network.eval()
         with torch.enable_grad():
             for batch in batches:
                 output = network(batch)

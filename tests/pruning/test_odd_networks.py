@@ -357,7 +357,7 @@ def test_a_network_that_cant_be_pickled_isnt_logged_as_a_model_and_the_run_says_
     said: dict[str, str] = {}
     monkeypatch.setattr(runs.Run, "tags", lambda self, tags: said.update(tags))
     monkeypatch.setattr(runs.stores, "probe", lambda uri: None)  # there is no store
-    runs.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd")
+    runs.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd", Path("network.pt"))
     assert said["model"].startswith("not logged, since it can't be pickled: Serialization of parametrized modules")
 
 
