@@ -385,7 +385,7 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     assert trial.notes["ssim_change"] == measured.mean_ssim - problem.final.mean_ssim
     assert trial.notes["psnr_change_control"] == pytest.approx(trial.notes["psnr_change"] - 0.1)
     assert trial.constraints["psnr_beyond_limit"] == -trial.notes["psnr_change"] - problem.setup.gate.max_psnr_drop
-    assert trial.constraints["ssim_drop"] == -trial.notes["ssim_change"] - problem.setup.gate.max_ssim_drop
+    assert trial.constraints["ssim_beyond_limit"] == -trial.notes["ssim_change"] - problem.setup.gate.max_ssim_drop
     assert [number for number, _, _ in told] == [*range(len(log)), len(log) - 1]
     assert all(at_least <= kept for _, kept, at_least in told)
     assert told[-1][1] == told[-1][2] == trial.mac_percent
