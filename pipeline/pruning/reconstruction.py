@@ -23,16 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks import duplicate
+from pipeline.pruning.readers import Reader, View, by_row, matrix, patches, readable, set_matrices, views
 from pipeline.pruning.removal import Coupling, Group, Removed, Slot
-
-Reader = nn.Conv2d | nn.ConvTranspose2d
 
 RIDGE = 1e-6  # of the mean of A's diagonal, added to it: inputs that hardly vary would make it singular
 ROWS = 4_000  # patches of one layer and batch that are looked at; enough for A of some thousand rows
@@ -40,7 +37,7 @@ ROWS = 4_000  # patches of one layer and batch that are looked at; enough for A 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one reading layer: its inputs' second moments, and how far its outputs reach.
+    """Of one view of a reading layer: its inputs' second moments, and how far its outputs reach.
 
     second: E[x x^T], float64 [n, n]: n = channels × kernel places, and 1 for the bias, last.
     reach: S, float64 [rows]: the mean squared change of the network's output for a mean squared change of a row by 1.
@@ -48,20 +45,13 @@ class Moments:
 
     second: Tensor
     reach: Tensor
-    places: int  # kernel places that each input channel has in x
+    view: View
 
 
-def readable(layer: nn.Module) -> TypeGuard[Reader]:
-    """Whether a layer's output is linear in patches of its input, as `moments` takes them."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and not isinstance(layer.padding, str)
-    if isinstance(layer, nn.ConvTranspose2d):  # each output pixel comes from one input pixel
-        plain = layer.kernel_size == layer.stride and layer.padding == (0, 0) and layer.output_padding == (0, 0)
-        return plain and layer.groups == 1 and layer.dilation == (1, 1)
-    return False
+Known = Mapping[str, Sequence[Moments]]  # of every layer: module name -> one for each of its views
 
 
-def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -> dict[str, Moments]:
+def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -> dict[str, tuple[Moments, ...]]:
     """Of every layer that reads a removable channel and is `readable`, over batches of inputs [N, C, H, W].
 
     Layers are named by their modules. The network is left as it is; a copy is measured whose weights lie as those of a
@@ -71,23 +61,26 @@ def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     names = dict.fromkeys(slot.module for group in coupling.groups for slot in _inputs(group))
     layers = {name: layer for name in names if readable(layer := network.get_submodule(name))}
-    second: dict[str, Tensor] = {}
-    reach: dict[str, Tensor] = {}
-    rows: dict[str, int] = dict.fromkeys(layers, 0)
+    second: dict[tuple[str, View], Tensor] = {}
+    reach: dict[tuple[str, View], Tensor] = {}
+    rows: dict[tuple[str, View], int] = {}
     outputs, draws = 0, torch.Generator().manual_seed(0)
 
     def see(name: str, layer: Reader, image: Tensor, output: Tensor) -> None:
-        patches = _patches(layer, image.detach().float())
-        if len(patches) > ROWS:  # by chance: at even distances they could all be of one place of a PixelShuffle's cell
-            patches = patches[torch.randperm(len(patches), generator=draws)[:ROWS].to(patches.device)]
-        patches = patches.double()
-        second[name] = second.get(name, 0) + patches.T @ patches
-        rows[name] += len(patches)
+        for view in views(layer):
+            read = patches(layer, view, image.detach().float(), output.shape[2:])
+            if len(read) > ROWS:  # by chance: at even distances they could all be of one place of a PixelShuffle's cell
+                read = read[torch.randperm(len(read), generator=draws)[:ROWS].to(read.device)]
+            read = read.double()
+            second[name, view] = second.get((name, view), 0) + read.T @ read
+            rows[name, view] = rows.get((name, view), 0) + len(read)
         if output.requires_grad:
             output.register_hook(lambda slope: feel(name, layer, slope))
 
     def feel(name: str, layer: Reader, slope: Tensor) -> None:
-        reach[name] = reach.get(name, 0) + _by_row(layer, slope.detach().double().square())
+        squares = slope.detach().double().square()
+        for view in views(layer):
+            reach[name, view] = reach.get((name, view), 0) + by_row(layer, view, squares)
 
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output, name=name: see(name, layer, inputs[0], output))
@@ -105,13 +98,18 @@ def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -
     finally:
         for hook in hooks:
             hook.remove()
+    silent = torch.zeros(1)
     return {
-        name: Moments(total / rows[name], reach.get(name, torch.zeros(1)) / outputs, _places(layers[name]))
-        for name, total in second.items()
+        name: tuple(
+            Moments(second[name, view] / rows[name, view], reach.get((name, view), silent) / outputs, view)
+            for view in views(layer)
+        )
+        for name, layer in layers.items()
+        if all((name, view) in rows for view in views(layer))
     }
 
 
-def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known: Mapping[str, Moments]) -> nn.Module:
+def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known: Known) -> nn.Module:
     """A copy of the network whose readers make up for the removed channels as well as they can; none is removed yet.
 
     removed: group name -> channels that go. Layers that `known` lacks stay as they are.
@@ -125,19 +123,23 @@ def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known:
             )
     for name, channels in gone.items():
         if name in known and channels:
-            layer, moment = _reader(copied, name), known[name]
-            weights = _matrix(layer)
-            away = _columns(sorted(channels), moment.places)
-            kept = [column for column in range(weights.shape[1]) if column not in set(away)]
-            second = _ridged(moment.second)
-            share = torch.linalg.solve(second[kept][:, kept], second[kept][:, away])  # [K, R]
-            weights[:, kept] += weights[:, away] @ share.T
-            _set_matrix(layer, weights)
+            layer = _reader(copied, name)
+            set_matrices(layer, [_made_up_for(matrix(layer, one.view), one, sorted(channels)) for one in known[name]])
     return copied
 
 
+def _made_up_for(weights: Tensor, moment: Moments, channels: Sequence[int]) -> Tensor:
+    """W with the share of the removed input channels in what the kept ones hold added to these."""
+    away = _columns(channels, moment.view.places)
+    kept = [column for column in range(weights.shape[1]) if column not in set(away)]
+    second = _ridged(moment.second)
+    share = torch.linalg.solve(second[kept][:, kept], second[kept][:, away])  # [K, R]
+    weights[:, kept] += weights[:, away] @ share.T
+    return weights
+
+
 def saliencies(
-    network: nn.Module, coupling: Coupling, known: Mapping[str, Moments], limits: Mapping[str, int]
+    network: nn.Module, coupling: Coupling, known: Known, limits: Mapping[str, int]
 ) -> dict[str, tuple[float, ...]]:
     """Group name -> [C_g] the mean squared change of the network's output that each channel's removal adds.
 
@@ -155,7 +157,7 @@ def saliencies(
 
 
 def weakest(
-    network: nn.Module, coupling: Coupling, known: Mapping[str, Moments], counts: Mapping[str, int]
+    network: nn.Module, coupling: Coupling, known: Known, counts: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:
     """So many channels of each group, those of the least saliency. counts: group name -> channels."""
     ordered = saliencies(network, coupling, known, counts)
@@ -167,13 +169,13 @@ def weakest(
 
 
 def _saliencies(
-    network: nn.Module, group: Group, readers: Sequence[Slot], known: Mapping[str, Moments], limit: int
+    network: nn.Module, group: Group, readers: Sequence[Slot], known: Known, limit: int
 ) -> tuple[float, ...]:
     states = []
     for slot in readers:
-        moment = known[slot.module]
-        weights = _matrix(_reader(network, slot.module)) * moment.reach.sqrt()[:, None]
-        states.append([torch.linalg.inv(_ridged(moment.second)), weights, slot, moment.places])
+        for moment in known[slot.module]:
+            weights = matrix(_reader(network, slot.module), moment.view) * moment.reach.sqrt()[:, None]
+            states.append([torch.linalg.inv(_ridged(moment.second)), weights, slot, moment.view.places])
     added = [0.0] * group.channels
     left, floor = list(range(group.channels)), 0.0
     for _ in range(min(limit, group.channels - 1) + 1):
@@ -221,53 +223,5 @@ def _columns(channels: Sequence[int], places: int) -> list[int]:
     return [channel * places + place for channel in channels for place in range(places)]
 
 
-def _places(layer: Reader) -> int:
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else layer.kernel_size[0] * layer.kernel_size[1]
-
-
 def _ridged(second: Tensor) -> Tensor:
     return second + RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype, device=second.device)
-
-
-def _patches(layer: Reader, image: Tensor) -> Tensor:
-    """[patches, n] what each of a layer's outputs is made of, with a 1 behind it where there is a bias."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        rows = image.flatten(2)
-    else:
-        if layer.padding_mode != "zeros":
-            image = F.pad(image, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = layer.padding if layer.padding_mode == "zeros" and not isinstance(layer.padding, str) else 0
-        rows = F.unfold(image, layer.kernel_size, layer.dilation, padding, layer.stride)
-    rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if layer.bias is not None else rows
-
-
-def _by_row(layer: Reader, output: Tensor) -> Tensor:
-    """[rows] the sum of an output-shaped tensor over images and places, by the rows of `_matrix`."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        (high, wide), (images, channels, height, width) = layer.kernel_size, output.shape
-        return output.view(images, channels, height // high, high, width // wide, wide).sum(dim=(0, 2, 4)).flatten()
-    return output.sum(dim=(0, 2, 3))
-
-
-def _matrix(layer: Reader) -> Tensor:
-    """float64 [rows, n] a layer's weights as y = W x has them, the bias last."""
-    weight = layer.weight.detach().double()
-    if isinstance(layer, nn.ConvTranspose2d):
-        rows = weight.permute(1, 2, 3, 0).reshape(-1, weight.shape[0])
-        bias = None if layer.bias is None else layer.bias.detach().double().repeat_interleave(weight[0, 0].numel())
-    else:
-        rows, bias = weight.reshape(len(weight), -1), None if layer.bias is None else layer.bias.detach().double()
-    return rows.clone() if bias is None else torch.cat([rows, bias[:, None]], dim=1)
-
-
-@torch.no_grad()
-def _set_matrix(layer: Reader, weights: Tensor) -> None:
-    """Put them back. A transposed kernel's places share one bias: the mean of what they ask for."""
-    if layer.bias is not None:
-        bias, weights = weights[:, -1], weights[:, :-1]
-        layer.bias.copy_(bias.view(len(layer.bias), -1).mean(dim=1))
-    if isinstance(layer, nn.ConvTranspose2d):
-        channels, (height, width) = layer.out_channels, layer.kernel_size
-        weights = weights.reshape(channels, height, width, layer.in_channels).permute(3, 0, 1, 2)
-    layer.weight.copy_(weights.reshape(layer.weight.shape))

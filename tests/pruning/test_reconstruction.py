@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import networks
-from pipeline.pruning import reconstruction, removal
+from pipeline.pruning import readers, removal
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.reconstruction import compensated, moments, saliencies, weakest
 from pipeline.pruning.removal import remove
@@ -70,9 +70,12 @@ def test_what_a_channel_gives_on_average_goes_into_the_bias() -> None:
     [
         nn.Conv2d(5, 3, 3, padding=1),
         nn.Conv2d(5, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(5, 3, (4, 3), padding="same"),
         nn.Conv2d(5, 3, (3, 1), stride=2, padding=(1, 0), bias=False),
         nn.ConvTranspose2d(5, 3, 2, 2, bias=False),
         nn.ConvTranspose2d(5, 3, 2, 2),
+        nn.ConvTranspose2d(5, 3, 4, 2, 1, bias=False),
+        nn.ConvTranspose2d(5, 3, (3, 5), (2, 3), (1, 2), output_padding=(1, 0), bias=False),
     ],
     ids=str,
 )
@@ -84,15 +87,65 @@ def test_the_weights_are_those_of_least_squares(reads: nn.Module) -> None:
     known = moments(network, groups, images())
     changed = compensated(network, groups, removed, known)
 
-    rows = torch.cat([reconstruction._patches(reads, torch.relu(network.makes(image))) for image in images()]).double()
-    places = reconstruction._places(reads)
-    kept = [c * places + k for c in (0, 2, 3) for k in range(places)]
-    kept += [rows.shape[1] - 1] if reads.bias is not None else []
-    wanted = rows @ reconstruction._matrix(reads).T
-    best = torch.linalg.lstsq(rows[:, kept], wanted).solution.T
-    if isinstance(reads, nn.ConvTranspose2d) and reads.bias is not None:
-        best[:, -1] = best[:, -1].view(3, -1).mean(dim=1).repeat_interleave(4)
-    assert torch.allclose(reconstruction._matrix(changed.reads)[:, kept], best.detach(), atol=1e-3)
+    made = [torch.relu(network.makes(image)) for image in images()]
+    for view in readers.views(reads):
+        rows = torch.cat([readers.patches(reads, view, image, reads(image).shape[2:]) for image in made]).double()
+        kept = [c * view.places + k for c in (0, 2, 3) for k in range(view.places)]
+        kept += [rows.shape[1] - 1] if reads.bias is not None else []
+        expected = rows @ readers.matrix(reads, view).T
+        best = torch.linalg.lstsq(rows[:, kept], expected).solution.T
+        if isinstance(reads, nn.ConvTranspose2d) and reads.bias is not None:
+            best[:, -1] = best[:, -1].view(3, -1).mean(dim=1).repeat_interleave(4)
+        assert torch.allclose(readers.matrix(changed.reads, view)[:, kept], best.detach(), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 3, (4, 3), padding="same", dilation=(1, 2)),
+        nn.Conv2d(2, 3, (4, 3), padding="valid"),
+        nn.Conv2d(2, 3, (3, 1), stride=2, padding=(1, 0), dilation=(2, 1), bias=False),
+        nn.ConvTranspose2d(2, 3, 2, 2),
+        nn.ConvTranspose2d(2, 3, 4, 2, 1),
+        nn.ConvTranspose2d(2, 3, 4, 2, 3),
+        nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1, bias=False),
+        nn.ConvTranspose2d(2, 3, 3, 1, 1),
+        nn.ConvTranspose2d(2, 3, 3, 2, 1, dilation=2),
+        nn.ConvTranspose2d(2, 3, (2, 5), (3, 2), (0, 2), output_padding=(2, 1)),
+    ],
+    ids=str,
+)
+def test_a_layer_is_its_matrices_times_patches(layer: nn.Module) -> None:
+    """The products of all views are the layer's output; where no kernel place reaches is the bias."""
+    torch.manual_seed(4)
+    image = torch.rand(2, 2, 7, 6)
+    output = layer(image).detach()
+    made = torch.full_like(output, float("nan"))
+    for view in readers.views(layer):
+        rows = readers.patches(layer, view, image, output.shape[2:])
+        product = (rows.double() @ readers.matrix(layer, view).T).float()  # [N * places, out * phases]
+        if isinstance(layer, nn.Conv2d):
+            made = product.view(2, *output.shape[2:], -1).permute(0, 3, 1, 2)
+            continue
+        (down, along), phases = layer.stride, view.phases
+        high, wide = (min(-(-(output.shape[2 + a] - p[a]) // layer.stride[a]) for p in phases) for a in (0, 1))
+        product = product.view(2, high, wide, 3, len(phases)).permute(0, 3, 4, 1, 2)
+        for number, (p, q) in enumerate(phases):
+            places = made[:, :, p::down, q::along]
+            places[:, :, :high, :wide] = product[:, :, number]
+            assert places[:, :, high + 1 :].numel() == places[:, :, :, wide + 1 :].numel() == 0
+            places[:, :, high:], places[:, :, :, wide:] = (
+                output[:, :, p::down, q::along][:, :, high:],
+                output[:, :, p::down, q::along][:, :, :, wide:],
+            )
+    bare = torch.isnan(made)
+    constant = torch.zeros_like(output) if layer.bias is None else layer.bias.detach()[:, None, None].expand_as(output)
+    assert not bare.all()
+    assert torch.equal(output[bare], constant[bare])
+    assert torch.allclose(torch.where(bare, output, made), output, atol=1e-5)
+    summed = sum(readers.by_row(layer, view, output).sum() for view in readers.views(layer))
+    assert torch.isclose(summed, output[~bare].sum(), atol=1e-3)
 
 
 def test_the_weakest_channels_are_those_that_a_search_of_all_pairs_finds() -> None:
@@ -116,7 +169,11 @@ def test_the_weakest_channels_are_those_that_a_search_of_all_pairs_finds() -> No
 
 def test_a_saliency_is_the_change_of_the_output_where_nothing_lies_behind_the_reader() -> None:
     torch.manual_seed(2)
-    for reads in (nn.Conv2d(5, 3, 3, padding=1), nn.ConvTranspose2d(5, 3, 2, 2, bias=False)):
+    for reads in (
+        nn.Conv2d(5, 3, 3, padding=1),
+        nn.ConvTranspose2d(5, 3, 2, 2, bias=False),
+        nn.ConvTranspose2d(5, 3, 4, 2, 1, bias=False),
+    ):
         network = Chain(nn.Conv2d(3, 5, 1), reads).eval()
         groups = find_groups(network, images()[0][:1])
         (group,) = groups.groups
@@ -200,11 +257,19 @@ def test_coupled_networks_lose_less_than_by_magnitude(name: str, args: dict, cha
     assert lost(first, True) < 0.9 * lost(first, False)
 
 
-def test_layers_that_are_not_linear_in_patches_stay_as_they_are() -> None:
-    network = Chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding="same")).eval()
+def test_layers_that_are_not_read_as_patches_stay_as_they_are() -> None:
+    class LastAxis(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    network = Chain(nn.Conv2d(3, 4, 1), LastAxis()).eval()
     groups = find_groups(network, images()[0][:1])
     known = moments(network, groups, images())
     assert known == {}
     changed = compensated(network, groups, {groups.groups[0].name: (0,)}, known)
-    assert torch.equal(changed.reads.weight, network.reads.weight)
+    assert torch.equal(changed.reads.linear.weight, network.reads.linear.weight)
     assert weakest(network, groups, known, {groups.groups[0].name: 1}) == {}
