@@ -371,6 +371,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["auto", "cpu", "cuda"]
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1  # that share the batches of a training, a process each
     threads: Annotated[int, Field(ge=1, le=1024)]  # of one process; bits are equal only at equal thread counts
     precision: Literal["auto", "fp32", "bf16"]  # of the multiplications while training; quality is always fp32
     run: Run
@@ -416,6 +417,12 @@ class Params(Section):
                 others = f", nor {', '.join(missing[1:])}; python -m stages.add writes them all" if missing[1:] else ""
                 raise ValueError(
                     f"run.networks names {shown(network)}, which {missing[0]} doesn't have; it has {has}{others}"
+                )
+            batch = self.train[network].batch
+            if batch % self.devices:
+                fits = ", ".join(str(number) for number in range(1, batch + 1) if batch % number == 0)
+                raise ValueError(
+                    f"devices is {self.devices}, which can't share train.{network}.batch, {batch}, equally; {fits} can"
                 )
         for method in self.run.methods:
             if method not in self.methods:

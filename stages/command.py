@@ -9,20 +9,27 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from pipeline import config
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
-from pipeline.files import write_bytes
+from pipeline.files import digest, write_bytes
 from stages.common import RESULTS
+
+if TYPE_CHECKING:
+    from pipeline.training.device import Machine
 
 GRACE = 3.0  # s from asking a process to stop to making it
 
 
-def main(stage: Callable[..., None], *arguments: str) -> None:
-    """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on."""
+def main(stage: Callable[..., None], *arguments: str, trains: bool = False) -> None:
+    """Run a stage on `python -m stages.NAME ARGUMENTS`: bad input ends in one sentence, a stop says how to go on.
+
+    A stage that `trains` does so on several devices, when params.yaml says so or torchrun has begun it.
+    """
     name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
     parser = Parser(prog=f"python -m stages.{name}", description=stage.__doc__)
     for argument in arguments:
@@ -32,7 +39,9 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the run in MLflow ends with the stage
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, signal.default_int_handler)
-    with guarded(name):
+    several = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0")) if several > 1 else 0
+    with guarded(f"{name}, rank {rank}" if rank else name):
         names = vars(parser.parse_args())
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.methods)):
@@ -41,7 +50,48 @@ def main(stage: Callable[..., None], *arguments: str) -> None:
         if "network" in names:
             params.require(names["network"], *(["prepare"] if name == "prepare" else []))
         writable(RESULTS)
-        stage(params, *names.values())
+        if several > 1 and not trains:
+            raise UserError(f"stages.{name} trains nothing: it runs in one process, without torchrun")
+        if trains and (several > 1 or ("WORLD_SIZE" not in os.environ and params.devices > 1)):
+            _with_others(stage, name, params, list(names.values()))
+        else:
+            stage(params, *names.values())
+
+
+def _with_others(stage: Callable[..., None], name: str, params: config.Params, names: list[str]) -> None:
+    """Run a stage on several devices: rank 0 runs it, and the other processes take part in its trainings."""
+    from pipeline.training import devices, loop
+    from pipeline.training.setup import load_setup
+
+    network = names[0]
+    setup = load_setup(params, network, RESULTS)
+    words = ["-m", f"stages.{name}", *names]
+    with devices.joined(params.devices, words, setup.machine, _same(params, network, setup.machine)) as rank:
+        devices.check_share(setup.recipe.batch, f"train.{network}.batch")
+        if rank == 0:
+            stage(params, *names)
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as rank 0 stops, so does this one
+        for number in (signal.SIGTERM, signal.SIGHUP):  # also within PyTorch, where Python can't react
+            signal.signal(number, signal.SIG_DFL)
+        loop.serve(setup.train, setup.machine)
+
+
+def _same(params: config.Params, network: str, machine: Machine) -> dict[str, str]:
+    """What the processes of a training must have in common, as digests under the words for it."""
+    import torch
+
+    package = params.networks[network].factory.partition(":")[0].partition(".")[0]  # a user's own, in this folder
+    files = [Path(f"{package}.py")]
+    for room in ("pipeline", "stages", package):
+        files += Path(room).rglob("*.py")
+    return {
+        "code": digest(*sorted(path for path in files if path.is_file())),
+        "params.yaml": digest(params.model_dump()),
+        "training images": digest(RESULTS / "prepare" / network / "train" / "index.json"),
+        "PyTorch": torch.__version__,
+        "device or precision": digest(machine.device.type, machine.bf16),
+    }
 
 
 def end_with_parent(parent: int | None = None, group: bool = False) -> None:

@@ -64,4 +64,4 @@ def control(params: config.Params, network: str) -> None:
 
 
 if __name__ == "__main__":
-    main(control, "network")
+    main(control, "network", trains=True)

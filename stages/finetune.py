@@ -62,4 +62,4 @@ def finetune(params: config.Params, network: str, method: str) -> None:
 
 
 if __name__ == "__main__":
-    main(finetune, "network", "method")
+    main(finetune, "network", "method", trains=True)

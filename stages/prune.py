@@ -70,4 +70,4 @@ def prune(params: config.Params, network: str, method: str) -> None:
 
 
 if __name__ == "__main__":
-    main(prune, "network", "method")
+    main(prune, "network", "method", trains=True)

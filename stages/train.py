@@ -70,4 +70,4 @@ def train(params: config.Params, network: str) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "network")
+    main(train, "network", trains=True)

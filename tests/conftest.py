@@ -24,7 +24,7 @@ TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
 # Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.
 SLOW = {"test_chain", "test_presets", "test_search", "test_stops", "test_examples", "test_user_networks", "test_export",
-        "test_latency", "test_tracking", "test_odd_networks"}  # fmt: skip
+        "test_latency", "test_tracking", "test_odd_networks", "test_devices", "test_several_devices"}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

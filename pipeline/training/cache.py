@@ -19,6 +19,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.files import digest, load_tensors, save_tensors
+from pipeline.training import devices
 from pipeline.training.device import Machine
 
 KEPT = 300  # files; the oldest go
@@ -74,7 +75,7 @@ def _machine(machine: Machine) -> list[str]:
     """What the bits depend on beside numbers in params.yaml."""
     name = torch.cuda.get_device_name() if machine.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return [machine.device.type, name, f"{machine.bf16}", f"{torch.get_num_threads()}", torch.__version__,
-            platform.node(), platform.machine()]  # fmt: skip
+            platform.node(), platform.machine(), f"{devices.count()}"]  # fmt: skip
 
 
 @cache

@@ -1,7 +1,8 @@
 """One visible training loop, used for baselines, controls, pruning iterations and fine-tuning alike.
 
 Step n of a training is a function of the weights, the optimiser and (seed, n) alone, so a training that was stopped
-goes on from its last saved state and ends with the bits of an undisturbed one.
+goes on from its last saved state and ends with the bits of an undisturbed one. On several devices (devices.py) each
+takes its share of that same batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.config import Train
 from pipeline.errors import UserError, explained
 from pipeline.files import load_tensors, save_tensors
+from pipeline.training import devices
 from pipeline.training.device import Machine
 
 SAVE_SECONDS = 15.0  # a kill loses at most this much training
@@ -44,6 +46,18 @@ class Teacher:
 
     network: nn.Module
     weight: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training is made of, but for the images: all that another process needs to take part in it."""
+
+    network: nn.Module
+    recipe: Train
+    seed: int
+    penalty: Callable[[nn.Module], Tensor] | None
+    teacher: Teacher | None
+    state: dict | None  # of `save_state`, where it goes on
 
 
 @dataclass(frozen=True)
@@ -86,35 +100,59 @@ def fit(
     resume: a file that holds the state, written every SAVE_SECONDS and read when it exists; the caller removes it.
     Raises NonFiniteLossError, leaving the network as it was at that step, and UserError as `forward` does.
     """
+    training = Training(network, recipe, seed, penalty, teacher, read_state(resume, machine, network, recipe.steps))
+    devices.send(training)
+    return follow(training, images, machine, validate, tick, resume)
+
+
+def serve(images, machine: Machine) -> None:
+    """Take part in rank 0's trainings until it needs no more."""
+    while (training := devices.receive(machine)) is not None:
+        with suppress(NonFiniteLossError):  # rank 0 has it too
+            follow(training, images, machine)
+
+
+def follow(
+    training: Training,
+    images,
+    machine: Machine,
+    validate: Callable[[nn.Module], float] | None = None,
+    tick: Callable[[int, float | None], None] = lambda step, psnr: None,
+    resume: Path | None = None,
+) -> list[Point]:
+    """The steps of a training, as `fit` says; every device takes them, and rank 0 alone validates and saves."""
+    network, recipe, seed, teacher = training.network, training.recipe, training.seed, training.teacher
     network.to(machine.device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
     average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
-    start, curve, loss_sum = 0, [], 0.0
-    state = read_state(resume, machine, network, recipe.steps)
+    start, curve = 0, []
+    state = training.state
     if state is not None:
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
         start, curve = state["step"], [Point(**point) for point in state["curve"]]
+    parallel = devices.parallel(network)
     saved = time.monotonic()
     for step, (inputs, targets) in enumerate(batches(images, recipe, seed, start), start=start):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        torch.manual_seed(seed + step)  # for dropout and the like, so that these too don't depend on a stop
+        # for dropout and the like, so that these too don't depend on a stop; each device draws its own
+        torch.manual_seed(seed + step + 500_009 * devices.rank())
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
-            outputs = forward(network, inputs, targets, step)
+            outputs = forward(parallel, inputs, targets, step)
             taught = _taught(teacher, inputs)
-        loss = (outputs.float() - targets).abs().mean()
-        loss_sum = loss.item()
+        loss = error = (outputs.float() - targets).abs().mean()
         if taught is not None:
             loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught).abs().mean()
-        if penalty is not None:
-            loss = loss + penalty(network)
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(step)
+        if training.penalty is not None:
+            loss = loss + training.penalty(network)
         optimiser.zero_grad(set_to_none=True)
-        backward(network, loss)
+        backward(parallel, loss)
+        mean_error, mean_loss = devices.means(error.item(), loss.item())
+        if not math.isfinite(mean_loss):
+            raise NonFiniteLossError(step)
         if recipe.clip:
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
         optimiser.step()
@@ -125,7 +163,7 @@ def fit(
             torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], weight)
         if validate is not None and (done % recipe.validate_every == 0 or done == recipe.steps):
             with averaged(network, average):
-                curve.append(Point(done, validate(network), loss_sum))
+                curve.append(Point(done, validate(network), mean_error))
             network.train()
         tick(done, curve[-1].psnr if curve else None)
         if resume is not None and time.monotonic() - saved > SAVE_SECONDS:
@@ -141,24 +179,24 @@ def fit(
 
 def forward(network: nn.Module, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
     """The network's output in training mode; UserError when a user's forward fails there or gives something else."""
-    with explained(f"the forward of {type(network).__name__} fails in training, step {step}"):
+    name = type(devices.own(network)).__name__
+    with explained(f"the forward of {name} fails in training, step {step}"), devices.connected():
         outputs = network(inputs)
     if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
         kind = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise UserError(
-            f"the forward of {type(network).__name__} gives {kind} in training, but {tuple(targets.shape)} is needed"
-        )
+        raise UserError(f"the forward of {name} gives {kind} in training, but {tuple(targets.shape)} is needed")
     if not outputs.requires_grad:
         raise UserError(
-            f"training can't go back through the forward of {type(network).__name__}: its output is detached from the "
-            "parameters, or made under no_grad, or all that it uses have requires_grad False"
+            f"training can't go back through the forward of {name}: its output is detached from the parameters, or "
+            "made under no_grad, or all that it uses have requires_grad False"
         )
     return outputs
 
 
 def backward(network: nn.Module, loss: Tensor) -> None:
     """The gradients; UserError when they can't be computed because of what a user's forward does."""
-    with explained(f"training can't go back through the forward of {type(network).__name__}"):
+    name = type(devices.own(network)).__name__
+    with explained(f"training can't go back through the forward of {name}"), devices.connected():
         loss.backward()
 
 
@@ -171,7 +209,8 @@ def _taught(teacher: Teacher | None, inputs: Tensor) -> Tensor | None:
 def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of steps `start` … steps-1: each is made by a thread of its own while the step before it is trained.
 
-    A batch depends on (seed, step) and draws from generators of its own, so that the thread changes no bits.
+    A batch depends on (seed, step) and draws from generators of its own, so that the thread changes no bits. Several
+    devices make the whole batch each, and take their shares of it.
     """
     with ThreadPoolExecutor(max_workers=1) as worker:
         coming = None
@@ -179,7 +218,7 @@ def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tens
             batch = (coming or worker.submit(images.batch, step, seed, recipe.batch, recipe.patch)).result()
             if step + 1 < recipe.steps:
                 coming = worker.submit(images.batch, step + 1, seed, recipe.batch, recipe.patch)
-            yield batch
+            yield devices.share(batch)
 
 
 def read_state(path: Path | None, machine: Machine, network: nn.Module, steps: int) -> dict | None:
