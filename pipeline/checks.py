@@ -22,6 +22,8 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.files import digest
 from pipeline.networks import affordable, build, checkpoint, duplicate, gigabytes, input_channels, memory, rebuilt
 from pipeline.networks.pretrained import measured_range
+from pipeline.pruning import criteria
+from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.tracing import follow
 from pipeline.training.device import choose
 from pipeline.training.loop import backward, forward
@@ -207,6 +209,8 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     check_patch(network, section, recipe, net)
     check_size(network, section, params.analyze[network].size, net)
     check_sides(section, params.latency.sides, net)
+    if "apoz" in {params.settings(method).criterion for method in params.run.methods}:
+        criteria.check("apoz", net, find_groups(net, image), image, network)
     for split, part in parts.items():
         if split != "train":  # of which nothing but patches is shown
             check_images(network, section, part.sizes, [source.name for source in part.sources], net)

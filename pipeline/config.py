@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,6 +38,10 @@ Span = Annotated[tuple[Number, Number], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Taught = Annotated[float, Field(ge=0, le=1)]  # share of the loss that is taken against the baseline's output; 0: none
 Rule = Literal["adaptive", "depth", "efficiency", "balance"]
+Criterion = Literal[
+    "magnitude", "saliency", "l1", "l2", "random", "taylor", "mac_taylor", "obd", "apoz", "variance"
+]  # pruning/criteria.py says what each is
+CRITERIA: tuple[str, ...] = get_args(Criterion)
 
 
 class Section(BaseModel):
@@ -229,8 +233,10 @@ class Settings(Section):
     efficiency_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
     balance_strength: Strength  # gamma
     balance_range: Annotated[tuple[Scale, Scale], Field(strict=False)]
-    # which of a group's channels go: true, those that their readers can best make up for, and these then do, by least
-    # squares on training images; false, the paper's smallest magnitudes
+    # what a channel's importance is: magnitude, the paper's, which is 1 on average; else its rank, in which
+    # threshold_scale is twice the share of the MACs that lie below it
+    criterion: Criterion = "magnitude"
+    # whether the layers that read a removed channel make up for it, by least squares on training images
     reconstruct: bool = False
     align: Annotated[int, Field(ge=1, le=4096)] = (
         1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
@@ -357,7 +363,9 @@ class Search(Section):
 
 # all that are single numbers, but for `align`, which the hardware gives
 SEARCHABLE = tuple(
-    key for key in Settings.model_fields if key not in ("efficiency_range", "balance_range", "reconstruct", "align")
+    key
+    for key in Settings.model_fields
+    if key not in ("efficiency_range", "balance_range", "criterion", "reconstruct", "align")
 )
 
 

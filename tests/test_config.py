@@ -206,6 +206,9 @@ def test_a_faulty_preset_is_named_and_params_yaml_stays(
         ("gate/reference", "worst", "gate.reference is 'worst' but should be 'best', 'baseline' or 'control'"),
         ("gate/confidence", 1.0, "gate.confidence is 1.0 but should be less than 1"),
         ("prune/reconstruct", 1, "prune.reconstruct is 1 but should be a valid boolean"),
+        ("prune/criterion", "l3",
+         "prune.criterion is 'l3' but should be 'magnitude', 'saliency', 'l1', 'l2', 'random', 'taylor', "
+         "'mac_taylor', 'obd', 'apoz' or 'variance'"),
         ("prepare/sid/cameras", "two", "prepare.sid.cameras is 'two' but should be 'one' or 'random'"),
         ("prepare/edsr/cameras", "one", "prepare.edsr: cameras is for the task low_light, not super_resolution"),
         ("tolerance/sid/psnr_drop", 1.0, "tolerance.sid.psnr_drop is an unknown key; allowed here: psnr, ssim"),

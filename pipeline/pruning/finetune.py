@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.evaluation.metrics import Quality
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, reconstruction, rules
+from pipeline.pruning import coupling, criteria, reconstruction, rules
 from pipeline.pruning.gate import judge
 from pipeline.pruning.importance import reference_magnitudes, relative_magnitudes, units
 from pipeline.pruning.iterations import Iteration
@@ -140,16 +140,16 @@ def partial(
     groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device))
     reference = reference_magnitudes(baseline, groups)
     counts = {name: int(share * number) for name, number in removed.items()}
-    known, saliencies = None, {}
-    if settings.reconstruct:
+    known = None
+    if settings.reconstruct or settings.criterion == "saliency":
         known = reconstruction.moments(network, groups, setup.samples())
-        saliencies = reconstruction.saliencies(network, groups, known, counts)
+    scores = criteria.scores(settings.criterion, network, groups, setup, counts, known) or {}
     gone: dict[str, tuple[int, ...]] = {}
     for group in groups.groups:
         step = rules.channel_step(units(group), settings.align)
-        importances = saliencies.get(group.name) or relative_magnitudes(network, group, reference).tolist()
+        importances = scores.get(group.name) or relative_magnitudes(network, group, reference).tolist()
         weakest = rules.select(importances, float("inf"), 1, counts.get(group.name, 0), step)
         if weakest:
             gone[group.name] = weakest
-    smaller = cut(Current(network, groups, kept), gone, known)
+    smaller = cut(Current(network, groups, kept), gone, known if settings.reconstruct else None)
     return smaller.network, smaller.kept

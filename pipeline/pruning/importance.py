@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import config, cost
 from pipeline.pruning import removal, rules
+from pipeline.pruning.criteria import PER_MAC, WITHIN, rows
 
 
 def relative_magnitudes(network: nn.Module, group: removal.Group, reference: dict[str, float]) -> Tensor:
@@ -17,18 +18,9 @@ def relative_magnitudes(network: nn.Module, group: removal.Group, reference: dic
     parts = []
     for slot in group.slots:
         if slot.role == "output":
-            rows = _rows(network, slot, group.channels)
-            parts.append(rows.abs().mean(dim=1) / reference[slot.tensor])
+            weights = rows(network.get_parameter(slot.tensor), slot, group.channels)
+            parts.append(weights.abs().mean(dim=1) / reference[slot.tensor])
     return torch.stack(parts).amax(dim=0)
-
-
-def _rows(network: nn.Module, slot: removal.Slot, channels: int) -> Tensor:
-    """[C_g, everything else] the weights that a slot's layer makes each channel of a group with."""
-    weight = network.get_parameter(slot.tensor).movedim(slot.dim, 0)
-    index = [i for row in slot.index for i in row]
-    if index != list(range(weight.shape[0])):
-        weight = weight[torch.tensor(index, device=weight.device)]
-    return weight.reshape(channels, -1)
 
 
 def reference_magnitudes(network: nn.Module, groups: removal.Coupling) -> dict[str, float]:
@@ -43,42 +35,46 @@ def group_states(
     groups: removal.Coupling,
     reference: dict[str, float],
     baseline: dict[str, int],
-    saliencies: Mapping[str, tuple[float, ...]] | None = None,
+    criterion: config.Criterion = "magnitude",
+    scores: Mapping[str, tuple[float, ...]] | None = None,
 ) -> list[rules.GroupState]:
     """What the rules see, measured on a network that costs `spent`; baseline: channels that each group has there.
 
-    Importances are relative magnitudes; with the saliencies of `reconstruction`, they are the ranks of these.
+    Importances are relative magnitudes; with the scores of another criterion (`criteria.scores`), the ranks of these.
     """
     result = []
     for group in groups.groups:
         mac, weights = cost.channel_saving(spent, group)
         importances = tuple(relative_magnitudes(network, group, reference).detach().cpu().tolist())
         result.append(rules.GroupState(group.name, importances, baseline[group.name], mac, weights, units(group)))
-    if saliencies is not None:
-        ranked = ranks(result, saliencies)
+    if scores is not None:
+        ranked = ranks(result, scores, criterion)
         result = [replace(state, importances=ranked[state.name]) for state in result]
     return result
 
 
 def ranks(
-    states: Sequence[rules.GroupState], saliencies: Mapping[str, tuple[float, ...]]
+    states: Sequence[rules.GroupState],
+    scores: Mapping[str, tuple[float, ...]],
+    criterion: config.Criterion = "saliency",
 ) -> dict[str, tuple[float, ...]]:
-    """Group name -> [C_g] the channels' places in the order of their saliencies, over all groups; from 0 to 2.
+    """Group name -> [C_g] the channels' places in the order of their scores, from 0 to 2.
 
-    The order is of saliency for each MAC saved. An importance of 0.3 says that the channel and those before it would
-    save 15% of what all channels save, in MACs: alpha asks for such a share. The mean over MACs is 1. Groups without
-    saliencies are ranked by themselves, by magnitude.
+    An importance of 0.3 says that the channel and those before it would save 15% of what all channels save, in MACs:
+    alpha asks for such a share. The mean over MACs is 1. The order is over all groups; under a criterion of PER_MAC it
+    is of the score for each MAC saved, under one of WITHIN each group has its own. Groups without scores are ranked by
+    themselves, by magnitude.
     """
     places: dict[str, tuple[float, ...]] = {}
-    together: list[tuple[float, str, int, float]] = []  # saliency for each MAC, group, channel, MACs
+    together: list[tuple[float, str, int, float]] = []  # score, group, channel, MACs
     for state in states:
-        if state.name in saliencies:
-            together += [
-                (s / (state.mac or 1.0), state.name, channel, state.mac)
-                for channel, s in enumerate(saliencies[state.name])
-            ]
+        own = scores.get(state.name)
+        if own is None or criterion in WITHIN:
+            alone = state.importances if own is None else own
+            places |= _places([(score, state.name, channel, 1.0) for channel, score in enumerate(alone)])
         else:
-            places |= _places([(u, state.name, channel, 1.0) for channel, u in enumerate(state.importances)])
+            unit = state.mac or 1.0 if criterion in PER_MAC else 1.0
+            together += [(score / unit, state.name, channel, state.mac) for channel, score in enumerate(own)]
     return places | _places(together)
 
 
@@ -114,7 +110,11 @@ class Regulariser:
         total = torch.zeros((), device=next(network.parameters()).device)
         if self.sparsity:
             for group in self.groups.groups:
-                produced = [_rows(network, slot, group.channels) for slot in group.slots if slot.role == "output"]
+                produced = [
+                    rows(network.get_parameter(slot.tensor), slot, group.channels)
+                    for slot in group.slots
+                    if slot.role == "output"
+                ]
                 norms = torch.cat(produced, dim=1).square().sum(dim=1).add(1e-12).sqrt()
                 total = total + self.sparsity * self.shares[group.name] * norms.sum()
         if self.imbalance:

@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.files import load_tensors, read_sealed, write_sealed
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, reconstruction, removal, rules
+from pipeline.pruning import coupling, criteria, reconstruction, removal, rules
 from pipeline.pruning.gate import Target, judge
 from pipeline.pruning.importance import group_states, lasso_shares, reference_magnitudes, regulariser
 from pipeline.pruning.iterations import Iteration
@@ -60,7 +60,9 @@ def prune(
     moment, it goes on from there and ends with the same bits.
     """
     baseline = baseline.to(setup.machine.device)
-    all_groups = coupling.find_groups(baseline, setup.example(baseline).to(setup.machine.device))
+    example = setup.example(baseline).to(setup.machine.device)
+    all_groups = coupling.find_groups(baseline, example)
+    criteria.check(settings.criterion, baseline, all_groups, example, setup.name)
     for sentence in all_groups.frozen:
         progress.say(sentence)
     reference = reference_magnitudes(baseline, all_groups)
@@ -82,15 +84,17 @@ def prune(
         if stop:
             break
         number = len(log)
-        known = (
-            reconstruction.moments(current.network, current.groups, setup.samples()) if settings.reconstruct else None
-        )
-        states = _states(current, setup, settings, reference, channels, known)
+        known = None
+        if settings.reconstruct or settings.criterion == "saliency":
+            known = reconstruction.moments(current.network, current.groups, setup.samples())
+        limits = {group.name: rules.group_cap(group.channels, settings, 1) for group in current.groups.groups}
+        scores = criteria.scores(settings.criterion, current.network, current.groups, setup, limits, known)
+        states = _states(current, setup, settings, reference, channels, scores)
         plan = rules.next_plan(states, state, active, settings, total)
         if plan is None:
             stop = "no group can be pruned any further"
             break
-        candidate = cut(current, plan.removed, known)
+        candidate = cut(current, plan.removed, known if settings.reconstruct else None)
         now = _states(candidate, setup, settings, reference, channels)
         penalty = regulariser(candidate.groups, reference, lasso_shares(now, active), settings, active)
         ended = setup.iteration_steps * number  # steps of progress after this iteration, also when it is cut short
@@ -158,15 +162,11 @@ def cut(
 
 def _states(
     current: Current, setup: Setup, settings: config.Settings, reference: dict[str, float], channels: dict[str, int],
-    known: Mapping[str, reconstruction.Moments] | None = None,
+    scores: Mapping[str, tuple[float, ...]] | None = None,
 ) -> list[rules.GroupState]:  # fmt: skip
-    """What the rules see; by saliency where the moments are known, else by magnitude."""
-    saliencies = None
-    if known is not None:
-        limits = {group.name: rules.group_cap(group.channels, settings, 1) for group in current.groups.groups}
-        saliencies = reconstruction.saliencies(current.network, current.groups, known, limits)
+    """What the rules see; by the scores of the settings' criterion, else by magnitude."""
     spent = setup.cost(current.network)
-    return group_states(current.network, spent, current.groups, reference, channels, saliencies)
+    return group_states(current.network, spent, current.groups, reference, channels, settings.criterion, scores)
 
 
 def _record(

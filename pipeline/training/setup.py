@@ -61,7 +61,11 @@ class Setup:
         return example(self.network, self.recipe, network)
 
     def samples(self) -> Iterator[Tensor]:
-        """Batches of training inputs, [batch, channels, side, side], always the same, to measure activations on.
+        """The inputs of `sample_pairs`."""
+        return (inputs for inputs, _ in self.sample_pairs())
+
+    def sample_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training inputs [batch, channels, side, side] and their targets, always the same, to measure on.
 
         The side is up to four times the patch's: on patches the deep levels of a U-Net see little but their padding,
         and channels seem useless that whole images need.
@@ -69,7 +73,7 @@ class Setup:
         times = max(1, min(4, int(self.train.sizes.min()) // self.recipe.patch))
         images = max(1, self.recipe.batch // times**2)
         for step in range(SAMPLES):
-            yield self.train.batch(step, self.seed + 200_003, images, times * self.recipe.patch)[0]
+            yield self.train.batch(step, self.seed + 200_003, images, times * self.recipe.patch)
 
     def quality(self, network: nn.Module) -> metrics.Quality:
         return metrics.measure(network, self.validation, self.crop_border)
