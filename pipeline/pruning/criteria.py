@@ -100,13 +100,13 @@ def scores(
     coupling: Coupling,
     setup: Setup,
     limits: Mapping[str, int],
-    known: Mapping[str, reconstruction.Moments] | None = None,
+    known: reconstruction.Known | None = None,
 ) -> dict[str, tuple[float, ...]] | None:
     """Group name -> [C_g] each channel's score, the lowest of which goes first; None for `magnitude`, which has none.
 
     limits: group name -> the most channels that may go at once, and known: `reconstruction.moments`, both for
     `saliency`. A group of which a criterion can say nothing is missing: under `saliency` one that a layer reads which
-    isn't linear in patches, under `apoz` one that isn't behind a ReLU. The network is left as it is.
+    isn't linear in patches (`readers.readable`), under `apoz` one that isn't behind a ReLU. The network is left as it is.
     """
     if criterion == "magnitude":
         return None

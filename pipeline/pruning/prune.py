@@ -140,9 +140,7 @@ def stop_reason(log: list[Iteration], settings: config.Settings, max_iterations:
     return ""
 
 
-def cut(
-    current: Current, removed: removal.Removed, known: Mapping[str, reconstruction.Moments] | None = None
-) -> Current:
+def cut(current: Current, removed: removal.Removed, known: reconstruction.Known | None = None) -> Current:
     """The smaller network, before it is trained on.
 
     removed: group name -> channels that go. With moments, the layers that read them make up for them as well as they
