@@ -106,7 +106,7 @@ def scores(
 
     limits: group name -> the most channels that may go at once, and known: `reconstruction.moments`, both for
     `saliency`. A group of which a criterion can say nothing is missing: under `saliency` one that a layer reads which
-    isn't linear in patches (`readers.readable`), under `apoz` one that isn't behind a ReLU. The network is left as it is.
+    isn't `readable`, under `apoz` one that isn't behind a ReLU. The network is left as it is.
     """
     if criterion == "magnitude":
         return None
