@@ -8,18 +8,17 @@ from pipeline import config
 from pipeline.files import write_csv, write_json
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS
+from stages.common import RESULTS, network_of
 
 
 def analyze(params: config.Params, network: str) -> None:
     """Write one baseline's costs by layer and its coupled groups."""
     with runs.stage("analyze", network, params={"size": params.analyze[network].size}) as run:
-        from pipeline.networks import checkpoint
         from pipeline.pruning import coupling, importance
         from pipeline.training.setup import load_setup
 
         setup = load_setup(params, network, RESULTS)
-        net, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", params.networks[network].factory)
+        net = network_of(RESULTS / "train" / network / "network.pt", params.networks[network], pruned=False)
         spent, coupled = setup.cost(net), coupling.find_groups(net, setup.example(net))
         reference = importance.reference_magnitudes(net, coupled)
         channels = {group.name: group.channels for group in coupled.groups}

@@ -34,14 +34,14 @@ def main(stage: Callable[..., None], *arguments: str, trains: bool = False) -> N
     parser = Parser(prog=f"python -m stages.{name}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")
-    if "DVC_STAGE" in os.environ:
-        end_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the run in MLflow ends with the stage
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, signal.default_int_handler)
     several = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0")) if several > 1 else 0
     with guarded(f"{name}, rank {rank}" if rank else name):
+        if "DVC_STAGE" in os.environ:
+            end_with_parent()
         names = vars(parser.parse_args())
         params = config.read()
         for key, allowed in (("network", params.networks), ("method", params.methods)):

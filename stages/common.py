@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import again, digest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 RESULTS = Path("results")
 SCRATCH = Path(".scratch")
@@ -54,13 +54,27 @@ def control_of(params: config.Params, network: str) -> list[Any]:
 
 
 def network_of(path: Path, settings: config.Network, pruned: bool) -> nn.Module:
-    """A network of the chain; UserError for one of other arguments, or a baseline or control with channels missing."""
+    """A network of the chain; UserError for one of other arguments or types, or a baseline or control that was cut."""
     from pipeline.networks import checkpoint
 
     net, meta = checkpoint.load(path, settings.factory)
     if meta["args"] != settings.args or (meta["kept"] and not pruned):
         raise UserError(f"{path} holds another network than params.yaml says; {again(path)}")
+    odd = {name: tensor for name, tensor in checkpoint.tensors(net).items() if _retyped(tensor)}
+    if odd:
+        from pipeline.networks import build
+
+        built = checkpoint.tensors(build(settings.factory, settings.args))
+        for name, tensor in odd.items():
+            if tensor.dtype != built[name].dtype:
+                words = f"'{name}' of {tensor.dtype}, but the network is built with {built[name].dtype}"
+                raise UserError(f"{path} holds {words}; {again(path)}")
     return net
+
+
+def _retyped(tensor: Tensor) -> bool:
+    """Whether a tensor may have been cast: images and training are in float32."""
+    return tensor.is_floating_point() and tensor.element_size() != 4
 
 
 def finished(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, finished, images_of, scratch
+from stages.common import RESULTS, TRAININGS, finished, images_of, network_of, scratch
 
 
 def control(params: config.Params, network: str) -> None:
@@ -31,7 +31,7 @@ def control(params: config.Params, network: str) -> None:
         work = scratch("control", params, network, flat(retrain), flat(last), flat(setup.recipe), path,
                        *images_of(network))  # fmt: skip
         progress = Progress(f"control {network}", setup.iteration_steps * retrain.max_iterations + last.steps)
-        baseline, _ = checkpoint.load(path, section.factory)
+        baseline = network_of(path, section, pruned=False)
         baseline.to(setup.machine.device)
         try:
             factor = bearable(baseline, setup, work, progress) if setup.recipe.checkpoint else 1.0

@@ -7,7 +7,7 @@ from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, network_of, scratch
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
@@ -35,7 +35,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         finetuned = finetune.finetune(candidates, log, setup, settings, recipe, target, work, progress)
         net = finetuned.network
         measured, spent = setup.quality(net), setup.cost(net)
-        whole = setup.cost(checkpoint.load(candidates[0], params.networks[network].factory)[0])
+        whole = setup.cost(network_of(candidates[0], params.networks[network], pruned=False))
         progress.close()
 
         figures = {

@@ -6,7 +6,7 @@ from pipeline import config
 from pipeline.files import write_json
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS
+from stages.common import RESULTS, network_of
 
 
 def latency(params: config.Params, network: str) -> None:
@@ -22,7 +22,7 @@ def latency(params: config.Params, network: str) -> None:
 
         torch.set_num_threads(params.threads)
         method, side, width = params.report.method, max(settings.sides), network_times.simd_width()
-        baseline, _ = checkpoint.load(RESULTS / "train" / network / "network.pt", network_settings.factory)
+        baseline = network_of(RESULTS / "train" / network / "network.pt", network_settings, pruned=False)
         checks.check_sides(network_settings, settings.sides, baseline)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", network_settings.factory)
         nets = {"baseline": baseline, method: pruned}

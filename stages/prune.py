@@ -10,7 +10,7 @@ from pipeline.files import write_csv, write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
-from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, scratch
+from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, network_of, scratch
 
 CROP = 96  # pixels; side of the image that the UI shows by iteration
 
@@ -35,7 +35,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
             baseline, setup.rate, *images_of(network),
         )  # fmt: skip
         progress = Progress(f"prune {network} {method}", params.retrain[network].max_iterations * setup.iteration_steps)
-        net, _ = checkpoint.load(baseline, params.networks[network].factory)
+        net = network_of(baseline, params.networks[network], pruned=False)
         total = setup.cost(net)
         log = prune.prune(
             net, setup, settings, active, target, work, progress,

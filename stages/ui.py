@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
 from pipeline.tracking import store
@@ -13,7 +15,7 @@ def main() -> None:
     parser.add_argument("port", help="1 to 65535")
     with guarded("ui"):
         port = parser.parse_args().port
-        if not (port.isdecimal() and 1 <= int(port) <= 65535):
+        if not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
             raise UserError(f"PORT is {port!r}; a whole number from 1 to 65535 is allowed")
         print(f"Once the server is up: {store.page(f'http://127.0.0.1:{port}')}", flush=True)
 

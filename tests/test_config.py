@@ -486,8 +486,8 @@ def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
         (b"seed: 1\nrun: &a {networks: *a}\n", "isn't YAML at line 2: a section or list holds itself by an alias"),
         (b'"a\\nb": 1\n', ": the key 'a\\nb' has control characters"),
         (b'seed: "\\ud800"\n', ": seed is '\\ud800', which has control characters"),
-        (b"", "must hold the sections seed, device, threads, precision, run,"),
-        (b"- 1\n", "must hold the sections seed, device, threads, precision, run,"),
+        (b"", "must hold the sections seed, device, devices, threads, precision, run,"),
+        (b"- 1\n", "must hold the sections seed, device, devices, threads, precision, run,"),
     ],
 )
 def test_a_file_that_is_no_parameter_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:

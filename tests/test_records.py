@@ -101,6 +101,9 @@ MADE: dict[str, Any] = {
                                  "D": {"head": 5, "tail": 3}},
     "evaluate/net/samples.json": {"largest loss": ["a.png", -0.5], "median": ["b.png", 0.0],
                                   "largest gain": ["c.png", 0.5]},
+    "evaluate/net/images.csv": "image,solution,psnr,ssim,psnr_change\n" + "".join(
+        f"{name},{solution},30.0,0.9,{change}\n" for solution in ("baseline", "D")
+        for name, change in (("a.png", -0.5), ("b.png", 0.00004), ("c.png", 0.5), ("d.png", 0.25))),
     "latency/net/latency.json": {
         "processor": "one", "simd_width": 8, "threads": 1, "side": 64, "left_out": {"onnxruntime": "no"},
         "mac_percent": {"baseline": 100.0, "D": 50.0, "D, to 8": 75.0},
@@ -128,7 +131,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "evaluate/net/metrics.json": lambda results: records.solutions(results, "net", ["D"]),
     "evaluate/net/sets.json": lambda results: records.sets(results, "net", ["D"]),
     "evaluate/net/widths.json": lambda results: records.widths(results, "net", ["D"]),
-    "evaluate/net/samples.json": lambda results: records.samples(results, "net"),
+    "evaluate/net/samples.json": lambda results: records.samples(results, "net", "D"),
     "latency/net/latency.json": lambda results: records.latency(results, "net", "D"),
     "prepare/net/sets/names.json": lambda results: records.test_sets(results / "prepare/net/sets"),
     "prepare/net/train/index.json": lambda results: load_split(results / "prepare/net/train"),
@@ -212,7 +215,11 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ("evaluate/net/metrics.json", ("D", "against_control", "low"), 5.0, "low is above high"),
     ("evaluate/net/widths.json", ("D", "head"), 9, "D, head is 9, but the layer has 8 channels"),
     ("evaluate/net/widths.json", ("D", "neck"), 9, "D has other layers than"),
-    ("evaluate/net/samples.json", ("median", 1), -0.75, "has a largest loss that is no largest"),
+    ("evaluate/net/samples.json", ("median", 1), -0.75, "median is -0.75, but 4e-05 in"),
+    ("evaluate/net/samples.json", ("median",), ["d.png", 0.25], "isn't the median of"),
+    ("evaluate/net/samples.json", ("median", 0), "z.png", "median is 'z.png', of which"),
+    ("evaluate/net/samples.json", ("largest gain",), ["a.png", -0.5], "has the change -0.5, but"),
+    ("evaluate/net/samples.json", ("best",), ["c.png", 0.5], "best is ['c.png', 0.5] but"),
     (
         "finetune/net/D/metrics.json",
         ("mac_percent",),

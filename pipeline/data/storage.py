@@ -15,6 +15,7 @@ a checksum of the rest, so that this file alone says whether a split changed:
 | exposures | float64 | [2, 2] | synthetic low light: lowest and highest exposure ratio, lowest and highest λ_shot |
 | cameras | str | () | synthetic low light: "one" for all images, or "random" |
 | noise | float64 | () | restoration of noise made here: σ in 8-bit levels |
+| split | str | () | the folder's name: train, validation, test or an extra set's; no array of the split |
 | seed | int64 | () | with `noise`: what a whole image's noise is drawn from, with its name |
 
 What is large is a file KEY.npy each:
@@ -65,7 +66,7 @@ def save_split(folder: Path, split: Prepared, images: Iterable[Prepared] = ()) -
             _append(temporary, files, small, piece)
         content = {key: file.close() for key, file in sorted(files.items())}
         values = {key: _joined(parts).tolist() for key, parts in small.items()}
-        write_sealed(temporary / INDEX, values | {"content": content})
+        write_sealed(temporary / INDEX, values | {"split": folder.name, "content": content})
 
 
 def _append(folder: Path, files: dict[str, _Array], small: dict[str, list], piece: Prepared) -> None:
@@ -132,6 +133,8 @@ def load_split(folder: Path) -> Prepared:
     index = folder / INDEX
     values = records.index(index)
     read_sealed(index)
+    if values.get("split", folder.name) != folder.name:
+        raise UserError(f"{folder}: holds the images of {values['split']}, not those of {folder.name}; {again(index)}")
     split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
     for key in LARGE:
         if key in values["content"]:

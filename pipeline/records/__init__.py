@@ -24,6 +24,7 @@ from pipeline.records.types import (
     Figure,
     Finite,
     Groups,
+    ImageRow,
     Index,
     Latency,
     LayerRow,
@@ -43,7 +44,7 @@ from pipeline.records.types import (
 from pipeline.schema import expected
 
 __all__ = [
-    "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Groups", "Index", "Latency", "LayerRow", "Number",
+    "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Groups", "ImageRow", "Index", "Latency", "LayerRow", "Number",
     "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole", "Widths",
     "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate", "read",
     "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
@@ -306,13 +307,24 @@ def latency(results: Path, network: str, method: str) -> Latency:
     return timings
 
 
-def samples(results: Path, network: str) -> dict[str, tuple[str, float]]:
-    """The test images that are shown, by why each one is, with its PSNR change against the baseline in dB."""
-    path = results / "evaluate" / network / "samples.json"
+def samples(results: Path, network: str, method: str) -> dict[str, tuple[str, float]]:
+    """The test images that are shown, by why each one is, with the method's PSNR change against the baseline in dB."""
+    path, table = results / "evaluate" / network / "samples.json", results / "evaluate" / network / "images.csv"
     chosen: dict[str, tuple[str, float]] = read(path, Samples)
-    changes = [chosen[reason][1] for reason in ("largest loss", "median", "largest gain") if reason in chosen]
-    if changes != sorted(changes):
-        wrong(path, "has a largest loss that is no largest, or a gain")
+    measured = {row["image"]: row["psnr_change"] for row in rows(table, ImageRow) if row["solution"] == method}
+    for reason, (name, change) in chosen.items():
+        if name not in measured:
+            wrong(path, f"is {name[:60]!r}, of which {table} has no row of {method}", reason)
+        if not abs(change - measured[name]) <= 6e-5:  # it has four decimals
+            wrong(path, f"is {change:g}, but {measured[name]:g} in {table}", reason)
+    ends = {"largest loss": min(measured.values()), "largest gain": max(measured.values())}
+    for reason, change in ends.items():
+        if reason in chosen and measured[chosen[reason][0]] != change:
+            wrong(path, f"has the change {chosen[reason][1]:g}, but {table} has one of {change:g}", reason)
+    if "median" in chosen:
+        ranked = sorted(measured.values(), reverse=True)
+        if measured[chosen["median"][0]] != ranked[len(ranked) // 2]:
+            wrong(path, f"has the change {chosen['median'][1]:g}, which isn't the median of {table}", "median")
     return chosen
 
 

@@ -62,6 +62,7 @@ class Index(TypedDict):
     ratio: NotRequired[list[Positive]]
     exposures: NotRequired[Annotated[tuple[Range, Range], Field(strict=False)]]
     cameras: NotRequired[Literal["one", "random"]]
+    split: NotRequired[Text]  # absent: written before splits had names
     noise: NotRequired[Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]]
     seed: NotRequired[Whole]
 
@@ -187,9 +188,19 @@ class Widths(TypedDict, extra_items=dict[Text, Count]):
 
 
 Sample = Annotated[tuple[Text, Change], Field(strict=False)]  # the test image's name, its PSNR change in dB
+
+
+class ImageRow(TypedDict):
+    """A row of evaluate/NETWORK/images.csv: a test image under a solution."""
+
+    image: str
+    solution: str
+    psnr_change: Change  # dB against the baseline, with four decimals
+
+
 # evaluate/NETWORK/samples.json: the test images that are shown, by why each one is (crops.SAMPLES)
 Samples = TypedDict(
-    "Samples", {"largest loss": Sample, "median": NotRequired[Sample], "largest gain": NotRequired[Sample]}
+    "Samples", {"largest loss": Sample, "median": NotRequired[Sample], "largest gain": NotRequired[Sample]}, closed=True
 )
 
 

@@ -102,7 +102,7 @@ def figures_of(results: Path, params: config.Params, rows: list[dict[str, Any]],
 
 def _samples(results: Path, network: str, method: str, crop: int) -> list[Figure]:
     """A figure for each of the test images that were chosen; the first one's caption says how all of them are read."""
-    samples, caption, below = records.samples(results, network), SAMPLES.format(method), []
+    samples, caption, below = records.samples(results, network, method), SAMPLES.format(method), []
     for reason in (reason for reason in crops.SAMPLES if reason in samples):
         (name, change), word = samples[reason], reason.replace(" ", "-")
         frames = f"evaluate/{network}/frames/{word}"

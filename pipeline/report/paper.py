@@ -6,17 +6,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.records.types import Positive, Text
+from pipeline.schema import expected
 
 PAPER = Path(__file__).parents[2] / "data" / "table1.json"  # what the paper prints; its `original` is our baseline
 UNITS = {"mac": ("G", 1e9), "weights": ("K", 1e3), "activations": ("M", 1e6), "bw": ("M", 1e6)}  # Table 1's
 COSTS = {"mac": "MAC", "weights": "weights", "activations": "activations", "bw": "BW"}
 
 
-def printed() -> dict[str, dict[str, dict[str, float]]]:
+class Entry(TypedDict):
+    """A row of Table 1, in its units."""
+
+    network: Text
+    solution: Text
+    mac: Positive
+    weights: Positive
+    activations: Positive
+    bw: Positive
+    psnr: Positive
+    ssim: Positive
+
+
+class Table(TypedDict):
+    """data/table1.json."""
+
+    rows: list[Entry]
+
+
+def printed() -> dict[str, dict[str, Entry]]:
     """The paper's Table 1 by factory and solution; its unpruned network goes by our word, baseline."""
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for entry in read_json(PAPER)["rows"]:
+    table: dict[str, dict[str, Entry]] = {}
+    try:
+        rows = TypeAdapter(Table).validate_python(read_json(PAPER))["rows"]
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ", ".join(map(str, fault["loc"])) or "the whole"
+        raise UserError(
+            f"{PAPER}: {where}: {expected(fault)}; git checkout data/table1.json brings the paper's figures back"
+        ) from None
+    for entry in rows:
         solution = "baseline" if entry["solution"] == "original" else entry["solution"]
         table.setdefault(entry["network"].lower(), {})[solution] = entry
     return table

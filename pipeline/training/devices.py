@@ -61,6 +61,8 @@ def joined(devices: int, words: Sequence[str], machine: Machine, same: Mapping[s
     ours = "RANK" not in os.environ
     here, size = (0, devices) if ours else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     _own_device(machine, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    if int(os.environ.get("LOCAL_WORLD_SIZE", size)) == size:  # the machine's own name may lead nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, children = _begun(size, words) if ours else (_found(here, size), [])
     try:
         _meet(store, here, size, same, children)
@@ -93,7 +95,6 @@ def _own_device(machine: Machine, local: int, ranks: int) -> None:
 
 def _begun(size: int, words: Sequence[str]) -> tuple[dist.Store, list[subprocess.Popen]]:
     """Begin the other ranks on this machine, and the store at which they meet."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may lead nowhere
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_join_time())
     common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     children = []

@@ -81,7 +81,14 @@ def test_a_killed_rank_ends_the_stage_in_one_sentence_and_it_goes_on(prepared: P
 
 
 def test_torchrun_begins_a_stage_too(prepared: Path) -> None:
-    torchrun = [str(BIN / "python"), "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    torchrun = [
+        str(BIN / "python"),
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+    ]
     done = run(prepared, *torchrun, "-m", "stages.train", "edsr")
     assert done.returncode == 0, done.stderr
     assert "rank 1" not in done.stderr
