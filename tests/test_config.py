@@ -214,7 +214,7 @@ def test_a_faulty_preset_is_named_and_params_yaml_stays(
         ("tolerance/sid/psnr_drop", 1.0, "tolerance.sid.psnr_drop is an unknown key; allowed here: psnr, ssim"),
         ("tolerance/sid", MISSING, "run.networks names 'sid', which tolerance doesn't have; it has 'edsr'"),
         ("retrain/sid", MISSING, "run.networks names 'sid', which retrain doesn't have; it has 'edsr'"),
-        ("report/method", "Z", "report.method is 'Z', which run.methods doesn't have; it has 'A', 'B', 'C', 'D'"),
+        ("report/method", "Z", "report.method is 'Z', which run.methods doesn't have; it has 'D'"),
         ("run/methods", ["A", "B"], "report.method is 'D', which run.methods doesn't have; it has 'A', 'B'"),
         ("search/network", "vdsr", "search.network is 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
         ("search/method", "Z", "search.method is 'Z', which methods doesn't have; it has 'A', 'B', 'C', 'D'"),

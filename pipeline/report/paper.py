@@ -38,9 +38,9 @@ class Table(TypedDict):
     rows: list[Entry]
 
 
-def printed() -> dict[str, dict[str, Entry]]:
+def printed() -> dict[str, dict[str, dict[str, Any]]]:
     """The paper's Table 1 by factory and solution; its unpruned network goes by our word, baseline."""
-    table: dict[str, dict[str, Entry]] = {}
+    table: dict[str, dict[str, dict[str, Any]]] = {}
     try:
         rows = TypeAdapter(Table).validate_python(read_json(PAPER))["rows"]
     except ValidationError as error:
@@ -51,7 +51,7 @@ def printed() -> dict[str, dict[str, Entry]]:
         ) from None
     for entry in rows:
         solution = "baseline" if entry["solution"] == "original" else entry["solution"]
-        table.setdefault(entry["network"].lower(), {})[solution] = entry
+        table.setdefault(entry["network"].lower(), {})[solution] = {**entry}
     return table
 
 

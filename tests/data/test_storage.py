@@ -27,9 +27,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_streaming_a_image_at_a_time_writes_the_bytes_of_the_whole_split(tmp_path: Path) -> None:
     whole = gathered(*make(photographs(PHOTOS), LOW_LIGHT))
-    save_split(tmp_path / "new" / "whole", whole)
+    save_split(tmp_path / "new" / "streamed", whole)
     save_split(tmp_path / "streamed", *make(photographs(PHOTOS), LOW_LIGHT))
-    assert contents(tmp_path / "new" / "whole") == contents(tmp_path / "streamed")
+    assert contents(tmp_path / "new" / "streamed") == contents(tmp_path / "streamed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "streamed"]  # nothing temporary is left
     back = load_split(tmp_path / "streamed")
     assert back.keys() == whole.keys()
