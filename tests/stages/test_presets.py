@@ -1,4 +1,4 @@
-"""Every preset, layout and task runs through every stage: two steps each, in one process."""
+"""Presets, layouts and tasks run through every stage: two steps each, in one process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def every_stage(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
+# standard.yaml and overnight.yaml have small.yaml's networks in sizes between small.yaml's and paper.yaml's.
+@pytest.mark.parametrize("preset", ["denoiser.yaml", "paper.yaml", "small.yaml", "srresnet.yaml"])
 def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
     """Two steps on small images; networks that another preset has too are timed once."""
     params = tiny(ROOT / "presets" / preset, run__methods=["D"])
