@@ -80,7 +80,7 @@ def small_problem(folder: Path) -> Problem:
     start = setup.quality(network)
     return Problem(
         setup=setup,
-        settings=params.settings("D").model_copy(update={"max_share": 0.3}),
+        settings=params.settings("D", "edsr").model_copy(update={"max_share": 0.3}),
         active=params.methods["D"].rules,
         recipe=config.Finetune(steps=200, lr=1e-3, lr_final=1e-6),
         baseline=folder / "network.pt",

@@ -209,7 +209,7 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     check_patch(network, section, recipe, net)
     check_size(network, section, params.analyze[network].size, net)
     check_sides(section, params.latency.sides, net)
-    if "apoz" in {params.settings(method).criterion for method in params.run.methods}:
+    if "apoz" in {params.settings(method, network).criterion for method in params.run.methods}:
         criteria.check("apoz", net, find_groups(net, image), image, network)
     for split, part in parts.items():
         if split != "train":  # of which nothing but patches is shown

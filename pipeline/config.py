@@ -256,6 +256,7 @@ class Method(Section):
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, strict=False)]
     overrides: dict[str, Any] = {}
+    networks: dict[str, dict[str, Any]] = {}  # what one network is pruned by differently again; a study's winner
 
     @model_validator(mode="after")
     def _adapts(self) -> Method:
@@ -456,11 +457,12 @@ class Params(Section):
             if network not in sections[key]:
                 raise UserError(f"network {network!r} isn't in {key}, which has {', '.join(sections[key])}")
 
-    def settings(self, method: str) -> Settings:
-        """The settings of one method: those of `prune`, with the method's overrides."""
-        return checked(
-            Settings, self.prune.model_dump() | self.methods[method].overrides, f"methods.{method}.overrides"
-        )
+    def settings(self, method: str, network: str) -> Settings:
+        """What a network is pruned by: `prune`, with the method's overrides, with those for this network alone."""
+        common = self.prune.model_dump() | self.methods[method].overrides
+        own = self.methods[method].networks.get(network, {})
+        checked(Settings, common, f"methods.{method}.overrides")
+        return checked(Settings, common | own, f"methods.{method}.networks.{network}")
 
 
 def checked_settings(settings: Settings, changes: dict[str, float]) -> Settings:
@@ -482,10 +484,21 @@ def checked_params(values: Any, where: str) -> Params:
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold the sections {', '.join(Params.model_fields)}")
     params = checked(Params, values, where)
-    for method in params.methods:
-        params.settings(method)
+    for name, method in params.methods.items():
+        for network in params.networks:
+            params.settings(name, network)
+        for network in method.networks:
+            if network not in params.networks:
+                has = _listed(params.networks)
+                raise UserError(
+                    f"{where}: methods.{name}.networks has {shown(network)}, which networks doesn't have; it has {has}"
+                )
     for key, span in params.search.space.items():
         for end in (span.low, span.high):
             changed = {key: int(end) if whole_number(key) else end}
-            checked(Settings, params.settings(params.search.method).model_dump() | changed, f"{where}: search.space")
+            checked(
+                Settings,
+                params.settings(params.search.method, params.search.network).model_dump() | changed,
+                f"{where}: search.space",
+            )
     return params

@@ -77,7 +77,7 @@ def evaluate(params: config.Params, network: str) -> None:
             file = paths[name] / "network.pt" if pruned else None
             child.metrics(figures, 0, runs.model_of(run, f"{network}-{name}", file) if file else None, dataset)
             if pruned:
-                child.params(flat(params.settings(name)) | {"rules": " + ".join(params.methods[name].rules)})
+                child.params(flat(params.settings(name, network)) | {"rules": " + ".join(params.methods[name].rules)})
             child.end()
         for frame in sorted((folder / "frames").rglob("*.png")):
             run.artifact(frame, f"frames/{frame.parent.name}")

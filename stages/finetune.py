@@ -17,7 +17,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
 
     pruned = RESULTS / "prune" / network / method
     candidates = iterations.accepted_networks(pruned)
-    points, settings = control_of(params, network), params.settings(method)
+    points, settings = control_of(params, network), params.settings(method, network)
     with runs.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress

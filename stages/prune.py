@@ -17,7 +17,7 @@ CROP = 96  # pixels; side of the image that the UI shows by iteration
 
 def prune(params: config.Params, network: str, method: str) -> None:
     """Prune one network by one method until a stopping rule holds."""
-    settings, active = params.settings(method), params.methods[method].rules
+    settings, active = params.settings(method, network), params.methods[method].rules
     parameters = flat(settings) | flat(params.retrain[network]) | flat(params.gate, "gate")
     parameters |= flat(params.tolerance[network], "tolerance")
     points = control_of(params, network)

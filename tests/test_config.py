@@ -218,7 +218,7 @@ def test_a_faulty_preset_is_named_and_params_yaml_stays(
         ("run/methods", ["A", "B"], "report.method is 'D', which run.methods doesn't have; it has 'A', 'B'"),
         ("search/network", "vdsr", "search.network is 'vdsr', which networks doesn't have; it has 'edsr', 'sid'"),
         ("search/method", "Z", "search.method is 'Z', which methods doesn't have; it has 'A', 'B', 'C', 'D'"),
-        ("methods/A/rule", [], "methods.A.rule is an unknown key; allowed here: rules, overrides"),
+        ("methods/A/rule", [], "methods.A.rule is an unknown key; allowed here: rules, overrides, networks"),
         ("train/edsr/checkpoint", 3, "train.edsr.checkpoint is 3 but should be a valid string"),
         ("train/edsr/checkpoint", "", "train.edsr.checkpoint is '' but should have at least 1 character"),
         ("gate/reference", MISSING, "gate.reference is missing"),
@@ -404,9 +404,33 @@ def test_a_faulty_override_is_found_before_its_method_runs(tmp_path: Path, overr
 
 def test_an_override_changes_its_own_method_alone(tmp_path: Path) -> None:
     params = config.read(changed(tmp_path, "methods/C/overrides", {"max_share": 0.5, "balance_range": [1, 3]}))
-    assert params.settings("C").max_share == 0.5
-    assert params.settings("C").balance_range == (1, 3)
-    assert params.settings("D").max_share == GOOD["prune"]["max_share"]
+    assert params.settings("C", "edsr").max_share == 0.5
+    assert params.settings("C", "edsr").balance_range == (1, 3)
+    assert params.settings("D", "edsr").max_share == GOOD["prune"]["max_share"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "sentence"),
+    [
+        (
+            {"vdsr": {"max_share": 0.5}},
+            "methods.C.networks has 'vdsr', which networks doesn't have; it has 'edsr', 'sid'",
+        ),
+        ({"sid": {"max_share": 2.0}}, "methods.C.networks.sid: max_share is 2.0 but should be less than or equal to 1"),
+        ({"sid": 3}, "methods.C.networks.sid is 3 but should be"),
+    ],
+)
+def test_faulty_settings_of_one_network_are_found_before_it_is_pruned(
+    tmp_path: Path, networks: dict, sentence: str
+) -> None:
+    assert sentence in complaint(changed(tmp_path, "methods/C/networks", networks))
+
+
+def test_one_networks_settings_change_no_other_network(tmp_path: Path) -> None:
+    method = {"rules": ["adaptive"], "overrides": {"max_share": 0.5, "patience": 7}}
+    params = config.read(changed(tmp_path, "methods/C", method | {"networks": {"sid": {"max_share": 0.25}}}))
+    assert (params.settings("C", "sid").max_share, params.settings("C", "edsr").max_share) == (0.25, 0.5)
+    assert params.settings("C", "sid").patience == 7
 
 
 def test_all_faults_are_counted(tmp_path: Path) -> None:

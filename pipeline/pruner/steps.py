@@ -103,7 +103,7 @@ def prune(params: config.Params, name: str, method: str, folder: Path, progress:
     points = records.control(folder, name, retrain.steps, retrain.max_iterations)
     target, _ = gate.targets(params.gate.reference, points)
     net = _network(folder, "train", params, name)
-    log = pruning.prune(net, setup, params.settings(method), params.methods[method].rules, target, work, progress)
+    log = pruning.prune(net, setup, params.settings(method, name), params.methods[method].rules, target, work, progress)
     shutil.rmtree(place / "networks", ignore_errors=True)
     (place / "networks").mkdir(parents=True)
     for path in sorted(work.glob("accepted-*.pt")):
@@ -127,8 +127,8 @@ def finetune(params: config.Params, name: str, method: str, folder: Path, progre
     points = records.control(folder, name, retrain.steps, retrain.max_iterations)
     _, target = gate.targets(params.gate.reference, points)
     done = finetuning.finetune(
-        iterations.accepted_networks(pruned), iterations.read_log(pruned / "log.json"), setup, params.settings(method),
-        params.finetune[name], target, work, progress,
+        iterations.accepted_networks(pruned), iterations.read_log(pruned / "log.json"), setup,
+        params.settings(method, name), params.finetune[name], target, work, progress,
     )  # fmt: skip
     measured, spent = setup.quality(done.network), setup.cost(done.network)
     whole = setup.cost(_network(folder, "train", params, name))

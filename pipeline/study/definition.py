@@ -60,7 +60,7 @@ class Study:
     @cached_property
     def settings(self) -> config.Settings:
         """The settings of the method, with which the first trial runs."""
-        return self.params.settings(self.method)
+        return self.params.settings(self.method, self.network)
 
     @cached_property
     def settings_digest(self) -> str:

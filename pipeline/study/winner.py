@@ -38,28 +38,28 @@ def report(study: Study, opened: optuna.Study, rows: list[dict[str, Any]], apply
     )
     print(f"search: trial {best.number} wins: {best.value:.1f}% of the MACs, PSNR {changes} (validation)")
     print(f"search: {_words(best.params)}")
-    settings = " ".join(f"-S prune.{key}={value!r}" for key, value in best.params.items())
+    place = f"methods.{study.method}.networks.{study.network}"
+    settings = " ".join(f"-S ++{place}.{key}={value!r}" for key, value in best.params.items())
     alone = f"-S 'run.networks=[{study.network}]' -S 'run.methods=[{study.method}]'"  # what was searched, no more
     alone += f" -S report.method={study.method}"
     print(f"search: the chain with it: dvc exp run {alone} {settings}")
     if apply:
-        write_settings(Path("params.yaml"), best.params)
-        print("search: params.yaml has it now: dvc repro")
+        write_settings(Path("params.yaml"), study.method, study.network, best.params)
+        print(f"search: params.yaml has it now, at {place}: dvc repro")
 
 
 def _words(values: dict[str, float]) -> str:
     return ", ".join(f"{key} {value:g}" for key, value in values.items())
 
 
-def write_settings(path: Path, values: dict[str, float]) -> None:
-    """Set settings of `prune` in a parameter file; its comments and its layout stay."""
+def write_settings(path: Path, method: str, network: str, values: dict[str, float]) -> None:
+    """Set what a method prunes one network by in a parameter file; its comments and its layout stay."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     content = yaml.load(path.read_text(encoding="utf-8"))
-    for key, value in values.items():
-        content["prune"][key] = value
+    content["methods"][method].setdefault("networks", {}).setdefault(network, {}).update(values)
     text = io.StringIO()
     yaml.dump(content, text)
     write_bytes(path, text.getvalue().encode())

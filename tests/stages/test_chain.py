@@ -282,7 +282,7 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"dvc exp run -S 'run.networks=\[edsr\]' -S 'run.methods=\[D\]' "
-        r"-S report.method=D (-S prune\.\w+=\S+ ?){3}\n",
+        r"-S report.method=D (-S \+\+methods\.D\.networks\.edsr\.\w+=\S+ ?){3}\n",
         done.stdout,
     ), done.stdout
     assert results(repro).keys() - before.keys() == {
@@ -292,7 +292,7 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     assert {name: results(repro)[name] for name in before} == before
     trials = json.loads((repro / "results/search/edsr-D/trials.json").read_text())
     assert len(trials) == 3
-    applied = yaml.safe_load((repro / "params.yaml").read_text())["prune"]
+    applied = yaml.safe_load((repro / "params.yaml").read_text())["methods"]["D"]["networks"]["edsr"]
     best = min((t for t in trials if t.get("feasible")), key=lambda t: t["mac_percent"])
     assert {key: float(applied[key]) for key in best["params"]} == best["params"]  # YAML 1.1 takes 1e-05 for a text
     again = stage(repro, "search", *words, "--trials", "3")

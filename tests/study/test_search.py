@@ -315,7 +315,7 @@ def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_remaining_iterations_can_leave_at_least() -> None:
-    settings = config.read(ROOT / "params.yaml").settings("D").model_copy(
+    settings = config.read(ROOT / "params.yaml").settings("D", "edsr").model_copy(
         update={"max_share": 0.25, "depth_channels": 2, "depth_share": 0.5}
     )  # fmt: skip
 
@@ -475,14 +475,22 @@ def test_three_workers_on_postgresql_lose_nothing_when_one_is_killed(server: str
 def test_the_winner_is_written_into_params_yaml_with_its_comments_kept(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     shutil.copyfile(ROOT / "params.yaml", path)
-    write_settings(path, {"threshold_scale": 0.8123, "sparsity": 3.2e-05})
+    write_settings(path, "D", "sid", {"threshold_scale": 0.8123, "sparsity": 3.2e-05})
     before = (ROOT / "params.yaml").read_text().splitlines()
     after = path.read_text().splitlines()
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-    assert [new.split("#")[0].strip() for _, new in changed] == ["threshold_scale: 0.8123", "sparsity: 3.2e-05"]
-    assert "# alpha at the first iteration" in changed[0][1]
-    rules_now = config.read(path).settings("D")
-    assert (rules_now.threshold_scale, rules_now.sparsity) == (0.8123, 3.2e-05)
+    ((old, new),) = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert old == "  D: {rules: [adaptive, depth, efficiency, balance]}"
+    assert new == old[:-1] + ", networks: {sid: {threshold_scale: 0.8123, sparsity: 3.2e-05}}}"
+    was, now = config.read(ROOT / "params.yaml"), config.read(path)
+    winner = now.settings("D", "sid")
+    assert (winner.threshold_scale, winner.sparsity) == (0.8123, 3.2e-05)
+    assert now.settings("D", "edsr") == was.settings("D", "edsr")
+    assert now.settings("A", "sid") == was.settings("A", "sid")
+    write_settings(path, "D", "sid", {"sparsity": 1e-3})
+    write_settings(path, "D", "edsr", {"max_share": 0.2})
+    winner = config.read(path).settings("D", "sid")
+    assert (winner.threshold_scale, winner.sparsity) == (0.8123, 1e-3)
+    assert config.read(path).settings("D", "edsr").max_share == 0.2
 
 
 def test_the_figures_are_drawn_from_the_studys_files(tmp_path: Path) -> None:
