@@ -24,7 +24,9 @@ class Slot:
     tensor: str  # state_dict name, such as "body.0.conv1.weight"; or the attribute's, such as "body.0.distilled"
     dim: int  # the dimension of that tensor which is indexed by channel; or the number's place in the attribute
     index: tuple[tuple[int, ...], ...]  # [C_g][k]: the k places of each group channel along dim, ascending
-    role: str  # "output": a kernel's side that makes the channel; "input": the side that reads it; "channel": bias, norm;  # "size": an attribute that counts it
+    # "output": a kernel's side that makes the channel; "input": the side that reads it; "channel": bias, norm;
+    # "size": an attribute that counts it
+    role: str
 
     @property
     def module(self) -> str:

@@ -22,8 +22,8 @@ from torch.fx import Node
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate
-from pipeline.pruning import sizes
 from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
+from pipeline.pruning.sizes import places
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -48,7 +48,7 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
-    result.places = sizes.places(network, example, list(program.graph.nodes))
+    result.places = places(network, example, list(program.graph.nodes))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
@@ -279,9 +279,7 @@ def splits(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
         return [labels] * len(sizes)
     trace.suspect(labels, node)
     parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
-    for part, place in zip(
-        parts, trace.places.get(node, ()), strict=False
-    ):  # strict=False: of many splits none is known
+    for part, place in zip(parts, trace.places.get(node) or [None] * len(parts), strict=True):
         if place is not None and labels.size == labels.shape[dim]:
             trace.size(place, part.reshape(-1), labels.reshape(-1), node)
     return parts
