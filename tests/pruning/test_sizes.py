@@ -15,6 +15,7 @@ from pipeline import export
 from pipeline.errors import UserError
 from pipeline.networks import checkpoint
 from pipeline.networks.sizes import sizes
+from pipeline.pruning import prune
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.removal import kept_indices, masked, remove
 
@@ -137,6 +138,18 @@ def test_a_file_gives_the_sizes_back_and_is_exported(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(export.to_onnx(loaded, tuple(image.shape), Path("small.onnx")))
     made = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
     assert (torch.from_numpy(made) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_what_two_iterations_remove_is_loaded_at_once(tmp_path: Path) -> None:
+    network = distilling()
+    first = prune.cut(prune.Current(network, find_groups(network, EXAMPLE), {}), {"part.first+1#2": [0, 3]})
+    second = prune.cut(first, {"part.first+1#1": [1], "part.first+1#2": [1]})  # the second of 1, 2 and 4
+    assert (second.kept["part.distilled"], second.kept["part.remaining"]) == ({0: [0, 2]}, {0: [1, 4]})
+    checkpoint.save(tmp_path / "small.pt", second.network, f"{__name__}:distilling", {}, second.kept)
+    loaded, _ = checkpoint.load(tmp_path / "small.pt", f"{__name__}:distilling")
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), second.network(image))
 
 
 def test_one_number_for_both_parts_removes_them_in_pairs() -> None:
