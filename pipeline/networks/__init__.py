@@ -1,7 +1,7 @@
 """The networks to prune, by name.
 
 edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
-what was saved, pretrained.py reads other projects' weights.
+what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes.
 
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """

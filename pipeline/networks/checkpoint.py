@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
 from pipeline.networks import build, duplicate, input_channels
+from pipeline.networks.sizes import sizes, write
 
-Kept = dict[str, dict[int, list[int]]]  # parameter or buffer name -> dimension -> original indices, in their new order
+# parameter, buffer or attribute that gives sizes -> dimension -> original indices, in their new order
+Kept = dict[str, dict[int, list[int]]]
 
 LARGEST = 1e15  # of a weight: the squares of a million such weights still have a sum in float32
 
@@ -46,7 +48,8 @@ def save(
 ) -> None:
     """Write a network that is networks.build(name, args) with all but the kept channels removed.
 
-    kept: parameter or buffer name -> dimension -> original indices kept; what is not named is kept whole.
+    kept: parameter or buffer name -> dimension -> original indices kept; what is not named is kept whole. A module's
+    attribute that gives sizes (`networks/sizes.py`) is named alike: its number is then how many indices were kept.
     extra: metadata of the caller's: numbers, strings, booleans, None, and lists and dictionaries of them.
     example: an input [1, C, H, W] that the network takes, whatever its values; without it, one of 48×48 pixels.
 
@@ -59,10 +62,10 @@ def save(
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path} isn't written: '{key}' of its state_dict must be a tensor, not {type(value)}")
-    present = tensors(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
+    present = shapes(network)  # a buffer that isn't persistent is cut too, though the file doesn't hold it
     for tensor, dims in kept.items():
         for dim, indices in dims.items():
-            shape = present[tensor].shape if tensor in present else ()
+            shape = present.get(tensor, ())
             if not 0 <= dim < len(shape) or len(indices) != shape[dim]:
                 raise ValueError(f"kept does not fit the network: '{tensor}', dimension {dim}, {len(indices)} indices")
     content = {"name": name, "args": args, "kept": kept, "extra": extra or {}}
@@ -173,20 +176,25 @@ def _fill(network: nn.Module, content: dict[str, Any]) -> None:
 
 
 def resize(network: nn.Module, kept: Kept) -> None:
-    """Cut a network's parameters and buffers down to the kept indices, in place, with the modules' channel counts.
+    """Cut a network's parameters and buffers down to the kept indices, in place, with the modules' channel counts
+    and the attributes that give sizes.
 
     The one place where channels are removed: pruning calls it, and so does `load`. Values, requires_grad and tensors
     that modules share are preserved. Raises UserError, naming the tensor, when kept does not fit the network.
     """
-    whole = tensors(network)
+    whole, counted = tensors(network), sizes(network)
     smaller: dict[int, Tensor] = {}  # by the whole tensor's id, so that a shared tensor stays shared
     for name, dims in kept.items():
-        if name not in whole:
+        if name not in whole and name not in counted:
             raise UserError(f"kept names '{name}', which the network does not have")
+        if name not in whole:
+            for dim, indices in dims.items():
+                _check_indices(name, counted[name], dim, indices)
+            continue
         old = whole[name]
         new = old.detach()
         for dim, indices in dims.items():
-            _check_indices(name, old, dim, indices)
+            _check_indices(name, old.shape, dim, indices)
             new = new.index_select(dim, torch.tensor(indices, device=new.device))
         smaller[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     for name, tensor in whole.items():
@@ -196,6 +204,13 @@ def resize(network: nn.Module, kept: Kept) -> None:
     for name, module in network.named_modules():
         prefix = f"{name}." if name else ""
         _update_counts(module, kept.get(f"{prefix}weight", {}).get(0))
+    for name in kept.keys() - whole.keys():
+        write(network, name, [len(kept[name].get(dim, range(size))) for dim, size in enumerate(counted[name])])
+
+
+def shapes(network: nn.Module) -> dict[str, Sequence[int]]:
+    """The sizes of all that `resize` cuts, by name: of parameters and buffers, and attributes that give sizes."""
+    return {**sizes(network), **{name: tensor.shape for name, tensor in tensors(network).items()}}
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -206,10 +221,10 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _check_indices(name: str, tensor: Tensor, dim: object, indices: object) -> None:
-    if type(dim) is not int or not 0 <= dim < tensor.dim():
-        raise UserError(f"kept of '{name}' names dimension {dim!r}, but the tensor has {tensor.dim()} dimensions")
-    size = tensor.shape[dim]
+def _check_indices(name: str, shape: Sequence[int], dim: object, indices: object) -> None:
+    if type(dim) is not int or not 0 <= dim < len(shape):
+        raise UserError(f"kept of '{name}' names dimension {dim!r}, but the tensor has {len(shape)} dimensions")
+    size = shape[dim]
     if (
         not isinstance(indices, list)
         or not indices

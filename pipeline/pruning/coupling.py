@@ -139,7 +139,7 @@ def families(
         slots = tuple(
             Slot(name, sites[number][1], tuple(tuple(places[root][number]) for root in roots), sites[number][2])
             for number, _ in signature
-            for name in names[sites[number][0]]
+            for name in names.get(sites[number][0], sites[number][:1])  # an attribute has one name
         )
         group = Group(owner(sites[first][0]), len(roots), slots)
         more = len(group.producers) - 1

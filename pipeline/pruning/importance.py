@@ -90,7 +90,7 @@ def _places(channels: list[tuple[float, str, int, float]]) -> dict[str, tuple[fl
 
 def units(group: removal.Group) -> tuple[int, ...]:
     """How many channels a layer has for one of the group's, each number once, over the layers that make or read it."""
-    return tuple(sorted({len(slot.index[0]) for slot in group.slots if slot.role != "channel"}))
+    return tuple(sorted({len(slot.index[0]) for slot in group.slots if slot.role in ("output", "input")}))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from torch.fx import Node
 
 Value = np.ndarray | list[np.ndarray]
+Place = tuple[str, int]  # (attribute, number in it), such as ("block.widths", 1); 0 where it holds a single number
 
 
 class Labels:
@@ -38,6 +39,8 @@ class Labels:
         # (layer, labels it reads, labels it makes) where the kernel is `still`; ("", …) where there is no handler
         self.carriers: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
+        self.places: dict[Node, list[Place | None]] = {}  # split -> the attributes that give its parts' sizes
+        self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}  # place -> (part, all) labels of a split
 
     def new(self, *shape: int) -> np.ndarray:
         """Fresh labels, int64 array of this shape."""
@@ -64,6 +67,23 @@ class Labels:
         self.suspects.append(
             (labels, f"the sizes in {describe(node)}, written as numbers: they don't follow a removal")
         )
+
+    def size(self, place: Place, part: np.ndarray, whole: np.ndarray, node: Node) -> None:
+        """Note that an attribute gives the size of a split's part, so that it goes down with the part's channels.
+
+        Layers that are split by one attribute lose the same channels, and so keep equal sizes. Those whose sizes differ
+        stay whole.
+        """
+        first, split, before = self.sized.setdefault(place, (part, whole, node))
+        if len(whole) != len(split):
+            layers = f"layers of {len(split)} channels ({describe(before)}) and of {len(whole)} ({describe(node)})"
+            reason = f"the attribute {place[0]}, which gives a size in {layers}"
+            self.freeze(first, reason)
+            self.freeze(part, reason)
+            return
+        known, _ = self.sites.setdefault(place, (part, "size"))
+        self.unite(known, part)
+        self.unite(split, whole)
 
     def get(self, node: Node) -> np.ndarray:
         """Labels of a tensor, with the tensor's rank."""

@@ -19,14 +19,14 @@ Removed = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a group's channels sit in one parameter or buffer."""
+    """Where a group's channels sit in one parameter or buffer, or in an attribute that gives the size of a split."""
 
-    tensor: str  # state_dict name, such as "body.0.conv1.weight"
-    dim: int  # the dimension of that tensor which is indexed by channel
+    tensor: str  # state_dict name, such as "body.0.conv1.weight"; or the attribute's, such as "body.0.distilled"
+    dim: int  # the dimension of that tensor which is indexed by channel; or the number's place in the attribute
     index: tuple[tuple[int, ...], ...]  # [C_g][k]: the k places of each group channel along dim, ascending
-    role: (
-        str  # "output": a kernel's side that makes the channel; "input": the side that reads it; "channel": bias, norm
-    )
+    # "output": a kernel's side that makes the channel; "input": the side that reads it; "channel": bias, norm;
+    # "size": an attribute that counts it
+    role: str
 
     @property
     def module(self) -> str:
@@ -67,11 +67,12 @@ class Coupling:
 
 def kept_indices(network: nn.Module, coupling: Coupling, removed: Removed) -> dict[str, dict[int, list[int]]]:
     """What stays: tensor name -> dimension -> kept indices of the network given, for every tensor that shrinks.
+    An attribute that gives sizes counts as a tensor of those sizes.
 
     `removed` maps a group's name to the group channels that go. Raises ValueError for a group that doesn't exist, a
     channel outside of it, or a removal of all its channels.
     """
-    shapes = {name: tensor.shape for name, tensor in tensors(network).items()}
+    shapes = checkpoint.shapes(network)
     return {
         name: {dim: [i for i in range(shapes[name][dim]) if i not in gone] for dim, gone in dims.items()}
         for name, dims in gone_indices(coupling, removed).items()

@@ -23,6 +23,7 @@ from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate
 from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
+from pipeline.pruning.sizes import places
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -47,6 +48,7 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
+    result.places = places(network, example, list(program.graph.nodes))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
@@ -276,7 +278,11 @@ def splits(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
     if labels.shape[dim] == 1:
         return [labels] * len(sizes)
     trace.suspect(labels, node)
-    return np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
+    parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
+    for part, place in zip(parts, trace.places.get(node) or [None] * len(parts), strict=True):
+        if place is not None and labels.size == labels.shape[dim]:
+            trace.size(place, part.reshape(-1), labels.reshape(-1), node)
+    return parts
 
 
 def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:

@@ -314,7 +314,7 @@ def counts(small: nn.Module, tiny: torch.Tensor, groups: list[Group], usual: lis
     Of shares that lead to the same operations the first is given, and no more than eight. All counts of a small network
     are looked at, and fewer of one that runs many operations. The network is cut.
     """
-    whole = {name: tensor.shape for name, tensor in tensors(small).items()}
+    whole = checkpoint.shapes(small)
     tries = min(max(3, 300 // max(1, len(usual))), max(group.channels for group in groups) + 1)
     found: dict[tuple | None, float] = {}
     known = set()
