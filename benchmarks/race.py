@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -142,7 +143,7 @@ class Field:
         if variant == "control":
             return duplicate(self.baseline)
         word, _, alone = variant.partition(", ")
-        criterion: config.Criterion = next(one for one in config.CRITERIA if one == word)
+        criterion = cast(config.Criterion, word)
         criteria.check(criterion, self.baseline, self.groups, setup.example(self.baseline), setup.name)
         removed = self.chosen(criterion, setup)
         network = self.baseline
