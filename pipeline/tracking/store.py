@@ -90,6 +90,7 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
             artifacts = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
             experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
         _relocate(uri, experiment.artifact_location)
+        check_files(uri, client.get_experiment(experiment.experiment_id).artifact_location)
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {EXPERIMENT!r} of {stores.masked(uri)} was deleted: restore it "
@@ -158,6 +159,14 @@ def _relocate(uri: str, location: str) -> None:
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                         (new, len(old) + 1, len(old) + 1, f"{old}/"),
                     )
+
+
+def check_files(uri: str, location: str) -> None:
+    """UserError when something that is no folder stands where the experiment's files will lie on this machine."""
+    kind, _, path = location.rpartition("://")
+    if kind in ("", "file") and stores.sqlite_file(uri):
+        with suppress(FileNotFoundError):
+            destination(Path(unquote(path) if kind else path), folder=True)
 
 
 @contextmanager
