@@ -196,7 +196,10 @@ def test_what_cant_be_written_is_refused_before_any_work(tmp_path: Path, capsys:
 
     (tmp_path / "network.pt").write_text("pruned before")  # it would be written over
     (tmp_path / "folder" / "network.onnx").mkdir(parents=True)
-    cases = (tmp_path, "which is read to make it"), (tmp_path / "folder", "network.onnx can't be written: Is a directory")
+    cases = (
+        (tmp_path, "which is read to make it"),
+        (tmp_path / "folder", "network.onnx can't be written: Is a directory"),
+    )
     for work, reason in cases:
         with pytest.raises(SystemExit):
             main(["prune", str(tmp_path / "network.pt"), "--images", "nowhere", "--work", str(work)])
