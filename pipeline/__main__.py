@@ -10,6 +10,9 @@ from typing import Any
 
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
+from pipeline.files import destination
+
+FILES = ("network.pt", "network.onnx", "report.html")  # what --work will hold, beside folders
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line; bad input ends in one sentence and status 2."""
     with guarded("prune"):
         given = _parser().parse_args(argv)
+        for name in FILES:  # before any training
+            destination(given.work / name, source=given.weights)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as the stages do
         from pipeline.pruner import Pruner
 

@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,24 +166,26 @@ def _refused(uri: str) -> Iterator[None]:
 
 
 def _probe_file(path: Path, absent: bool) -> None:
+    folder = Path(os.path.realpath(path)).parent  # a new file is made where a link leads
     try:
-        if path.is_dir():
-            raise UnusableError("it is a folder")
-        if not path.parent.is_dir():
-            raise UnusableError(f"the folder {path.parent} isn't there")
-        if path.exists() and not path.is_file():
-            raise UnusableError("it is no regular file")
-        size = path.stat().st_size if path.exists() else None
+        size = None
+        with contextlib.suppress(FileNotFoundError):
+            there = path.stat()
+            size = there.st_size
+            if not stat.S_ISREG(there.st_mode):
+                raise UnusableError("it is a folder" if stat.S_ISDIR(there.st_mode) else "it is no regular file")
+        if not folder.is_dir():
+            raise UnusableError(f"the folder {folder} isn't there")
     except OSError as error:
         raise UnusableError(error.strerror or str(error)) from None
     if not size:
         if not absent:
             raise UnusableError("the file is gone" if size is None else "the file is empty")
         try:
-            with tempfile.TemporaryFile(dir=path.parent):  # tried, since root may write where nothing can be
+            with tempfile.TemporaryFile(dir=folder):  # tried, since root may write where nothing can be
                 return
         except OSError as error:
-            raise UnusableError(f"the folder {path.parent} can't be written: {error.strerror}") from None
+            raise UnusableError(f"the folder {folder} can't be written: {error.strerror}") from None
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED_SECONDS, isolation_level=None)

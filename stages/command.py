@@ -22,6 +22,8 @@ from stages.common import RESULTS
 if TYPE_CHECKING:
     from pipeline.training.device import Machine
 
+MOST = 1024  # processes of a training, as `devices` in params.yaml
+TORCHRUN = "where another variable of torchrun stands: torchrun sets all of them, and without it none is needed"
 GRACE = 3.0  # s from asking a process to stop to making it
 
 
@@ -37,9 +39,8 @@ def main(stage: Callable[..., None], *arguments: str, trains: bool = False) -> N
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the run in MLflow ends with the stage
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, signal.default_int_handler)
-    several = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0")) if several > 1 else 0
-    with guarded(f"{name}, rank {rank}" if rank else name):
+    rank = os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE") != "1" else ""
+    with guarded(f"{name}, rank {rank}" if rank.isdigit() and rank != "0" else name):
         if "DVC_STAGE" in os.environ:
             end_with_parent()
         names = vars(parser.parse_args())
@@ -50,12 +51,39 @@ def main(stage: Callable[..., None], *arguments: str, trains: bool = False) -> N
         if "network" in names:
             params.require(names["network"], *(["prepare"] if name == "prepare" else []))
         writable(RESULTS)
+        several = processes(trains)
         if several > 1 and not trains:
             raise UserError(f"stages.{name} trains nothing: it runs in one process, without torchrun")
         if trains and (several > 1 or ("WORLD_SIZE" not in os.environ and params.devices > 1)):
             _with_others(stage, name, params, list(names.values()))
         else:
             stage(params, *names.values())
+
+
+def processes(trains: bool) -> int:
+    """How many processes torchrun has begun, 1 without it; UserError for what it would never set in the environment."""
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        return 1
+    size = _set("WORLD_SIZE", 1, MOST)
+    if size > 1 and trains:
+        _set("RANK", 0, size - 1)
+        _set("MASTER_PORT", 1, 65_535)
+        if not os.environ.get("MASTER_ADDR"):
+            raise UserError(f"MASTER_ADDR is missing in the environment, {TORCHRUN}")
+    for name, least, most in (("LOCAL_WORLD_SIZE", 1, size), ("LOCAL_RANK", 0, size - 1)):
+        if name in os.environ:
+            _set(name, least, most)
+    return size
+
+
+def _set(name: str, least: int, most: int) -> int:
+    """A number of the environment."""
+    value = os.environ.get(name)
+    if value is None:
+        raise UserError(f"{name} is missing in the environment, {TORCHRUN}")
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):
+        raise UserError(f"{name} is {value[:40]!r} in the environment; a number from {least} to {most} is allowed")
+    return int(value)
 
 
 def _with_others(stage: Callable[..., None], name: str, params: config.Params, names: list[str]) -> None:

@@ -139,7 +139,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"task": "low_light", "scale": 3}, "scale is 3, but low_light always makes 2 pixels of one"),
         ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
         ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
-        ({"network": "weights.pth"}, "weights.pth"),
+        ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],
     ids=str,
 )
@@ -189,6 +189,22 @@ def test_weights_are_pruned_on_the_command_line(
     assert {"network.pt", "network.onnx", "report.html"} <= {path.name for path in (tmp_path / "work").iterdir()}
     assert checkpoint.load(tmp_path / "work" / "network.pt", "edsr")[1]["args"] == args
     assert "report.html" in capsys.readouterr().out
+
+
+def test_what_cant_be_written_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    (tmp_path / "network.pt").write_text("pruned before")  # it would be written over
+    (tmp_path / "folder" / "network.onnx").mkdir(parents=True)
+    cases = (
+        (tmp_path, "which is read to make it"),
+        (tmp_path / "folder", "network.onnx can't be written: Is a directory"),
+    )
+    for work, reason in cases:
+        with pytest.raises(SystemExit):
+            main(["prune", str(tmp_path / "network.pt"), "--images", "nowhere", "--work", str(work)])
+        assert reason in capsys.readouterr().err
+    assert (tmp_path / "network.pt").read_text() == "pruned before"
 
 
 def test_a_command_line_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,19 @@ def test_a_spoiled_file_is_said_at_once(
         held.close()
 
 
+def test_a_link_that_leads_to_no_place_for_a_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.symlink_to(path.name)
+    with pytest.raises(stores.UnusableError, match="Too many levels of symbolic links"):
+        stores.probe(f"sqlite:///{path}", absent=True)
+    path.unlink()
+    path.symlink_to("nothing/here.db")
+    with pytest.raises(stores.UnusableError, match="nothing isn't there"):
+        stores.probe(f"sqlite:///{path}", absent=True)
+    (tmp_path / "nothing").mkdir()
+    stores.probe(f"sqlite:///{path}", absent=True)
+
+
 def test_an_unreachable_server_is_said_without_its_password() -> None:
     with pytest.raises(stores.UnusableError) as caught:
         stores.probe("postgresql+psycopg://u:secret@127.0.0.1:1/none")

@@ -320,6 +320,8 @@ def _built(
     if args is not None and factory is None:
         raise UserError("args are those of a factory, which is missing: package.module:function")
     if isinstance(network, str | Path):
+        if not Path(network).exists():
+            raise UserError(f"{network} can't be read: there is no such file")
         if factory is None:
             return recognise(Path(network))
         net = networks.build(factory, args or {})

@@ -191,7 +191,7 @@ def measured(
             for image, target in zip(inputs.split(1), targets.split(1), strict=True):
                 output = network(image)
                 value = (output - target).abs().mean() if of_loss else output.mean()
-                found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+                found = torch.autograd.grad(value, list(trained.values()), allow_unused=True) if trained else ()
                 slopes = {name: slope for name, slope in zip(trained, found, strict=True) if slope is not None}
                 images += 1
                 for name, slope in slopes.items():

@@ -91,7 +91,10 @@ class Labels:
             return self.tensor(node, np.array(shape_of(node)) > 1)
         value = self.values[node]
         assert isinstance(value, np.ndarray)
-        return value.reshape((1,) * (len(shape_of(node)) - value.ndim) + value.shape)
+        rank = len(shape_of(node))
+        if value.ndim > rank:  # one label for a tensor without dimensions, which an operation gave one
+            return value.reshape((1,) * rank)
+        return value.reshape((1,) * (rank - value.ndim) + value.shape)
 
     def along(self, node: Node, dim: int) -> np.ndarray:
         """Labels [size of dim] along one dimension; labels that differ along other dimensions are united."""

@@ -132,7 +132,7 @@ def matrix(layer: Reader, view: View) -> Tensor:
 
 @torch.no_grad()
 def set_matrices(layer: Reader, matrices: Sequence[Tensor]) -> None:
-    """Put the matrices of all views back. The outputs of one channel share a bias: the mean of what they ask for."""
+    """Put the matrices of all views back. The outputs of one channel share a bias: the mean of what they hold."""
     biases = []
     for view, weights in zip(views(layer), matrices, strict=True):
         if layer.bias is not None:

@@ -124,18 +124,46 @@ def compensated(network: nn.Module, coupling: Coupling, removed: Removed, known:
     for name, channels in gone.items():
         if name in known and channels:
             layer = _reader(copied, name)
-            set_matrices(layer, [_made_up_for(matrix(layer, one.view), one, sorted(channels)) for one in known[name]])
+            made = [_made_up_for(matrix(layer, one.view), one, sorted(channels)) for one in known[name]]
+            if isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None:
+                _share_biases(layer, made, known[name], sorted(channels))
+            set_matrices(layer, made)
     return copied
 
 
 def _made_up_for(weights: Tensor, moment: Moments, channels: Sequence[int]) -> Tensor:
     """W with the share of the removed input channels in what the kept ones hold added to these."""
-    away = _columns(channels, moment.view.places)
-    kept = [column for column in range(weights.shape[1]) if column not in set(away)]
+    away, kept = _columns(channels, moment.view.places), _kept(channels, moment)
     second = _ridged(moment.second)
     share = torch.linalg.solve(second[kept][:, kept], second[kept][:, away])  # [K, R]
     weights[:, kept] += weights[:, away] @ share.T
     return weights
+
+
+def _share_biases(
+    layer: nn.ConvTranspose2d, made: Sequence[Tensor], known: Sequence[Moments], channels: Sequence[int]
+) -> None:
+    """Change what `_made_up_for` made of each view, in place, to the best with one bias for all phases of a channel.
+
+    Where a row's bias is moved by b, its other weights follow by b a / a_1 with a = A_KK^-1 e_1, the constant's column,
+    and its mean squared error grows by b² / a_1: the best shared bias is the mean weighted by 1 / a_1. Phases that no
+    kernel place reaches are the bias alone, so they ask for the one that is there, with weight 1.
+    """
+    assert layer.bias is not None
+    bias = layer.bias.detach().double()
+    bare = layer.stride[0] * layer.stride[1] - sum(len(moment.view.phases) for moment in known)
+    asked, total, follow = bare * bias, torch.tensor(float(bare)).to(bias), []
+    for weights, moment in zip(made, known, strict=True):
+        kept = _kept(channels, moment)
+        constant = torch.zeros(len(kept)).to(bias)
+        constant[-1] = 1.0
+        column = torch.linalg.solve(_ridged(moment.second)[kept][:, kept], constant)
+        biases = weights[:, -1].view(len(bias), -1)
+        asked, total = asked + biases.sum(dim=1) / column[-1], total + biases.shape[1] / column[-1]
+        follow.append((kept, column / column[-1]))
+    for weights, (kept, step) in zip(made, follow, strict=True):
+        shared = (asked / total).repeat_interleave(len(weights) // len(bias))
+        weights[:, kept] += (shared - weights[:, -1])[:, None] * step
 
 
 def saliencies(
@@ -221,6 +249,12 @@ def _reader(network: nn.Module, name: str) -> Reader:
 def _columns(channels: Sequence[int], places: int) -> list[int]:
     """The numbers in x of some input channels."""
     return [channel * places + place for channel in channels for place in range(places)]
+
+
+def _kept(channels: Sequence[int], moment: Moments) -> list[int]:
+    """The numbers in x that stay when these input channels go."""
+    away = set(_columns(channels, moment.view.places))
+    return [column for column in range(len(moment.second)) if column not in away]
 
 
 def _ridged(second: Tensor) -> Tensor:

@@ -97,6 +97,9 @@ def step(trace: Labels, node: Node) -> Value:
     if node.target is operator.getitem:
         value = trace.values[node.args[0]]
         return value[node.args[1]] if isinstance(value, list) else value
+    sources = node.all_input_nodes
+    if sources and not any(map(shape_of, (node, *sources))):  # single numbers, without a dimension for channels
+        return meets(trace, node, arguments(node))
     value = HANDLERS.get(operation(node), unknown)(trace, node, arguments(node))
     if isinstance(value, np.ndarray) and value.ndim <= len(shape_of(node)):
         sizes = shape_of(node)[len(shape_of(node)) - value.ndim :]
@@ -221,8 +224,8 @@ def per_channel(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     labels = trace.along(args.get("input", args.get("self")), 1)
     for key in ("weight", "bias", "running_mean", "running_var"):
         stored = args.get(key)
-        # A single PReLU slope serves all channels and stays.
-        if stored is not None and shape_of(stored)[0] == len(labels):
+        # A single PReLU slope, of one dimension or none, serves all channels and stays.
+        if stored is not None and shape_of(stored) == (len(labels),):
             trace.attach(stored, 0, labels, "channel")
     return labels.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import stores
 from pipeline.errors import UserError
+from pipeline.files import destination
 from pipeline.tracking import views
 from pipeline.tracking.processes import close_orphaned_runs
 
@@ -89,7 +92,7 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
         if experiment is None:
             artifacts = None if uri.startswith("http") else (root() / "mlartifacts").as_uri()
             experiment = client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-        _relocate(uri, experiment.artifact_location)
+        _check_files(uri, _relocate(uri, experiment.artifact_location))
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {EXPERIMENT!r} of {stores.masked(uri)} was deleted: restore it "
@@ -98,10 +101,18 @@ def client_and_experiment() -> tuple[MlflowClient, str]:
         if not {f"{views.PREFIX}{key}" for key in views.OF_ALL} <= experiment.tags.keys():
             save_views(client, experiment.experiment_id, views.OF_ALL)
         return client, experiment.experiment_id
-    # ValueError: an address that is none; ImportError: of a database whose driver isn't there
+    # ValueError: an address that is none; ImportError: of a database whose driver isn't there; CommandError: Alembic's,
+    # of tables that it doesn't know
     except (
-        stores.UnusableError, MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError, ImportError
+        stores.UnusableError, MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError, ImportError,
+        CommandError,
     ) as error:  # fmt: skip
+        if schema := re.search(r"(?:found version |revision identified by ')(\w+)", str(error)):
+            raise UserError(
+                f"the MLflow store {stores.masked(uri)} has the tables of another MLflow (schema {schema[1]}): "
+                "`mlflow db upgrade` changes older ones, and newer ones need a newer MLflow; MLFLOW_TRACKING_URI may "
+                "name another store"
+            ) from None
         raise UserError(
             f"the MLflow store {stores.masked(uri)} can't be reached: {stores.reason(error, uri)}; "
             "MLFLOW_TRACKING_URI must name a running server or a writable sqlite:/// file, whole or absent"
@@ -122,6 +133,7 @@ def _create(uri: str) -> None:
     path = stores.sqlite_file(uri)
     if path is None or (path.exists() and path.stat().st_size):
         return
+    path = Path(os.path.realpath(path))  # a link stays, as SQLite would leave it
     new = path.with_name(f".{path.name}.new")
     for left in path.parent.glob(f"{new.name}*"):  # by a process that was killed; its journal too
         left.unlink()
@@ -138,17 +150,18 @@ PLACES = {  # MLflow's columns that hold absolute places
 }
 
 
-def _relocate(uri: str, location: str) -> None:
+def _relocate(uri: str, location: str) -> str:
     """Tell the store in this folder that it lies here, where the folder was moved or copied since it was made.
 
-    location: of the experiment's files, as the store has it. Another store than the folder's own stays as it is.
+    location: of the experiment's files, as the store has it; returns where they lie now. Another store than the
+    folder's own stays as it is.
     """
     path, here = stores.sqlite_file(uri), root()
     if path is None or path.resolve() != here / "mlflow.db" or not location.endswith(HOME):
-        return
+        return location
     before = location.removesuffix(HOME)
     if not before.startswith("file://") or before == here.as_uri():
-        return
+        return location
     moves = [(before, here.as_uri()), (unquote(before.removeprefix("file://")), str(here))]
     with closing(sqlite3.connect(path, timeout=stores.LOCKED_SECONDS)) as database, database:
         for old, new in moves:
@@ -158,6 +171,14 @@ def _relocate(uri: str, location: str) -> None:
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                         (new, len(old) + 1, len(old) + 1, f"{old}/"),
                     )
+    return here.as_uri() + HOME
+
+
+def _check_files(uri: str, location: str) -> None:
+    """UserError when something that is no folder stands where the experiment's files will lie on this machine."""
+    kind, _, path = location.rpartition("://")
+    if kind in ("", "file") and not uri.startswith("http"):
+        destination(Path(unquote(path) if kind else path), folder=True)
 
 
 @contextmanager

@@ -82,6 +82,8 @@ CASES = [
             {"devices": 2, "device": "cuda"}),
     Hostile("a stage that trains nothing under torchrun", "stages.analyze edsr", ("analyze trains nothing", "torchrun"),
             environment=(("WORLD_SIZE", "2"), ("RANK", "0"))),
+    Hostile("a rank without processes", "stages.train edsr", ("WORLD_SIZE is missing", "torchrun sets all"),
+            {"devices": 2}, environment=(("RANK", "0"),)),
     Hostile("a scale of low light", CHECK, ("networks.sid", "scale is no key"), {"networks__sid__scale": 2}),
     Hostile("an unknown preset", "stages.preset huge", ("no preset 'huge'", "small, srresnet, standard")),
     Hostile("a preset over own parameters", "stages.preset standard", ("params.yaml has changes", "commit them")),

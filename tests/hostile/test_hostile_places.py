@@ -26,6 +26,11 @@ def to_nothing(path: Path) -> None:
     path.symlink_to("nothing")
 
 
+def a_file_for_mlflows_files(folder: Path) -> None:
+    instead(".scratch/tracking.lock", Path.touch)(folder)
+    (folder / "mlartifacts").touch()
+
+
 def store_in_a_pipe(folder: Path) -> None:
     instead(".scratch/tracking.lock", Path.touch)(folder)  # of a stage that ran before
     os.mkfifo(folder / "mlflow.db")
@@ -61,6 +66,8 @@ CASES = [
     Hostile("a file as DVC's scratch", CHECK, (".dvc/tmp is no folder",), make=instead(".dvc/tmp", Path.touch)),
     Hostile("a store in a pipe", "stages.prepare edsr", ("mlflow.db", "no regular file"),
             make=store_in_a_pipe),
+    Hostile("a file for MLflow's files", "stages.prepare edsr", ("mlartifacts can't be written", "folder"),
+            make=a_file_for_mlflows_files),
     Hostile("a table in a pipe", f"{CHECK} --results", ("table.md", "no regular file"),
             make=instead("results/report/table.md", os.mkfifo)),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def beside_the_lock(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return put
 
 
+def of_another_mlflow(path: Path) -> None:
+    with sqlite3.connect(path) as store:
+        store.executescript(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32)); INSERT INTO alembic_version VALUES ('newer');"
+            + "".join(f"CREATE TABLE {name} (x);" for name in ("experiments", "runs", "metrics", "params", "tags"))
+        )
+    store.close()
+
+
 STORE = (("MLFLOW_TRACKING_URI", "sqlite:///here.db"),)
 SERVER = (("MLFLOW_TRACKING_URI", "postgresql+psycopg://u:p@ss/secret@127.0.0.1:1/x"),)
 CASES = [
@@ -27,6 +37,8 @@ CASES = [
             make=beside_the_lock(Path.mkdir), environment=STORE),
     Hostile("a text as store", "stages.train edsr", ("sqlite:///here.db", "not a database", "whole or absent"),
             make=beside_the_lock(lambda path: path.write_text("no database\n" * 99)), environment=STORE),
+    Hostile("a store of another MLflow", "stages.train edsr", ("here.db has the tables of another", "(schema newer)"),
+            make=beside_the_lock(of_another_mlflow), environment=STORE),
     Hostile("a server that isn't there", "stages.train edsr", ("postgresql+psycopg://***@127.0.0.1:1/x", "reached"),
             make=beside_the_lock(lambda path: None), environment=SERVER),
     Hostile("a store of Databricks", "stages.train edsr", ("store databricks can't be reached", "Databricks"),

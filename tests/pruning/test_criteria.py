@@ -283,6 +283,13 @@ def test_apoz_is_refused_before_any_training_where_no_relu_makes_zeros(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("criterion", [one for one in config.CRITERIA if one not in ("magnitude", "saliency")])
+def test_a_network_without_removable_channels_has_no_scores(criterion: config.Criterion, setup: Setup) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))  # one layer: it makes the image
+    groups = coupling.find_groups(network, torch.zeros(1, 3, 8, 8))
+    assert criteria.scores(criterion, network, groups, setup, {}) == {}
+
+
 def test_apoz_is_no_matter_where_nothing_can_be_removed(setup: Setup) -> None:
     network = nn.Conv2d(3, 3, 1)
     groups = coupling.find_groups(network, torch.zeros(1, 3, 8, 8))

@@ -176,6 +176,16 @@ def fixed_blur() -> nn.Module:
     return network
 
 
+def single_numbers() -> nn.Module:
+    """Learnt and fixed tensors without dimensions: they meet features and each other, and have no channels."""
+
+    def way(self: Any, x: Tensor) -> Tensor:
+        y = F.prelu(self.first(x) * self.scale + self.shift, self.scale.sum(0).softmax(0) / 4)
+        return self.last(self.scale.flip(()) * (self.shift - self.second(y) / (self.scale + self.shift)))
+
+    return three(way, scale=nn.Parameter(torch.tensor(1.5)), shift=torch.tensor(0.3))
+
+
 def branches_weighed_by_softmax() -> nn.Module:
     """Selective kernels: two branches stacked, added up, and added again with weights that are 1 over the branches."""
 
@@ -199,7 +209,7 @@ def rolled_maps() -> nn.Module:
 PRUNED = (
     loops_and_ifs, input_joins_features, unshuffled_input, dilated_branches, squeeze_and_excite, loose_scales,
     channels_last_mlp, one_layer_in_two_places, recurrent_gates, masked_by_sign, folded_batch, norms_of_each_channel,
-    fixed_blur, branches_weighed_by_softmax, rolled_maps,
+    fixed_blur, single_numbers, branches_weighed_by_softmax, rolled_maps,
 )  # fmt: skip
 
 
@@ -233,6 +243,11 @@ def test_everything_inside_is_pruned_counted_measured_and_saved(
 def fourier(self: Any, x: Tensor) -> Tensor:
     y = self.first(x)
     return self.last(self.second(y + torch.fft.irfft2(torch.fft.rfft2(y), s=y.shape[-2:])))
+
+
+def divided_by_the_mean_of_all(self: Any, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return self.last(self.second(y / (y.abs().mean() + 1e-3)))
 
 
 def transposed_attention(self: Any, x: Tensor) -> Tensor:
@@ -278,6 +293,7 @@ def numpys_constant(self: Any, x: Tensor) -> Tensor:
     ("network", "stays", "cause"),
     [
         (three(fourier), "first", "fft_rfft2"),
+        (three(divided_by_the_mean_of_all), "first", "the operation mean in"),
         (three(transposed_attention), "first", "can't be followed"),
         (three(moved_by_an_offset), "first", "grid_sampler"),
         (three(every_second), "first", "the sizes in slice"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,48 @@ from pathlib import Path
 import pytest
 from chains import BIN, ENVIRONMENT, ROOT, checkout, living, run, stage, tiny
 
+from pipeline.errors import UserError
+from stages import command
+
 QUIET = ENVIRONMENT | {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+TORCHRUN = {
+    "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "1", "RANK": None}, None),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc' in the environment; a number from 1 to 1024 is allowed"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "1000000000"}, "WORLD_SIZE is '1000000000'"),
+        ({"WORLD_SIZE": None}, "WORLD_SIZE is missing .* torchrun sets all of them"),
+        ({"RANK": "2"}, "RANK is '2' in the environment; a number from 0 to 1 is allowed"),
+        ({"RANK": None}, "RANK is missing"),
+        ({"LOCAL_RANK": "one"}, "LOCAL_RANK is 'one'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is missing"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is '70000'"),
+    ],
+    ids=str,
+)
+def test_an_environment_that_torchrun_would_never_make_is_refused(
+    changed: dict[str, str | None], says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (TORCHRUN | changed).items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    if says is None:
+        assert command.processes(trains=True) == int(os.environ["WORLD_SIZE"])
+    else:
+        with pytest.raises(UserError, match=says):
+            command.processes(trains=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -308,10 +308,41 @@ def test_a_locked_storage_is_said_soon(tmp_path: Path, monkeypatch: pytest.Monke
     held.close()
 
 
-def test_what_isnt_a_studys_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "search.db").write_bytes(b"no database" * 100)
-    with pytest.raises(UserError, match="can't be used"):
-        storage.open_study(f"sqlite:///{tmp_path / 'search.db'}", "study", {})
+def of_another_optuna(path: Path) -> None:
+    new(path.parent)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+        database.execute("UPDATE version_info SET schema_version = 99, library_version = '9.0.0'")
+    database.close()
+
+
+def of_mlflow(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("CREATE TABLE alembic_version (version_num); INSERT INTO alembic_version VALUES ('b2')")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_bytes(b"no database" * 100), "not a database"),
+        (Path.mkdir, "it is a folder"),
+        (lambda path: path.symlink_to(path.name), "Too many levels"),
+        (of_another_optuna, "optuna"),
+        (of_mlflow, "optuna"),
+    ],
+    ids=["text", "folder", "link to itself", "another Optuna's", "MLflow's"],
+)
+def test_what_isnt_a_studys_database_is_refused(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
+    make(tmp_path / "search.db")
+    with pytest.raises(UserError, match=f"can't be used: .*{reason}") as caught:
+        new(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_empty_file_becomes_a_studys_database(tmp_path: Path) -> None:
+    (tmp_path / "search.db").touch()
+    assert new(tmp_path)[0].trials == []
 
 
 def test_what_the_remaining_iterations_can_leave_at_least() -> None:

@@ -233,6 +233,22 @@ def test_a_store_that_cant_be_used_at_the_start_is_said_soon_and_once(
         held.close()
 
 
+def test_a_new_store_lies_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self, uri: str) -> None:
+            self.path = Path(uri.removeprefix("sqlite:///"))
+
+        def search_experiments(self) -> None:
+            self.path.write_text("a new store")
+
+    monkeypatch.setattr(store, "MlflowClient", Client)
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "mlflow.db").symlink_to("large disk/mlflow.db")
+    store._create(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert (tmp_path / "mlflow.db").is_symlink()
+    assert (tmp_path / "large disk" / "mlflow.db").read_text() == "a new store"
+
+
 def test_a_servers_password_is_in_no_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for uri in ("http://u:secret@127.0.0.1:1", "postgresql+psycopg://127.0.0.1:1/x?user=u&password=secret"):
