@@ -118,6 +118,13 @@ def test_minutes_become_steps_by_the_measured_time() -> None:
     assert fitting(60, 0.1, 1.0) == Length(6, 719, 10785)
 
 
+def test_the_images_folder_is_never_written_into(small: nn.Module, photos: Path) -> None:
+    before = sorted(photos.iterdir())
+    with pytest.raises(UserError, match="is the folder of the images; what is made needs another one"):
+        Pruner(small, photos, work=photos / ".." / photos.name)
+    assert sorted(photos.iterdir()) == before
+
+
 def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
     with pytest.raises(UserError, match=r"minutes is 1, but at least 11 are needed here: one training step .* 1 s"):
         fitting(1, 1.0, 1.0)

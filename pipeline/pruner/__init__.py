@@ -146,6 +146,8 @@ class Pruner:
         work: Path | str = "pruned",
     ) -> None:
         self.work = destination(Path(work), folder=True)
+        if self.work.resolve() == Path(images).resolve():
+            raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
         net, factory, args = _built(network, factory, args)
         self.network = net  # copies of it are made as long as it lives here
         name = type(net).__name__
