@@ -317,6 +317,22 @@ def test_a_study_runs_against_the_chains_baseline_goes_on_and_tells_its_winner(r
     shutil.rmtree(repro / "results/search")
 
 
+def test_another_machine_pulls_what_a_study_needs_and_takes_part(repro: Path, tmp_path: Path) -> None:
+    remote, other = tmp_path / "remote", tmp_path / "other"
+    needed = ("prepare", "train@edsr", "control@edsr")
+    assert run(tmp_path, "git", "clone", "-q", str(repro), str(other)).returncode == 0
+    shutil.copy(repro / "dvc.lock", other)
+    for folder, act in ((repro, "push"), (other, "pull")):
+        run(folder, "dvc", "remote", "add", "--local", "-f", "-d", "shared", str(remote))
+        done = run(folder, "dvc", act, *needed)
+        assert done.returncode == 0, done.stderr
+    (repro / ".dvc" / "config.local").unlink()
+    done = stage(other, "search", "--network", "edsr", "--trials", "1", "--storage", f"sqlite:///{tmp_path}/study.db")
+    assert done.returncode == 0, done.stderr
+    assert "search: trial 0 wins" in done.stdout
+    assert not (other / "results/prune").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
