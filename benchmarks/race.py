@@ -9,8 +9,10 @@ don't. Each network then gets the fine-tune of params.yaml, for as many steps as
 same with nothing removed. `D in iterations` is the chain's result with its one seed.
 
 Channels go by the rules `adaptive` and `depth`: those below one threshold for all groups, no group below its floor.
-Validation images alone are looked at. Median and range are over the seeds of the training (of `random` also of the
-choice). Written to benchmarks/results/race-NETWORK.csv (a line a training) and .md (the table).
+Then the most important of them come back one by one, as long as the MACs allow. Validation images alone are looked at.
+Median and range are over the seeds of the training (of `random` also of the choice). All train by one cosine, the
+control too; D's iterations trained at a constant rate before theirs, with the teacher. Written to
+benchmarks/results/race-NETWORK.csv (a line a training) and .md (the table).
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Row:
     seed: int
     teacher: float
     steps: int
+    target: float  # % of the baseline's MACs, at most
     mac_percent: float  # of the baseline's
     psnr_cut: float  # dB, validation, before any training
     psnr: float  # dB, validation, after it
@@ -95,7 +98,13 @@ def race(options: argparse.Namespace) -> None:
     variants = ["control", *config.CRITERIA, *(f"{criterion}, cut alone" for criterion in CUT_ALONE)]
     wanted = [(seed, variant) for seed in range(1, options.seeds + 1) for variant in variants]
     identity = digest(file)[:12]
-    made = {(r.seed, r.variant) for r in done if (r.teacher, r.steps, r.baseline) == (recipe.teacher, steps, identity)}
+    target = round(tuned["mac_percent"], 4)
+
+    def ours() -> list[Row]:
+        key = (recipe.teacher, steps, target, identity)
+        return [row for row in done if (row.teacher, row.steps, row.target, row.baseline) == key]
+
+    made = {(row.seed, row.variant) for row in ours()}
     progress = Progress(f"race {name}", len(wanted) * steps)
     for seed, variant in wanted:
         if (seed, variant) in made:
@@ -103,27 +112,28 @@ def race(options: argparse.Namespace) -> None:
             continue
         own = replace(setup, seed=seed * 1_000_003)
         try:
-            network = field.smaller(variant, own)
+            network = field.smaller(variant, own if variant.startswith("random") else setup)
         except UserError as error:
             progress.say(f"{variant}: {error}")
             progress.phase_over(steps)
             continue
         mac, before = 100 * setup.cost(network).mac / field.whole, setup.validate(network)
-        state = ROOT / ".scratch" / "race" / f"{name}-{identity}-{variant}-{seed}-{recipe.teacher:g}-{steps}.pt"
+        state = (
+            ROOT / ".scratch" / "race" / f"{name}-{identity}-{variant}-{seed}-{recipe.teacher:g}-{steps}-{target:g}.pt"
+        )
         state.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         train_final(network, own, recipe, state, progress, baseline)
         seconds = time.monotonic() - began
-        row = Row(variant, seed, recipe.teacher, steps, mac, before, setup.validate(network), seconds, identity)
+        row = Row(variant, seed, recipe.teacher, steps, target, mac, before, setup.validate(network), seconds, identity)
         done.append(row)
         write(table, done)
+        text = summary(ours(), field.psnr, None if options.without_teacher else tuned, name)
+        write_text(RESULTS / f"race-{name}{'-no-teacher' if options.without_teacher else ''}.md", text)
         state.unlink(missing_ok=True)
         progress.say(f"{variant}, seed {seed}: {mac:.1f}% of the MACs, {row.psnr - field.psnr:+.4f} dB")
     progress.close()
-    ours = [r for r in done if (r.teacher, r.steps, r.baseline) == (recipe.teacher, steps, identity)]
-    text = summary(ours, field.psnr, tuned, name)
-    write_text(table.with_suffix(".md") if recipe.teacher else table.with_name(f"race-{name}-no-teacher.md"), text)
-    print(text)
+    print(summary(ours(), field.psnr, None if options.without_teacher else tuned, name))
 
 
 class Field:
@@ -171,7 +181,15 @@ class Field:
         for _ in range(30):
             middle = (low + high) / 2
             low, high = (middle, high) if self.left(below(middle), setup) > self.most else (low, middle)
-        return below(high)
+        removed = {name: list(gone) for name, gone in below(high).items()}
+        importances = {state.name: state.importances for state in states}
+        order = sorted(((importances[name][j], name, j) for name, gone in removed.items() for j in gone), reverse=True)
+        for _, name, channel in order:
+            fewer = removed | {name: [j for j in removed[name] if j != channel]}
+            fewer = {key: gone for key, gone in fewer.items() if gone}
+            if self.left(fewer, setup) <= self.most:
+                removed = fewer
+        return removed
 
     def left(self, removed: removal.Removed, setup: Setup) -> float:
         return setup.cost(removal.remove(self.baseline, self.groups, removed)).mac if removed else self.whole
@@ -201,7 +219,7 @@ def write(path: Path, rows: list[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def summary(rows: list[Row], baseline: float, tuned: records.Tuned, name: str) -> str:
+def summary(rows: list[Row], baseline: float, tuned: records.Tuned | None, name: str) -> str:
     """The table, best first; changes in dB on validation."""
     control = {row.seed: row.psnr for row in rows if row.variant == "control"}
     lines = []
@@ -213,11 +231,10 @@ def summary(rows: list[Row], baseline: float, tuned: records.Tuned, name: str) -
         lines.append((-middle, f"| {variant} | {own[0].mac_percent:.1f} | {own[0].psnr_cut - baseline:+.4f} "
                       f"| {middle:+.4f} | {changes[0]:+.4f} to {changes[-1]:+.4f} | {against:+.4f} "
                       f"| {len(own)} |"))  # fmt: skip
-    change = tuned["psnr"] - baseline
-    against = tuned["psnr"] - statistics.median(control.values())
-    lines.append(
-        (-change, f"| D in iterations | {tuned['mac_percent']:.1f} | | {change:+.4f} | | {against:+.4f} | 1 |")
-    )
+    if tuned is not None:
+        change, against = tuned["psnr"] - baseline, tuned["psnr"] - statistics.median(control.values())
+        row = f"| D in iterations | {tuned['mac_percent']:.1f} | | {change:+.4f} | | {against:+.4f} | 1 |"
+        lines.append((-change, row))
     steps, teacher = rows[0].steps, rows[0].teacher
     head = (
         f"{name}: baseline {baseline:.3f} dB on validation; {steps} steps each, {teacher:g} of the loss against the "
