@@ -77,6 +77,9 @@ def run_one(
 
     def objective(trial: optuna.Trial) -> float:
         begun.append(trial.number)
+        # Optuna's thread may not have come to the first beat when the worker is killed, and to Optuna a trial without
+        # one is never stale: `begun` says that there is one
+        study._storage.record_heartbeat(trial._trial_id)
         trial.set_user_attr("begun", True)
         if slot(by_number(study, trial.number)) not in slots(study, total):
             trial.set_user_attr("surplus", True)  # workers that began the last trial at the same moment: one too many

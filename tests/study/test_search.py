@@ -20,6 +20,7 @@ import pytest
 import yaml
 from chains import ROOT
 from optuna.distributions import FloatDistribution
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.trial import TrialState
 from search_worker import outcome
 from spoiled import lock
@@ -498,6 +499,22 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_three_workers_on_postgresql_lose_nothing_when_one_is_killed(server: str, tmp_path: Path) -> None:
     kill_one_of_three(server, tmp_path)
+
+
+def test_a_trial_has_a_heartbeat_as_soon_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker may be killed before Optuna's thread has come to the first, and it would be waited for for ever."""
+    monkeypatch.setattr(HeartbeatThread, "start", lambda thread: None)
+    monkeypatch.setattr(HeartbeatThread, "join", lambda thread: None)
+    study, proposals = new(tmp_path)
+    beats: list[int] = []
+
+    def run(number: int, values: Values, report: Report) -> Outcome:
+        with sqlite3.connect(tmp_path / "search.db") as database:
+            beats.append(database.execute("SELECT count(*) FROM trial_heartbeats").fetchone()[0])
+        return outcome(values)
+
+    worker.work(study, run, proposals, 2, DROP)
+    assert beats == [1, 2]
 
 
 # --- files --------------------------------------------------------------------------------------------------------
