@@ -321,7 +321,10 @@ def test_another_machine_pulls_what_a_study_needs_and_takes_part(repro: Path, tm
     remote, other = tmp_path / "remote", tmp_path / "other"
     needed = ("prepare", "train@edsr", "control@edsr")
     assert run(tmp_path, "git", "clone", "-q", str(repro), str(other)).returncode == 0
-    shutil.copy(repro / "dvc.lock", other)
+    committed = run(repro, "git", "ls-files", "-o", "--exclude-standard", "dvc.lock", "results").stdout.split("\n")[:-1]
+    for name in committed:
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repro / name, other / name)
     for folder, act in ((repro, "push"), (other, "pull")):
         run(folder, "dvc", "remote", "add", "--local", "-f", "-d", "shared", str(remote))
         done = run(folder, "dvc", act, *needed)
@@ -330,7 +333,7 @@ def test_another_machine_pulls_what_a_study_needs_and_takes_part(repro: Path, tm
     done = stage(other, "search", "--network", "edsr", "--trials", "1", "--storage", f"sqlite:///{tmp_path}/study.db")
     assert done.returncode == 0, done.stderr
     assert "search: trial 0 wins" in done.stdout
-    assert not (other / "results/prune").exists()
+    assert not (other / "results/finetune/edsr/D/network.pt").exists()
 
 
 @pytest.mark.parametrize(
