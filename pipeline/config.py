@@ -493,12 +493,9 @@ def checked_params(values: Any, where: str) -> Params:
                 raise UserError(
                     f"{where}: methods.{name}.networks has {shown(network)}, which networks doesn't have; it has {has}"
                 )
+    searched = params.settings(params.search.method, params.search.network).model_dump()
     for key, span in params.search.space.items():
         for end in (span.low, span.high):
             changed = {key: int(end) if whole_number(key) else end}
-            checked(
-                Settings,
-                params.settings(params.search.method, params.search.network).model_dump() | changed,
-                f"{where}: search.space",
-            )
+            checked(Settings, searched | changed, f"{where}: search.space")
     return params

@@ -4,8 +4,9 @@ Read from top to bottom: what the rules see (GroupState, State), each rule's for
 make together (`plan`, `next_plan`), and what an accepted or a rejected iteration changes for the next one.
 
 For layer l and output channel j, the relative magnitude is u(l,j) = mean|W_l[j]| / ref_l, with ref_l the mean magnitude
-of layer l in the baseline. The importance of a group's channel is the largest u over the layers that produce it, so a
-coupled channel goes only when every layer that makes it agrees. The threshold of group g is
+of layer l in the baseline. The paper's importance of a group's channel (`criterion: magnitude`) is the largest u over
+the layers that produce it, so a coupled channel goes only when every layer that makes it agrees. Under another
+criterion it is the channel's rank, from 0 to 2 with a mean of 1 as well (importance.py). The threshold of group g is
 
     T_g = alpha * e_g * b_g        and the channels whose importance is below T_g go.
 
@@ -37,7 +38,7 @@ class GroupState:
     """What the rules see of one coupled group."""
 
     name: str
-    importances: tuple[float, ...]  # one for each channel that is left: the largest u over its producing layers
+    importances: tuple[float, ...]  # one for each channel that is left
     baseline: int  # C_g, channels in the baseline
     mac: float  # MACs that removing one channel saves
     weights: float  # weights that removing one channel saves
