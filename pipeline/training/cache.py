@@ -42,13 +42,14 @@ def weights_digest(network: nn.Module) -> str:
 def remembered(folder: Path | None, name: str, network: nn.Module, train: Callable[[], Any]) -> bool:
     """Give the network the weights that the training of that name ended with, or train and keep them.
 
+    Its weights then lie in memory as after that training: the last bits of what it computes depend on that.
     Returns whether they were there. What `train` raises is raised, and nothing is kept. Without a folder it trains.
     """
     path = folder / f"{name}.pt" if folder is not None else None
     if path is not None and path.exists():
         try:
             network.load_state_dict(load_tensors(path))
-            network.eval()
+            network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # as a training leaves it
             return True
         except (UserError, RuntimeError, AttributeError, TypeError):  # damaged: it is trained again and replaced
             pass
