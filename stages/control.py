@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
@@ -20,9 +19,8 @@ def control(params: config.Params, network: str) -> None:
     """
     retrain, last = params.retrain[network], params.finetune[network]
     with runs.stage("control", network, params=flat(retrain) | flat(last, "finetune")) as run:
-        from pipeline.networks import checkpoint
         from pipeline.progress import Progress
-        from pipeline.training.control import BEARABLE, bearable, train_control
+        from pipeline.training.control import BEARABLE, bearable, train_control, write
         from pipeline.training.loop import NonFiniteLossError
         from pipeline.training.setup import load_setup
 
@@ -48,15 +46,7 @@ def control(params: config.Params, network: str) -> None:
         progress.say(f"PSNR {psnr:.3f} dB, {change:+.4f} dB against the baseline (validation)")
         progress.close()
 
-        folder = RESULTS / "control" / network
-        checkpoint.save(
-            folder / "network.pt", trained.network, section.factory, section.args, {}, example=setup.example()
-        )
-        write_json(folder / "curve.json", trained.curve)
-        write_json(folder / "end.json", trained.end)
-        write_json(folder / "rate.json", {"factor": factor})
-        few = {key: trained.end[key] for key in ("steps", "psnr", "ssim")}  # what `dvc metrics` shows
-        write_json(folder / "metrics.json", few | {"psnr_change_baseline": change})
+        write(trained, factor, setup, RESULTS / "control" / network)
         points = [*trained.curve, trained.end]
         run.curve("psnr", [(point["steps"], point["psnr"]) for point in points])
         run.curve("ssim", [(point["steps"], point["ssim"]) for point in points])

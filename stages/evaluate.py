@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from pipeline import config, records
-from pipeline.files import write_csv, write_json
+from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
@@ -14,11 +12,11 @@ from stages.common import RESULTS, network_of
 
 def evaluate(params: config.Params, network: str) -> None:
     """Compare one network's solutions with its baseline and its control on the test images."""
-    settings, methods, reported = params.networks[network], params.run.methods, params.report.method
+    settings, methods = params.networks[network], params.run.methods
     with runs.stage("evaluate", network, params={"bootstrap": params.evaluate.bootstrap}) as run:
         from pipeline import cost
         from pipeline.data.dataset import load_images
-        from pipeline.evaluation import crops, metrics
+        from pipeline.evaluation import metrics, solutions
         from pipeline.training.device import choose
 
         machine = choose(params.device, params.threads, params.precision)
@@ -30,37 +28,10 @@ def evaluate(params: config.Params, network: str) -> None:
         paths |= {method: RESULTS / "finetune" / network / method for method in methods}
         nets = {name: network_of(path / "network.pt", settings, name in methods) for name, path in paths.items()}
         nets = {name: net.to(machine.device) for name, net in nets.items()}
-        crop_border = metrics.border(settings.task, settings.scale)
-        scores = {name: metrics.measure(net, images, crop_border) for name, net in {"input": None, **nets}.items()}
-
         size, channels = params.analyze[network].size, images.pair(0)[0].shape[1]
         costs = {name: cost.measure(net, size, channels) for name, net in nets.items()}
-        summary = {}
-        for name, score in scores.items():
-            row = {"psnr": score.mean_psnr, "ssim": score.mean_ssim}
-            for key in ("mac", "weights", "activations", "bw") if name in costs else ():
-                row[key] = getattr(costs[name], key)
-                row[f"{key}_percent"] = 100 * row[key] / getattr(costs["baseline"], key)
-            for other in ("baseline", "control"):
-                difference = metrics.paired(
-                    score.psnr, scores[other].psnr, score.names, params.seed, params.evaluate.bootstrap
-                )
-                row[f"against_{other}"] = asdict(difference)
-            if settings.task == "low_light":
-                row["psnr_after_colour_fit"] = metrics.psnr_after_colour_fit(nets.get(name), images, crop_border)
-            summary[name] = row
         folder = RESULTS / "evaluate" / network
-        write_csv(folder / "images.csv", metrics.image_rows(scores))
-        pairs = zip(images.names, scores[reported].psnr, scores["baseline"].psnr, strict=True)
-        changes = {name: psnr - base for name, psnr, base in pairs}
-        samples = crops.samples(changes)
-        for reason, name in samples.items():
-            frames = folder / "frames" / reason.replace(" ", "-")
-            crops.save_frames(frames, images, images.names.index(name), nets)
-        write_json(folder / "samples.json", {reason: [name, changes[name]] for reason, name in samples.items()})
-        widths = {name: {layer.name: layer.out_channels for layer in costs[name].layers} for name in nets}
-        write_json(folder / "widths.json", widths)
-        write_json(folder / "metrics.json", summary)
+        summary = solutions.evaluate(nets, costs, images, params, network, folder)
         sets = {}
         for name in test_sets:
             images = load_images(data / "sets" / name, machine.device)

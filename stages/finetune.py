@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipeline import config, records
-from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
@@ -19,7 +18,6 @@ def finetune(params: config.Params, network: str, method: str) -> None:
     candidates = iterations.accepted_networks(pruned)
     points, settings = control_of(params, network), params.settings(method, network)
     with runs.stage("finetune", network, method, flat(recipe) | flat(params.gate, "gate")) as run:
-        from pipeline.networks import checkpoint
         from pipeline.progress import Progress
         from pipeline.training.setup import load_setup
 
@@ -33,31 +31,18 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         finetuned = finetune.finetune(candidates, log, setup, settings, recipe, target, work, progress)
-        net = finetuned.network
-        measured, spent = setup.quality(net), setup.cost(net)
-        whole = setup.cost(network_of(candidates[0], params.networks[network], pruned=False))
         progress.close()
 
-        figures = {
-            "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw,
-            "psnr": measured.mean_psnr, "ssim": measured.mean_ssim,
-            "psnr_change": measured.mean_psnr - target.mean_psnr,
-            "ssim_change": measured.mean_ssim - target.mean_ssim, "steps": finetuned.steps,
-        }  # fmt: skip
+        baseline = network_of(candidates[0], params.networks[network], pruned=False)
         folder = RESULTS / "finetune" / network / method
-        section = params.networks[network]
-        checkpoint.save(
-            folder / "network.pt", net, section.factory, section.args, finetuned.kept, example=setup.example()
-        )
-        write_json(folder / "attempts.json", finetuned.attempts)
-        write_json(folder / "metrics.json", figures)
+        figures = finetune.write(finetuned, baseline, setup, target, folder)
         _, place = records.path_of(RESULTS, network, method)
         runs.undone(run, network, method, place)
         run.tell(f"**Result: {figures['mac_percent']:.1f}% of the MACs.** {'; '.join(finetuned.attempts)}")
         run.artifact(folder / "network.pt")
         run.artifact(folder / "attempts.json")
         run.metrics(figures, recipe.steps)
-        run.model(net, setup.channels, f"{network}-{method}", folder / "network.pt")
+        run.model(finetuned.network, setup.channels, f"{network}-{method}", folder / "network.pt")
         finished(work)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict
-
 from pipeline import config
-from pipeline.files import write_csv, write_json
+from pipeline.files import write_json
 from pipeline.schema import flat
 from pipeline.tracking import runs
 from stages.command import main
@@ -25,7 +22,7 @@ def prune(params: config.Params, network: str, method: str) -> None:
         from pipeline.evaluation import crops
         from pipeline.networks import checkpoint
         from pipeline.progress import Progress
-        from pipeline.pruning import gate, prune
+        from pipeline.pruning import gate, iterations, prune
         from pipeline.training.setup import load_setup
 
         setup, baseline = load_setup(params, network, RESULTS, TRAININGS), RESULTS / "train" / network / "network.pt"
@@ -44,17 +41,10 @@ def prune(params: config.Params, network: str, method: str) -> None:
         progress.close()
 
         folder = RESULTS / "prune" / network / method
-        networks = folder / "networks"
-        shutil.rmtree(networks, ignore_errors=True)
-        networks.mkdir(parents=True)
-        for path in sorted(work.glob("accepted-*.pt")):
-            shutil.copyfile(path, networks / path.name)
+        for path in iterations.write(log, work, folder):
             accepted, _ = checkpoint.load(path, params.networks[network].factory)
             crop = crops.restored(setup.validation, 0, accepted.to(setup.machine.device), CROP)
             run.image(crop, f"validation {setup.validation.names[0]}", int(path.stem.removeprefix("accepted-")))
-        write_json(folder / "log.json", [asdict(iteration) for iteration in log])
-        columns = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_change")
-        write_csv(folder / "path.csv", [columns, *([getattr(iteration, key) for key in columns] for iteration in log)])
         last = [iteration for iteration in log if iteration.verdict == "accepted"][-1]
         totals = {
             "iterations": len(log) - 1, "accepted": sum(i.verdict == "accepted" for i in log) - 1,

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import export
+from pipeline import config, cost, export
 from pipeline.errors import UserError
+from pipeline.latency import layer_times
 from pipeline.networks.checkpoint import Kept
 from pipeline.pruning import coupling, importance, removal, rules
 
@@ -59,6 +60,38 @@ def measure(
                     "memory": peaks[side, name],
                 })  # fmt: skip
     return rows, left_out
+
+
+def timings(
+    baseline: nn.Module,
+    pruned: nn.Module,
+    kept: Kept,
+    method: str,
+    example: Tensor,
+    settings: config.Latency,
+    threads: int,
+) -> dict[str, Any]:
+    """What latency.json holds: the times of a baseline, of its pruned network, and of that with aligned widths.
+
+    kept: of the pruned network's checkpoint. example: [1, channels, side, side], which the network is traced with.
+    """
+    width, side, channels = simd_width(), max(settings.sides), example.shape[1]
+    rounded = f"{method}, to {width}"
+    nets = {"baseline": baseline, method: pruned, rounded: aligned(baseline, kept, example, width)}
+    macs = {name: cost.measure(net, (side, side), channels).mac for name, net in nets.items()}
+    if macs[rounded] in (macs[method], macs["baseline"]):  # one of them again: nothing to measure
+        del nets[rounded]
+    rows, left_out = measure(nets, settings.sides, channels, settings.repeats, threads)
+    return {
+        "processor": processor(),
+        "simd_width": width,
+        "threads": threads,
+        "mac_percent": {name: 100 * mac / macs["baseline"] for name, mac in macs.items()},
+        "networks": rows,
+        "left_out": left_out,
+        "side": side,  # of `layers`
+        "layers": layer_times.measure({"baseline": baseline, method: pruned}, side, channels, settings.repeats),
+    }
 
 
 def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> nn.Module:

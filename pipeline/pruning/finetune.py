@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pipeline import config
 from pipeline.evaluation.metrics import Quality
+from pipeline.files import write_json
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, criteria, reconstruction, rules
@@ -44,6 +46,24 @@ class Candidate:
     mac: int
     name: str
     steps: int  # of training behind it
+
+
+def write(done: Finetuned, baseline: nn.Module, setup: Setup, target: Quality, folder: Path) -> dict[str, Any]:
+    """The files of `finetune` in `folder`: network.pt, attempts.json and metrics.json, whose figures are returned.
+
+    target: the reference's quality on the validation images.
+    """
+    measured, spent, whole = setup.quality(done.network), setup.cost(done.network), setup.cost(baseline)
+    figures = {
+        "mac_percent": 100 * spent.mac / whole.mac, "bw_percent": 100 * spent.bw / whole.bw,
+        "psnr": measured.mean_psnr, "ssim": measured.mean_ssim, "psnr_change": measured.mean_psnr - target.mean_psnr,
+        "ssim_change": measured.mean_ssim - target.mean_ssim, "steps": done.steps,
+    }  # fmt: skip
+    section, path = setup.network, folder / "network.pt"
+    checkpoint.save(path, done.network, section.factory, section.args, done.kept, example=setup.example())
+    write_json(folder / "attempts.json", done.attempts)
+    write_json(folder / "metrics.json", figures)
+    return figures
 
 
 def finetune(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline import records
 from pipeline.errors import UserError
-from pipeline.files import again
+from pipeline.files import again, write_csv, write_json
 from pipeline.networks import checkpoint
 from pipeline.records import Figure, Finite, Text, Whole
 from pipeline.training.setup import Setup
@@ -35,6 +36,23 @@ class Iteration:
     ssim: Figure = 0.0
     psnr_change: Figure = 0.0  # dB against the gate's reference; plus is better
     ssim_change: Figure = 0.0
+
+
+PATH = ("number", "verdict", "alpha", "mac", "weights", "activations", "bw", "psnr", "ssim", "psnr_change")
+
+
+def write(log: list[Iteration], accepted: Path, folder: Path) -> list[Path]:
+    """The files of `prune` in `folder`: log.json, path.csv, and networks/ with the accepted ones, which are returned.
+
+    accepted: the folder in which the run left its accepted-NNN.pt.
+    """
+    networks = folder / "networks"
+    shutil.rmtree(networks, ignore_errors=True)
+    networks.mkdir(parents=True)
+    files = [Path(shutil.copyfile(path, networks / path.name)) for path in sorted(accepted.glob("accepted-*.pt"))]
+    write_json(folder / "log.json", [asdict(iteration) for iteration in log])
+    write_csv(folder / "path.csv", [PATH, *([getattr(iteration, key) for key in PATH] for iteration in log)])
+    return files
 
 
 def read_log(path: Path) -> list[Iteration]:

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Quality
-from pipeline.files import read_sealed, write_sealed
+from pipeline.files import read_sealed, write_json, write_sealed
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress, Silent
 from pipeline.training import recipes
@@ -57,6 +57,17 @@ def train_control(baseline: nn.Module, setup: Setup, last: config.Finetune, work
     net = recipes.train_final(net, setup, last, work / "finetune.pt", progress, baseline)
     end = point(setup.retrain.max_iterations * setup.iteration_steps + last.steps, setup.quality(net))
     return Control(net, curve, end)
+
+
+def write(trained: Control, factor: float, setup: Setup, folder: Path) -> None:
+    """The files of `control` in `folder`. factor: to the rates of params.yaml, at which it was trained."""
+    section, path = setup.network, folder / "network.pt"
+    checkpoint.save(path, trained.network, section.factory, section.args, {}, example=setup.example())
+    write_json(folder / "curve.json", trained.curve)
+    write_json(folder / "end.json", trained.end)
+    write_json(folder / "rate.json", {"factor": factor})
+    few = {key: trained.end[key] for key in ("steps", "psnr", "ssim")}  # what `dvc metrics` shows
+    write_json(folder / "metrics.json", few | {"psnr_change_baseline": trained.change})
 
 
 def bearable(baseline: nn.Module, setup: Setup, work: Path, progress: Progress) -> float:
