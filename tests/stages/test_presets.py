@@ -39,6 +39,7 @@ def every_stage(folder: Path) -> None:
 
 
 # test_chain.py runs small.yaml's networks; standard.yaml and overnight.yaml have them in sizes up to paper.yaml's.
+@pytest.mark.preset
 @pytest.mark.parametrize("preset", ["denoiser.yaml", "paper.yaml", "srresnet.yaml"])
 def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
     """Two steps on small images; networks that another preset has too are timed once."""
