@@ -146,7 +146,7 @@ class Field:
         self.whole = self.spent.mac
         self.most = mac_percent / 100 * self.whole
         self.reference = importance.reference_magnitudes(baseline, self.groups)
-        self.known = reconstruction.moments(baseline, self.groups, setup.samples())
+        self.known = reconstruction.moments(baseline, self.groups, setup.sample_pairs())
 
     def smaller(self, variant: str, setup: Setup) -> nn.Module:
         """What a variant trains; UserError where its criterion has nothing to go by."""

@@ -182,8 +182,8 @@ def main() -> None:
     reference, side = psnr(network), case.baseline.patch
     channels = 4 if name == "sid" else 3
     groups = coupling.find_groups(network, torch.zeros(1, channels, side, side))
-    inputs = (images["train"].batch(step, 5, 8, 2 * side)[0] for step in range(12))
-    known = reconstruction.moments(network, groups, inputs)
+    pairs = (images["train"].batch(step, 5, 8, 2 * side) for step in range(12))
+    known = reconstruction.moments(network, groups, pairs)
     total = cost.measure(network, (side, side), channels).mac
     rows: dict[str, dict] = {}
     store = WORK / name / "rows.json"

@@ -162,7 +162,7 @@ def partial(
     counts = {name: int(share * number) for name, number in removed.items()}
     known = None
     if settings.reconstruct or settings.criterion == "saliency":
-        known = reconstruction.moments(network, groups, setup.samples())
+        known = reconstruction.moments(network, groups, setup.sample_pairs())
     scores = criteria.scores(settings.criterion, network, groups, setup, counts, known) or {}
     gone: dict[str, tuple[int, ...]] = {}
     for group in groups.groups:

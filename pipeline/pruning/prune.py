@@ -86,7 +86,7 @@ def prune(
         number = len(log)
         known = None
         if settings.reconstruct or settings.criterion == "saliency":
-            known = reconstruction.moments(current.network, current.groups, setup.samples())
+            known = reconstruction.moments(current.network, current.groups, setup.sample_pairs())
         limits = {group.name: rules.group_cap(group.channels, settings, 1) for group in current.groups.groups}
         scores = criteria.scores(settings.criterion, current.network, current.groups, setup, limits, known)
         states = _states(current, setup, settings, reference, channels, scores)

@@ -1,4 +1,4 @@
-"""What the layers that read a channel can make up for when it goes, and how much the network's output then changes.
+"""What the layers that read a channel can make up for when it goes, and how much the training loss then changes.
 
 A layer that reads channels computes y = W x, with x a patch of its input and, where the layer has a bias, a constant 1.
 When the channels R go, the weights of the kept ones K that come nearest to y, in the mean over training images, are
@@ -6,17 +6,19 @@ When the channels R go, the weights of the kept ones K that come nearest to y, i
     W'_K = W_K + W_R A_RK A_KK^-1,    A = E[x x^T]
 
 and what remains of row o's mean squared error is d_o = W_Ro (A_RR − A_RK A_KK^-1 A_KR) W_Ro^T. Means are part of it: x
-holds the constant 1. The network's output then changes, in the mean square and as far as the network is linear, by
+holds the constant 1. The loss, the sum of absolute errors, then changes, in the mean square and to first order, by
 
-    sum over o of S_o d_o,    S_o = sum over places of (∂output/∂y_o)², for each output value
+    sum over o of S_o d_o,    S_o = sum over places of (∂loss/∂y_o)², for each output value
 
 (errors of different rows and places taken as independent). That sum over the layers that read a channel is its
 saliency: it can be compared between layers, which magnitudes can't, and it is next to nothing for channels that the
-output hardly depends on. S is estimated with one backward pass from random signs for each batch.
+output hardly depends on. S takes one backward pass for each batch, from the signs of the output's errors. Signs drawn
+by chance would give the change of the output itself; what they choose trains on to less (`docs/results.md`).
 
 Sources: Optimal Brain Surgeon (Hassibi and Stork, 1993) for the error and its update; channel pruning by least squares
 (He et al., ICCV 2017) for kernels; a Gauss-Newton matrix in two factors, inputs and outputs, is K-FAC (Martens and
-Grosse, 2015), used for pruning by EigenDamage (Wang et al., ICML 2019). S is its output factor's diagonal.
+Grosse, 2015), used for pruning by EigenDamage (Wang et al., ICML 2019). S is its output factor's diagonal, of the
+empirical Fisher information.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Moments:
     """Of one view of a reading layer: its inputs' second moments, and how far its outputs reach.
 
     second: E[x x^T], float64 [n, n]: n = channels × kernel places, and 1 for the bias, last.
-    reach: S, float64 [rows]: the mean squared change of the network's output for a mean squared change of a row by 1.
+    reach: S, float64 [rows]: the squared change of the loss, for each output value, for a mean squared change of a row
+    by 1.
     """
 
     second: Tensor
@@ -51,8 +54,10 @@ class Moments:
 Known = Mapping[str, Sequence[Moments]]  # of every layer: module name -> one for each of its views
 
 
-def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -> dict[str, tuple[Moments, ...]]:
-    """Of every layer that reads a removable channel and is `readable`, over batches of inputs [N, C, H, W].
+def moments(
+    network: nn.Module, coupling: Coupling, pairs: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Moments, ...]]:
+    """Of every layer that reads a removable channel and is `readable`; pairs: inputs [N, C, H, W], targets [N, ...].
 
     Layers are named by their modules. The network is left as it is; a copy is measured whose weights lie as those of a
     loaded one do, so that a pruning that goes on after a stop ends with the same bits.
@@ -88,12 +93,10 @@ def moments(network: nn.Module, coupling: Coupling, batches: Iterable[Tensor]) -
     ]
     try:
         with torch.enable_grad():
-            for batch in batches:
+            for batch, target in pairs:
                 output = network(batch)
-                sign = torch.randint(0, 2, output.shape, generator=draws).to(output) * 2 - 1
-                torch.autograd.grad(
-                    output, [p for p in network.parameters() if p.requires_grad], sign, allow_unused=True
-                )
+                loss = (output - target).abs().sum()
+                torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
                 outputs += output.numel()
     finally:
         for hook in hooks:
@@ -169,7 +172,7 @@ def _share_biases(
 def saliencies(
     network: nn.Module, coupling: Coupling, known: Known, limits: Mapping[str, int]
 ) -> dict[str, tuple[float, ...]]:
-    """Group name -> [C_g] the mean squared change of the network's output that each channel's removal adds.
+    """Group name -> [C_g] the squared change of the loss, for each output value, that each channel's removal adds.
 
     limits: group name -> the most channels that may go at once. So many are taken one after another, each the one that
     adds the smallest change, with the others brought up to date (Optimal Brain Surgeon): a channel that could stand in

@@ -322,7 +322,7 @@ def test_a_cut_with_reconstruction_does_far_less_damage(network: nn.Module, setu
     start = Current(network, groups, {})
     small = network.body[0].conv1.weight.abs().mean(dim=(1, 2, 3)).argsort()[:2].tolist()
     plain = prune.cut(start, {FIRST: tuple(sorted(small))})
-    known = reconstruction.moments(network, groups, setup.samples())
+    known = reconstruction.moments(network, groups, setup.sample_pairs())
     weakest = reconstruction.weakest(network, groups, known, {FIRST: 2})
     made_up = prune.cut(start, weakest, known)
     gone = set(weakest[FIRST])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ def images(count: int = 4, side: int = 12) -> list[Tensor]:
     return [torch.rand(2, 3, side, side, generator=generator) for _ in range(count)]
 
 
+def pairs(network: nn.Module, batches: Sequence[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images, and targets from which the output is off by 1, up or down by chance."""
+    generator = torch.Generator().manual_seed(0)
+    for image in images() if batches is None else batches:
+        output = network(image).detach()
+        yield image, output - (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1)
+
+
 def damage(network: nn.Module, other: nn.Module) -> float:
     with torch.no_grad():
         return float(sum((network(image) - other(image)).square().mean() for image in images()))
@@ -46,7 +55,7 @@ def test_a_channel_that_is_twice_another_is_made_up_for_exactly() -> None:
         network.makes.weight[2], network.makes.bias[2] = 2 * network.makes.weight[0], 2 * network.makes.bias[0]
     groups = find_groups(network, images()[0][:1])
     (group,) = groups.groups
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     small = remove(compensated(network, groups, {group.name: (2,)}, known), groups, {group.name: (2,)})
     assert damage(network, small) < 1e-9
     expected = network.reads.weight[:, 0] + 2 * network.reads.weight[:, 2]
@@ -60,7 +69,7 @@ def test_what_a_channel_gives_on_average_goes_into_the_bias() -> None:
         network.makes.weight[1], network.makes.bias[1] = 0.0, 0.5  # a constant
         network.reads.weight[:, 1] = torch.tensor([1.0, -2.0, 4.0]).view(3, 1, 1)
     groups = find_groups(network, images()[0][:1])
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     changed = compensated(network, groups, {groups.groups[0].name: (1,)}, known)
     expected = network.reads.bias + torch.tensor([0.5, -1.0, 2.0])
     assert torch.allclose(changed.reads.bias, expected, atol=1e-3)
@@ -84,7 +93,7 @@ def test_the_weights_are_those_of_least_squares(reads: nn.Module) -> None:
     network = Chain(nn.Conv2d(3, 5, 3, padding=1), reads).eval()
     groups = find_groups(network, images()[0][:1])
     removed = {groups.groups[0].name: (1, 4)}
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     changed = compensated(network, groups, removed, known)
 
     made = [torch.relu(network.makes(image)) for image in images()]
@@ -112,7 +121,7 @@ def test_phases_that_share_a_bias_are_the_least_squares_of_all_their_outputs(rea
     network = Chain(nn.Conv2d(3, 5, 3, padding=1), reads).eval()
     groups = find_groups(network, images()[0][:1])
     removed = {groups.groups[0].name: (1, 4)}
-    changed = compensated(network, groups, removed, moments(network, groups, images())).reads
+    changed = compensated(network, groups, removed, moments(network, groups, pairs(network))).reads
 
     made = torch.cat([torch.relu(network.makes(image)) for image in images()]).double()
     taps = 3 * reads.kernel_size[0] * reads.kernel_size[1]
@@ -180,7 +189,7 @@ def test_the_weakest_channels_are_those_that_a_search_of_all_pairs_finds() -> No
     network = Chain(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)).eval()
     groups = find_groups(network, images()[0][:1])
     (group,) = groups.groups
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
 
     def remains(gone: tuple[int, ...]) -> float:
         return damage(
@@ -204,12 +213,30 @@ def test_a_saliency_is_the_change_of_the_output_where_nothing_lies_behind_the_re
         network = Chain(nn.Conv2d(3, 5, 1), reads).eval()
         groups = find_groups(network, images()[0][:1])
         (group,) = groups.groups
-        known = moments(network, groups, images())
+        known = moments(network, groups, pairs(network))
         alone = saliencies(network, groups, known, {})[group.name]
         for channel in range(5):
             gone = {group.name: (channel,)}
             small = remove(compensated(network, groups, gone, known), groups, gone)
             assert alone[channel] == pytest.approx(damage(network, small) / len(images()), rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("off", "reach"),
+    [
+        ((1.0, -1.0), (2.0, 2.0)),  # (1 - 3)² and (2 - 4)², for each of two output values
+        ((0.1, 5.0), (8.0, 18.0)),  # (1 + 3)² and (2 + 4)²: how far the output is off doesn't count
+        ((-1.0, 0.0), (0.5, 2.0)),  # what is right already has no slope
+    ],
+)
+def test_a_row_reaches_as_far_as_the_loss_depends_on_it(off: tuple[float, float], reach: tuple[float, float]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 2, 1, bias=False)).eval()
+    with torch.no_grad():
+        network[2].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, :, None, None])
+    groups = find_groups(network, images()[0][:1])
+    found = [(image, network(image).detach() - torch.tensor(off)[:, None, None]) for image in images()]
+    known = moments(network, groups, found)
+    assert known["1"][0].reach.tolist() == pytest.approx(reach)
 
 
 def test_saliencies_of_different_layers_can_be_compared() -> None:
@@ -236,7 +263,7 @@ def test_saliencies_of_different_layers_can_be_compared() -> None:
     torch.manual_seed(3)
     network = Both().eval()
     groups = find_groups(network, images()[0][:1])
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     found = saliencies(network, groups, known, {group.name: 3 for group in groups.groups})
     for loud, faint in zip(found["one.makes"], found["two.makes"], strict=True):
         assert faint == pytest.approx(1e-6 * loud, rel=1e-3)
@@ -249,7 +276,7 @@ def test_a_channel_that_could_stand_in_for_one_that_went_counts_for_more() -> No
         network.makes.weight.abs_(), network.makes.bias.abs_()
         network.makes.weight[2], network.makes.bias[2] = 2 * network.makes.weight[0], 2 * network.makes.bias[0]
     groups = find_groups(network, images()[0][:1])
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     name = groups.groups[0].name
     alone = saliencies(network, groups, known, {})[name]
     after = saliencies(network, groups, known, {name: 1})[name]
@@ -267,7 +294,7 @@ def test_coupled_networks_lose_less_than_by_magnitude(name: str, args: dict, cha
     generator = torch.Generator().manual_seed(1)
     batches = [torch.rand(2, channels, 32, 32, generator=generator) for _ in range(3)]
     groups = find_groups(network, batches[0][:1])
-    known = moments(network, groups, batches)
+    known = moments(network, groups, pairs(network, batches))
     counts = {group.name: group.channels // 4 for group in groups.groups if group.channels >= 4}
     chosen = weakest(network, groups, known, counts)
     assert {group: len(gone) for group, gone in chosen.items()} == counts
@@ -295,7 +322,7 @@ def test_layers_that_are_not_read_as_patches_stay_as_they_are() -> None:
 
     network = Chain(nn.Conv2d(3, 4, 1), LastAxis()).eval()
     groups = find_groups(network, images()[0][:1])
-    known = moments(network, groups, images())
+    known = moments(network, groups, pairs(network))
     assert known == {}
     changed = compensated(network, groups, {groups.groups[0].name: (0,)}, known)
     assert torch.equal(changed.reads.linear.weight, network.reads.linear.weight)
