@@ -6,7 +6,7 @@ channel are the rows of all kernels that compute it and its entries in biases an
 kernels.
 
     magnitude   mean |w| of a kernel, relative to the layer's in the baseline; importance.relative_magnitudes
-    saliency    change of the output that remains when readers make up for the channel; reconstruction.saliencies
+    saliency    change of the loss that remains when readers make up for the channel; reconstruction.saliencies
     l1, l2, random, taylor, obd, apoz, variance, mac_taylor: below
 """
 
