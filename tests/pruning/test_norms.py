@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from removals import EXAMPLE, random_removal
 from topologies import Frame, Gated, LayerNorm2d, Residual, conv, unsettle
 from torch import Tensor, nn
 
+from pipeline import config, cost, records
 from pipeline.networks import checkpoint
-from pipeline.pruning import tracing
+from pipeline.pruning import analysis, tracing
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.norms import Statistics, over_kept
 from pipeline.pruning.removal import Coupling, kept_indices, masked, narrow, remove
+from pipeline.schema import read_yaml
+from pipeline.training.setup import Setup
 
 
 class ChannelsLast(nn.Module):
@@ -163,6 +168,22 @@ def test_the_reference_leaves_removed_channels_out_of_statistics_and_nothing_els
     # Of 1, 3 and 8 the mean is 4 and the variance 26 / 3.
     assert full.flatten() == pytest.approx([(-3 - 10) / (26 / 3) ** 0.5] * 12, rel=1e-5)
     assert kept.flatten() == pytest.approx([9.0] * 12, rel=1e-5)
+
+
+def test_the_analysis_names_the_groups_whose_norms_change(tmp_path: Path) -> None:
+    setup = cast(Setup, SimpleNamespace(cost=lambda net: cost.measure(net, (8, 8), 3), example=lambda net: EXAMPLE))
+    analysis.analyze(unsettle(Backbone()), setup, tmp_path / "analyze" / "net", norms=True)
+    groups = records.groups(tmp_path, "net")["groups"]
+    assert [group["name"] for group in groups if not group.get("exact", True)] == ["enter+2", "side"]
+    assert all(group.get("exact") in (None, False) for group in groups)  # files of other networks stay as they were
+
+
+def test_one_method_that_removes_channels_under_norms_is_enough_for_the_analysis() -> None:
+    values = read_yaml(Path(__file__).parents[2] / "presets" / "small.yaml")
+    assert not config.checked_params(values, "small").norms("edsr")
+    values["methods"]["D"]["networks"] = {"edsr": {"norms": True}}
+    params = config.checked_params(values, "small")
+    assert (params.norms("edsr"), params.norms("sid")) == (True, False)
 
 
 def bessel(x: Tensor) -> Tensor:
