@@ -30,6 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--task", help="super_resolution, restoration or low_light; else what the network does tells")
     prune.add_argument("--scale", type=int, help="output pixels for an input pixel; else what the network does tells")
     prune.add_argument("--noise", type=float, help="of restoration of noise: standard deviation in 8-bit levels")
+    prune.add_argument(
+        "--norms", action="store_true", help="remove channels under normalisations too, whose statistics change then"
+    )
     prune.add_argument("--method", default="D", help="of presets/small.yaml: A, B, C or D")
     prune.add_argument("--minutes", type=float, default=20.0, help="about how long it takes")
     prune.add_argument("--work", type=Path, default=Path("pruned"), help="the folder for all that is made")
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
         pruner = Pruner(
             given.weights, given.images, given.task, given.scale,
-            noise=given.noise, factory=given.network, args=given.args, work=given.work,
+            noise=given.noise, factory=given.network, args=given.args, norms=given.norms, work=given.work,
         )  # fmt: skip
         result = pruner.run(given.method, given.minutes)
         result.save(given.work / "network.pt")

@@ -210,7 +210,7 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     check_size(network, section, params.analyze[network].size, net)
     check_sides(section, params.latency.sides, net)
     if "apoz" in {params.settings(method, network).criterion for method in params.run.methods}:
-        criteria.check("apoz", net, find_groups(net, image), image, network)
+        criteria.check("apoz", net, find_groups(net, image, params.norms(network)), image, network)
     for split, part in parts.items():
         if split != "train":  # of which nothing but patches is shown
             check_images(network, section, part.sizes, [source.name for source in part.sources], net)

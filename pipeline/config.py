@@ -238,6 +238,9 @@ class Settings(Section):
     criterion: Criterion = "magnitude"
     # whether the layers that read a removed channel make up for it, by least squares on training images
     reconstruct: bool = False
+    # whether channels may go that a normalisation takes its statistics over: the smaller network's are over those that
+    # stay, so that it isn't equal to the whole one without the channels, and the gate alone judges (pruning/norms.py)
+    norms: bool = False
     align: Annotated[int, Field(ge=1, le=4096)] = (
         1  # a group keeps a multiple of so many channels in each of its layers, rounded up; 1: any number
     )
@@ -366,7 +369,7 @@ class Search(Section):
 SEARCHABLE = tuple(
     key
     for key in Settings.model_fields
-    if key not in ("efficiency_range", "balance_range", "criterion", "reconstruct", "align")
+    if key not in ("efficiency_range", "balance_range", "criterion", "reconstruct", "norms", "align")
 )
 
 
@@ -463,6 +466,10 @@ class Params(Section):
         own = self.methods[method].networks.get(network, {})
         checked(Settings, common, f"methods.{method}.overrides")
         return checked(Settings, common | own, f"methods.{method}.networks.{network}")
+
+    def norms(self, network: str) -> bool:
+        """Whether a method that runs may remove a network's channels under a normalisation."""
+        return any(self.settings(method, network).norms for method in self.run.methods)
 
 
 def checked_settings(settings: Settings, changes: dict[str, float]) -> Settings:

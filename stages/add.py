@@ -84,7 +84,7 @@ def prunable(params: config.Params, name: str) -> str:
     net = build(section.factory, section.args)
     image = example(section, params.train[name], net)
     checks.check(name, section, image, net)
-    found = coupling.find_groups(net, image)
+    found = coupling.find_groups(net, image, params.norms(name))
     lines = [f"add: {name}: {sum(group.channels for group in found.groups)} channels can be pruned"]
     lines += [f"  {group.name}: {group.channels} channels of {', '.join(group.producers)}" for group in found.groups]
     return "\n".join([*lines, *(f"  stays whole: {sentence}" for sentence in found.frozen)])

@@ -18,7 +18,7 @@ def analyze(params: config.Params, network: str) -> None:
 
         setup, folder = load_setup(params, network, RESULTS), RESULTS / "analyze" / network
         net = network_of(RESULTS / "train" / network / "network.pt", params.networks[network], pruned=False)
-        coupled, spent = analyze(net, setup, folder)
+        coupled, spent = analyze(net, setup, folder, params.norms(network))
         for sentence in coupled.frozen:
             print(f"analyze {network}: {sentence}", file=sys.stderr)
         if not coupled.groups:

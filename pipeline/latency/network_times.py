@@ -100,7 +100,7 @@ def aligned(baseline: nn.Module, kept: Kept, example: Tensor, multiple: int) -> 
     kept: the pruned network's, from its checkpoint. Channels come back that went, as many as it takes; the weights are
     the baseline's, which is all that a time depends on. Raises UserError if the baseline's forward can't be traced.
     """
-    coupled = coupling.find_groups(baseline, example)
+    coupled = coupling.find_groups(baseline, example, norms=True)
     removed = {}
     for group in coupled.groups:
         slot = group.slots[0]

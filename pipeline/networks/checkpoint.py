@@ -254,6 +254,10 @@ def _update_counts(module: nn.Module, kept_first: list[int] | None) -> None:
         tensor = module.weight if module.weight is not None else module.running_mean
         if tensor is not None:
             module.num_features = tensor.shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.Linear):

@@ -127,8 +127,8 @@ class Pruner:
     task: super_resolution, restoration or low_light; what the network makes of an image tells, where it isn't given.
     scale: output pixels for an input pixel, along a side. noise: of `restoration` of noise made here: its standard
     deviation in 8-bit levels. factory, args: the function that builds the network, package.module:function, and its
-    arguments; files name it. work: the folder of what is unfinished and of the report. It is kept: the same call goes
-    on where it was stopped.
+    arguments; files name it. norms: whether channels may go that a normalisation takes its statistics over. work: the
+    folder of what is unfinished and of the report. It is kept: the same call goes on where it was stopped.
 
     Raises UserError for whatever can be told before training.
     """
@@ -143,6 +143,7 @@ class Pruner:
         noise: float | None = None,
         factory: str | None = None,
         args: dict[str, Any] | None = None,
+        norms: bool = False,
         work: Path | str = "pruned",
     ) -> None:
         self.work = destination(Path(work), folder=True)
@@ -160,6 +161,7 @@ class Pruner:
             raise UserError(f"scale is {scale!r}, but low_light always makes 2 pixels of one, along a side")
         section = {"factory": factory, "args": args, "task": task}
         self._values = _values(self.name, section | ({} if task == "low_light" else {"scale": scale}), images, noise)
+        self._values["prune"]["norms"] = norms
         with self._plainly():
             made = self._params("D", Length(1, 1, 1)).networks[self.name].model_copy(update={"scale": found_scale})
             multiple = cost.multiple(lambda height, width: not misfit(made, (1, height, width), net)) or 1

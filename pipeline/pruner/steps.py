@@ -45,7 +45,8 @@ def analyze(params: config.Params, name: str, folder: Path) -> None:
     place = folder / "analyze" / name
     if (place / "metrics.json").exists():
         return
-    analysis.analyze(_network(folder, "train", params, name), load_setup(params, name, folder), place)
+    network, setup = _network(folder, "train", params, name), load_setup(params, name, folder)
+    analysis.analyze(network, setup, place, params.norms(name))
 
 
 def control(params: config.Params, name: str, folder: Path, progress: Progress) -> None:

@@ -15,12 +15,13 @@ from pipeline.training.setup import Setup
 LAYER = ("layer", "channels", "mac", "weights", "activations", "bw", "mac_per_weight")
 
 
-def analyze(network: nn.Module, setup: Setup, folder: Path) -> tuple[Coupling, Cost]:
+def analyze(network: nn.Module, setup: Setup, folder: Path, norms: bool) -> tuple[Coupling, Cost]:
     """The coupled groups and the costs of a network; written to groups.json, layers.csv and metrics.json of `folder`.
 
+    norms: whether channels may go that a normalisation takes its statistics over.
     Raises UserError if the network's forward can't be traced.
     """
-    spent, coupled = setup.cost(network), coupling.find_groups(network, setup.example(network))
+    spent, coupled = setup.cost(network), coupling.find_groups(network, setup.example(network), norms)
     reference = importance.reference_magnitudes(network, coupled)
     channels = {group.name: group.channels for group in coupled.groups}
     states = importance.group_states(network, spent, coupled, reference, channels)
@@ -31,6 +32,7 @@ def analyze(network: nn.Module, setup: Setup, folder: Path) -> tuple[Coupling, C
             "name": group.name, "channels": group.channels, "producers": list(group.producers),
             "readers": list(group.readers), "mac_per_channel": state.mac, "weights_per_channel": state.weights,
             "importance": {"least": ranked[0], "median": ranked[len(ranked) // 2], "largest": ranked[-1]},
+            **({} if group.exact else {"exact": False}),
         })  # fmt: skip
     write_json(folder / "groups.json", {"groups": groups, "frozen": list(coupled.frozen)})
     rows = [

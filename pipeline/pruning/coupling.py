@@ -1,10 +1,11 @@
 """Coupled channels: which channels of a network can only be removed together.
 
 `find_groups` reads this from the traced graph, so it holds for any network: a label for every channel is carried
-through the operations (`tracing.py`), labels that meet are united, and what the network's input or output, an
-unknown operation or a normalisation over channels touches is never removed; neither is what reaches the image through
-kernels that training doesn't change. What is left is tried (`trials.py`): the shrunk network must run and agree with
-the masked one, or the channels are frozen and named. How channels go: `removal.py`.
+through the operations (`tracing.py`), labels that meet are united, and what the network's input or output or an
+unknown operation touches is never removed; neither is what reaches the image through kernels that training doesn't
+change, nor, unless it is asked for, what a normalisation over channels touches (`norms.py`). What is left is tried
+(`trials.py`): the shrunk network must run and agree with the masked one, or the channels are frozen and named. How
+channels go: `removal.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from torch import nn
 
 from pipeline.networks.checkpoint import tensors
 from pipeline.pruning.labels import Labels, owner
+from pipeline.pruning.norms import Statistics
 from pipeline.pruning.removal import Coupling, Group, Slot
 from pipeline.pruning.tracing import follow
 from pipeline.pruning.trials import settle
 
 
-def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
+def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) -> Coupling:
     """Find the coupled channel groups of a network.
+
+    norms: whether to offer groups that a normalisation takes its statistics over, which are not `exact`.
 
     `example` is an input [N, C, H, W] of the network; a small one is enough and its values don't count. The network is
     left as it is. Raises UserError if its forward can't be traced. Grouping by dependency is also the idea of DepGraph
     (Fang et al., CVPR 2023); this is a different algorithm, on labels of single channels.
     """
-    labels = follow(network, example)
+    labels = follow(network, example, norms)
     sites = [
         (tensor, dim, role, [labels.root(int(x)) for x in part]) for (tensor, dim), (part, role) in labels.sites.items()
     ]
@@ -61,12 +65,22 @@ def find_groups(network: nn.Module, example: torch.Tensor) -> Coupling:
     idle = unused(network, {alias for name in labels.used for alias in names[name]})
     if idle:
         whole[idle]["the traced forward, in which these layers don't run"] = None
-    candidates = {
-        group: next((doubts[root] for root in roots if root in doubts), "")
-        for group, roots in families(sites, fixed, names)
-        if not fixed & set(roots)
-    }
-    accepted, refused = settle(network, example, candidates, 32 if idle else 1)
+    counted = {labels.root(int(label)) for part in labels.statistics.values() for label in np.unique(part)}
+    candidates, members = {}, {}
+    for group, roots in families(sites, fixed, names):
+        if fixed & set(roots):
+            continue
+        if counted & set(roots):
+            if labels.calls is None:
+                whole[group.producers][
+                    "a normalisation over channels whose statistics can't be told apart in a run"
+                ] = None
+                continue
+            group = replace(group, exact=False)
+            members[group.name] = roots
+        candidates[group] = next((doubts[root] for root in roots if root in doubts), "")
+    calls = [(name, part if part is None else np.vectorize(labels.root)(part)) for name, part in labels.calls or ()]
+    accepted, refused = settle(network, example, candidates, 32 if idle else 1, Statistics(tuple(calls), members))
     for group, reason in refused.items():
         whole[group.producers][reason] = None
     return Coupling(tuple(accepted), tuple(sentence(layers, list(reasons)) for layers, reasons in whole.items()))

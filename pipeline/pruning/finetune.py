@@ -157,7 +157,7 @@ def partial(
 
     removed: group name -> number of channels. Groups keep multiples of `align` channels as they did.
     """
-    groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device))
+    groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device), settings.norms)
     reference = reference_magnitudes(baseline, groups)
     counts = {name: int(share * number) for name, number in removed.items()}
     known = None

@@ -38,6 +38,9 @@ class Labels:
         self.image: list[np.ndarray] = []  # labels of the network's input and output
         # (layer, labels it reads, labels it makes) where the kernel is `still`; ("", …) where there is no handler
         self.carriers: list[tuple[str, np.ndarray, np.ndarray]] = []
+        self.norms = False  # whether channels may go that a statistic is taken over
+        self.statistics: dict[Node, np.ndarray] = {}  # operation that takes one -> labels of its input; norms.py
+        self.calls: tuple[tuple[str, np.ndarray | None], ...] | None = None  # what a run takes them by; norms.calls
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
         self.places: dict[Node, list[Place | None]] = {}  # split -> the attributes that give its parts' sizes
         self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}  # place -> (part, all) labels of a split

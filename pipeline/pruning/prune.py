@@ -61,7 +61,7 @@ def prune(
     """
     baseline = baseline.to(setup.machine.device)
     example = setup.example(baseline).to(setup.machine.device)
-    all_groups = coupling.find_groups(baseline, example)
+    all_groups = coupling.find_groups(baseline, example, settings.norms)
     criteria.check(settings.criterion, baseline, all_groups, example, setup.name)
     for sentence in all_groups.frozen:
         progress.say(sentence)

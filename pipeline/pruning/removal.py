@@ -47,6 +47,7 @@ class Group:
     )
     channels: int
     slots: tuple[Slot, ...]  # in order of execution
+    exact: bool = True  # False: a normalisation takes its statistics over the channels, so over fewer once some go
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -99,7 +100,8 @@ def gone_indices(coupling: Coupling, removed: Removed) -> dict[str, dict[int, se
 def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Module:
     """A smaller dense copy of the network without the removed channels; the network itself is left as it is.
 
-    It computes what `masked` computes. Arguments and errors as for `kept_indices`.
+    It computes what `masked` computes, but for groups that aren't exact: statistics over their channels are then those
+    of the kept ones. Arguments and errors as for `kept_indices`.
     """
     smaller = duplicate(network)
     checkpoint.resize(smaller, kept_indices(network, coupling, removed))
@@ -109,6 +111,7 @@ def remove(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Modul
 def masked(network: nn.Module, coupling: Coupling, removed: Removed) -> nn.Module:
     """A copy of the same size in which no layer reads the removed channels: the reference for `remove`.
 
+    Statistics over channels of groups that aren't exact are still over all of them; `norms.over_kept` changes that.
     Arguments and errors as for `kept_indices`.
     """
     gone_indices(coupling, removed)  # the same refusals

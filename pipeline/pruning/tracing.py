@@ -23,15 +23,17 @@ from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate
 from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
+from pipeline.pruning.norms import calls, mixes, takes
 from pipeline.pruning.sizes import places
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
 
-def follow(network: nn.Module, example: torch.Tensor) -> Labels:
+def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> Labels:
     """Trace a copy of the network in evaluation mode and label its channels.
 
-    `example` is an input [N, C, H, W]; only its shape, type and device count. Raises UserError where the forward can't
+    `example` is an input [N, C, H, W]; only its shape, type and device count. norms: whether channels may go that a
+    normalisation takes its statistics over. Raises UserError where the forward can't
     be traced, for instance because it branches on values, or gives something else than a tensor.
     """
     name = type(network).__name__
@@ -48,6 +50,7 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
+    result.norms = norms
     result.places = places(network, example, list(program.graph.nodes))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
@@ -77,6 +80,8 @@ def follow(network: nn.Module, example: torch.Tensor) -> Labels:
     for (tensor, _), (labels, _) in result.sites.items():
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
+    if result.statistics:
+        result.calls = calls(program, example, result.statistics)
     return result
 
 
@@ -119,13 +124,6 @@ def unknown(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
             trace.carriers.append(("", labels, outputs))
     trace.freeze(outputs, reason)
     return outputs
-
-
-def mixes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
-    """A normalisation that takes its statistics over channels: layer norm, group norm."""
-    labels = trace.get(node.all_input_nodes[0])
-    trace.freeze(labels, f"the normalisation {describe(node)}, which mixes channels")
-    return labels
 
 
 def passes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -338,7 +336,7 @@ def expands(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     return labels.reshape((1,) * (len(shape_of(node)) - labels.ndim) + labels.shape)
 
 
-def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> Value:
     """mean, sum ...: over H and W each channel by itself; over channels they mix."""
     labels = trace.get(args["self"])
     dims = args.get("dim")
@@ -346,8 +344,12 @@ def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     dims = tuple(d % labels.ndim for d in dims)
     labels = united(trace, labels, dims)
     if any(labels.shape[d] > 1 for d in dims):
-        return unknown(trace, node, args)
-    return labels if args.get("keepdim") else labels.squeeze(dims)
+        taken = takes(trace, node, labels, dims)
+        if taken is None:
+            return unknown(trace, node, args)
+        labels = taken
+    labels = labels if args.get("keepdim") else labels.squeeze(dims)
+    return [labels, labels] if operation(node) == "var_mean" else labels
 
 
 def united(trace: Labels, labels: np.ndarray, dims: Sequence[int]) -> np.ndarray:
@@ -422,7 +424,7 @@ HANDLERS: dict[str, Handler] = {
         ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], convolution
     ),
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], per_channel),
-    **dict.fromkeys(["layer_norm", "group_norm"], mixes),
+    **dict.fromkeys(["layer_norm", "group_norm", "rms_norm"], mixes),
     **dict.fromkeys(
         ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "lerp", "addcmul", "where", "copy"], meets
     ),
@@ -430,7 +432,7 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"], reshapes),
     **dict.fromkeys(["permute", "transpose"], permutes),
     **dict.fromkeys(["expand", "expand_as"], expands),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var"], reduces),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var", "var_mean"], reduces),
     **dict.fromkeys(["slice", "narrow", "select"], selects),
     **dict.fromkeys(["split", "split_with_sizes"], splits),
     **dict.fromkeys(["softmax", "log_softmax"], softmax),

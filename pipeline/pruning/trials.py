@@ -24,6 +24,7 @@ from pipeline.cost import quiet
 from pipeline.errors import first_line
 from pipeline.networks import checkpoint, duplicate
 from pipeline.networks.checkpoint import tensors
+from pipeline.pruning.norms import Statistics, over_kept
 from pipeline.pruning.removal import Coupling, Group, gone_indices, masked, remove, silence
 
 Removals = dict[Group, Sequence[int]]
@@ -33,7 +34,7 @@ FAILURES = (Exception, SystemExit)  # a forward may raise anything, and may even
 
 
 def settle(
-    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str], runs: int
+    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str], runs: int, statistics: Statistics
 ) -> tuple[list[Group], dict[Group, str]]:
     """Try removals, and refuse the groups whose removal the forward doesn't follow.
 
@@ -43,6 +44,9 @@ def settle(
     network's own weights, whose scales may be 0, each group is judged by what it adds to the effect itself.
     Training mode is tried too, in case the forward takes another way there; runs: how often, because chance may
     choose the way. With more than one, a larger image is tried as well.
+
+    Of channels that a normalisation takes its statistics over, the masked network leaves the removed ones out of these
+    (`norms.over_kept`).
 
     What passes is tried with a loud image, with other buffers, with the network's own weights, and wherever the forward
     runs other operations at other sizes or with fewer channels (`second_look`). What no trial sees: a way that only
@@ -83,6 +87,7 @@ def settle(
         with torch.no_grad():
             try:
                 reference, small = masked(trial, coupling, indices), remove(trial, coupling, indices)
+                over_kept(reference, statistics, indices)
                 whole = reference(image.clone())
                 made = small(image.clone())
             except FAILURES as error:  # whatever a forward may raise when its tensors are smaller
@@ -122,14 +127,19 @@ def settle(
                 refused[group] = reason
             else:
                 accepted[group], before = gone, whole
-    for group in second_look(own, picture, tiny, trial, list(accepted)):
+    for group in second_look(own, picture, tiny, trial, list(accepted), statistics):
         refused[group] = OTHER
         del accepted[group]
     return list(accepted), refused
 
 
 def second_look(
-    own: nn.Module, picture: torch.Tensor, tiny: torch.Tensor, trial: nn.Module, groups: list[Group]
+    own: nn.Module,
+    picture: torch.Tensor,
+    tiny: torch.Tensor,
+    trial: nn.Module,
+    groups: list[Group],
+    statistics: Statistics,
 ) -> set[Group]:
     """The groups whose removal the forward doesn't follow with its own weights, at other sizes or at other counts.
 
@@ -144,6 +154,7 @@ def second_look(
             reference = cast(duplicate(own), dtype)
             silence(reference, coupling, indices)
             small = remove(reference, coupling, indices)
+            over_kept(reference, statistics, indices)
         except FAILURES:  # a module's own copying may raise anything
             return True
         return any(departs(reference, small, image.to(dtype)) for image in images)

@@ -74,6 +74,7 @@ class Group(TypedDict):
     channels: Count
     producers: list[Text]
     readers: list[Text]
+    exact: NotRequired[bool]  # absent: true; false: under a normalisation, whose statistics change with it
 
 
 class Groups(TypedDict):

@@ -43,10 +43,10 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     sets = [row for name in networks for row in tables.set_rows(results, name, methods, tasks[name])]
     table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
     latency = {name: records.latency(results, name, method) for name in networks}
-    frozen = {name: records.groups(results, name)["frozen"] for name in networks}
+    groups = {name: records.groups(results, name) for name in networks}
     figures = {name: captions.figures_of(results, params, rows, name) for name in networks}
     verdicts = [verdict.sentence(rows, methods, method, name, latency[name]) for name in networks]
-    text = markdown(params, rows, verdicts, table, latency, figures, frozen)
+    text = markdown(params, rows, verdicts, table, latency, figures, groups)
     with replacing(folder / "figures") as drawn:  # a figure that can't be drawn leaves the last report as it was
         for figure in (figure for of_network in figures.values() for figure in of_network):
             figure.draw(drawn / figure.file)
@@ -69,11 +69,11 @@ def markdown(
     table: str,
     latency: dict[str, records.Latency],
     figures: dict[str, list[captions.Figure]],
-    frozen: dict[str, list[str]],
+    groups: dict[str, records.Groups],
 ) -> str:
     """The whole report in Markdown. rows: the main table's; table: the same, and those below it, in Markdown.
 
-    By network: latency, what was timed; figures; frozen, a sentence for each part that can't be pruned.
+    By network: latency, what was timed; figures; groups, the coupled ones and what can't be pruned.
     """
     networks, methods, method = params.run.networks, params.run.methods, params.report.method
     factories = {name: params.networks[name].factory for name in networks}
@@ -88,7 +88,8 @@ def markdown(
             "times": times.table(latency[name]),
             "alignment": times.alignment(latency[name], method),
             "slow_layers": times.slow_layers(latency[name], method),
-            "frozen": frozen[name],
+            "frozen": groups[name]["frozen"],
+            "normalised": [group["name"] for group in groups[name]["groups"] if not group.get("exact", True)],
         }
         for name in networks
     ]
