@@ -54,7 +54,10 @@ def taylor(task: Task) -> Entry:
 
 
 def group_norm(task: Task) -> Entry:
-    """Torch-Pruning's GroupNormPruner: half of the steps with its regulariser, then its group norms, in one order."""
+    """Torch-Pruning's GroupNormPruner: half of the steps with its regulariser, then its group norms, in one order.
+
+    With transposed convolutions its regulariser fails: it takes the wrong dimension for their input channels.
+    """
     tp = package("torch_pruning")
     network, first = duplicate(task.baseline), task.recipe.steps // 2
     norm = tp.importance.GroupMagnitudeImportance(p=2)
@@ -63,6 +66,13 @@ def group_norm(task: Task) -> Entry:
     optimiser = torch.optim.Adam(network.parameters(), lr=task.setup.rate * task.recipe.lr)
     _train(network, task, first, optimiser, lambda: pruner.regularize(network))
     return Entry(_cut_by(tp, task, network, norm), after(task.recipe, first))
+
+
+def group_norm_at_once(task: Task) -> Entry:
+    """Torch-Pruning's group norms without its regulariser: all steps come after the cut."""
+    tp = package("torch_pruning")
+    norm = tp.importance.GroupMagnitudeImportance(p=2)
+    return Entry(_cut_by(tp, task, duplicate(task.baseline), norm), task.recipe)
 
 
 def _cut_by(tp: Any, task: Task, network: nn.Module, importance: Any) -> nn.Module:
@@ -150,6 +160,7 @@ def fastnas(task: Task) -> Entry:
 PEERS: dict[str, Callable[[Task], Entry]] = {
     "Torch-Pruning, Taylor": taylor,
     "Torch-Pruning, group norm": group_norm,
+    "Torch-Pruning, group norm at once": group_norm_at_once,
     "OTO, HESSO": hesso,
     "ModelOpt, FastNAS": fastnas,
 }
