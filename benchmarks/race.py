@@ -1,7 +1,9 @@
-"""Which criterion chooses channels best: each at the same MACs, with the same training, beside the control.
+"""Which pruning keeps most: criteria, other ways and other projects, at the same MACs and with the same training.
 
-    python benchmarks/race.py edsr                 # after make repro; an hour on one core, and it goes on after a stop
+    python benchmarks/race.py edsr                 # after make repro; hours on one core, and it goes on after a stop
     python benchmarks/race.py edsr --without-teacher
+    python benchmarks/race.py edsr --row control --row saliency --row "OTO, HESSO"
+    python benchmarks/race.py edsr --at-no-drop --row saliency --row "ModelOpt, FastNAS"
 
 Every criterion of pipeline/pruning/criteria.py removes channels of the chain's baseline once, until what is left has at
 most the MACs of the chain's own result (method D). The readers make up for what goes; where a row says "cut alone" they
@@ -11,66 +13,65 @@ same with nothing removed. `D in iterations` is the chain's result with its one 
 Channels go by the rules `adaptive` and `depth`: those below one threshold for all groups, no group below its floor.
 Then the most important of them come back one by one, as long as the MACs allow. Validation images alone are looked at.
 Median and range are over the seeds of the training (of `random` also of the choice). All train by one cosine, the
-control too; D's iterations trained at a constant rate before theirs, with the teacher. Written to
-benchmarks/results/race-NETWORK.csv (a line a training) and .md (the table).
+control too; D's iterations trained at a constant rate before theirs, with the teacher.
+
+Beside the criteria run `ssl` and `morphnet`, D's architecture and a narrower network from scratch with the baseline's
+steps and these together (benchmarks/contestants.py), and other projects, each in an environment that has it
+(benchmarks/peers.py). What trains while it prunes has those steps taken off. A row that can't run says why.
+
+--at-no-drop looks for the fewest MACs at which a row loses no more than 0.01 dB against the better of baseline and
+control: six halvings between 10% and 90%. Written to benchmarks/results/race-NETWORK.csv (a line a training) and .md
+(the tables).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import math
 import os
 import statistics
 import sys
 import time
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from contestants import Entry, Field, Task, by_lasso, from_scratch, narrower
+from peers import PEERS
+from standings import Row, Standings, no_drop_table, read, write
 from torch import nn
 
 from pipeline import config, records
 from pipeline.cli import Parser, guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import digest, write_text
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, criteria, importance, reconstruction, removal, rules
 from pipeline.training.recipes import train_final
 from pipeline.training.setup import Setup, load_setup
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SCRATCH = ROOT / ".scratch" / "race"
 METHOD = "D"
-RULES = ("adaptive", "depth")
 CUT_ALONE = ("saliency", "magnitude", "random")  # raced without making up, too
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training."""
-
-    variant: str
-    seed: int
-    teacher: float
-    steps: int
-    target: float  # % of the baseline's MACs, at most
-    mac_percent: float  # of the baseline's
-    psnr_cut: float  # dB, validation, before any training
-    psnr: float  # dB, validation, after it
-    seconds: float  # of the training
-    baseline: str  # digest of its file
+FRESH = ("from scratch, D's architecture", "from scratch, narrower")
+VARIANTS = ("control", *config.CRITERIA, *(f"{criterion}, cut alone" for criterion in CUT_ALONE),
+            "ssl", "morphnet", *PEERS, *FRESH)  # fmt: skip
+ALLOWED = 0.01  # dB
+HALVINGS, LOWEST, HIGHEST = 6, 10.0, 90.0  # of the MACs in %: where --at-no-drop looks
 
 
 def main() -> None:
     parser = Parser(prog="python benchmarks/race.py", description=__doc__.partition("\n")[0])
     parser.add_argument("network", help="of run.networks in params.yaml")
     parser.add_argument("--seeds", type=int, default=3, help="of the trainings")
+    parser.add_argument("--steps", type=int, help="of each training, in place of as many as D had")
+    parser.add_argument("--row", action="append", metavar="NAME", help="run this row alone; may be given several times")
     parser.add_argument("--without-teacher", action="store_true", help="the whole loss against the targets")
+    parser.add_argument("--at-no-drop", action="store_true", help="look for the fewest MACs at no drop of each --row")
     with guarded("race"):
         race(parser.parse_args())
 
@@ -79,170 +80,173 @@ def race(options: argparse.Namespace) -> None:
     params, name = config.read(ROOT / "params.yaml"), options.network
     if name not in params.run.networks:
         raise UserError(f"network {name!r} isn't in run.networks, which has {', '.join(params.run.networks)}")
-    if options.seeds < 1:
-        raise UserError(f"--seeds is {options.seeds}; at least 1 is allowed")
-    file = ROOT / "results" / "train" / name / "network.pt"
-    if not file.exists():
-        raise UserError(f"{file} isn't there: make repro trains the baseline")
-    setup = load_setup(params, name, ROOT / "results")
-    baseline, _ = checkpoint.load(file, params.networks[name].factory)
-    tuned: records.Tuned = records.read(ROOT / "results" / "finetune" / name / METHOD / "metrics.json", records.Tuned)
-    steps = tuned["steps"]
-    recipe = params.finetune[name].model_copy(update={"steps": steps, "validate_every": steps})
-    if options.without_teacher:
-        recipe = recipe.model_copy(update={"teacher": 0.0})
-    field = Field(baseline.eval(), setup, params.settings(METHOD, name), tuned["mac_percent"])
+    for option, least in (("seeds", 1), ("steps", 8)):
+        if (given := getattr(options, option)) is not None and given < least:
+            raise UserError(f"--{option} is {given}; at least {least} is allowed")
+    for row in options.row or ():
+        if row not in VARIANTS:
+            raise UserError(f"--row {row!r} isn't there; there are {'; '.join(VARIANTS)}")
+    if options.at_no_drop and not options.row:
+        raise UserError("--at-no-drop wants the rows to look at: --row NAME, once for each")
+    rivals = Race.of(params, name, options.steps, options.without_teacher)
+    ending, text = "-no-teacher" if options.without_teacher else "", ""
+    if options.at_no_drop:
+        rivals.begin(["control"], options.seeds)
+        rivals.begin(options.row, options.seeds, HALVINGS)
+        text = rivals.no_drop(options.row, options.seeds)
+        write_text(RESULTS / f"race-{name}-no-drop{ending}.md", text)
+    else:
+        variants = options.row or VARIANTS
+        rivals.begin(variants, options.seeds)
+        for seed in range(1, options.seeds + 1):
+            for variant in variants:
+                rivals.row(variant, seed, rivals.target)
+                text = rivals.table()
+                write_text(RESULTS / f"race-{name}{ending}.md", text)
+    rivals.progress.close()
+    print(text)
 
-    table = RESULTS / f"race-{name}.csv"
-    done = read(table)
-    variants = ["control", *config.CRITERIA, *(f"{criterion}, cut alone" for criterion in CUT_ALONE)]
-    wanted = [(seed, variant) for seed in range(1, options.seeds + 1) for variant in variants]
-    identity = digest(file)[:12]
-    target = round(tuned["mac_percent"], 4)
 
-    def ours() -> list[Row]:
-        key = (recipe.teacher, steps, target, identity)
-        return [row for row in done if (row.teacher, row.steps, row.target, row.baseline) == key]
+@dataclass
+class Race:
+    """One network's race: what all rows share, and the rows that are done."""
 
-    made = {(row.seed, row.variant) for row in ours()}
-    progress = Progress(f"race {name}", len(wanted) * steps)
-    for seed, variant in wanted:
-        if (seed, variant) in made:
-            progress.phase_over(steps)
-            continue
-        own = replace(setup, seed=seed * 1_000_003)
+    name: str
+    field: Field
+    setup: Setup
+    recipe: config.Finetune
+    tuned: records.Tuned | None  # D's result, where it had the same training
+    target: float  # D's MACs in % of the baseline's
+    identity: str  # of the baseline
+    psnr: float  # of the baseline, dB
+    done: list[Row]
+    progress: Progress
+
+    @classmethod
+    def of(cls, params: config.Params, name: str, steps: int | None, without_teacher: bool) -> Race:
+        file = ROOT / "results" / "train" / name / "network.pt"
+        if not file.exists():
+            raise UserError(f"{file} isn't there: make repro trains the baseline")
+        setup = load_setup(params, name, ROOT / "results")
+        baseline = checkpoint.load(file, params.networks[name].factory)[0].to(setup.machine.device).eval()
+        metrics = ROOT / "results" / "finetune" / name / METHOD / "metrics.json"
+        tuned: records.Tuned = records.read(metrics, records.Tuned)
+        total = steps or tuned["steps"]
+        recipe = params.finetune[name].model_copy(update={"steps": total})
+        if without_teacher:
+            recipe = recipe.model_copy(update={"teacher": 0.0})
+        target = round(tuned["mac_percent"], 4)
+        field = Field.of(baseline, setup, params.settings(METHOD, name))
+        same = tuned if not without_teacher and total == tuned["steps"] else None
+        done, identity = read(RESULTS / f"race-{name}.csv"), digest(file)[:12]
+        progress, psnr = Progress(f"race {name}", 0), setup.validate(baseline)
+        return cls(name, field, setup, recipe, same, target, identity, psnr, done, progress)
+
+    def begin(self, variants: list[str] | tuple[str, ...], seeds: int, each: int = 1) -> None:
+        """Old failures are tried again: what was missing may be installed."""
+        self.done = [row for row in self.done if not (row.failure and row.variant in variants)]
+        self.progress.extend(sum(self.planned(variant) for variant in variants) * seeds * each)
+
+    def planned(self, variant: str) -> int:
+        return self.recipe.steps + (self.setup.recipe.steps if variant in FRESH else 0)
+
+    def known(self, target: float | None = None) -> list[Row]:
+        """The rows of this training, those of one target or of all."""
+        key = (self.recipe.teacher, self.recipe.steps, self.identity)
+        ours = [row for row in self.done if (row.teacher, row.steps, row.baseline) == key]
+        return [row for row in ours if target is None or row.target == target]
+
+    def row(self, variant: str, seed: int, target: float) -> Row:
+        """What a row comes to with at most `target` percent of the MACs; trained, unless it was before."""
+        for row in self.known(target):
+            if row.variant == variant and (row.seed == seed or row.failure):
+                self.progress.phase_over(self.planned(variant))
+                return row
+        base = self.progress.base
+        row = Row(variant, seed, self.recipe.teacher, self.recipe.steps, target, *4 * (math.nan,), self.identity)
         try:
-            network = field.smaller(variant, own if variant.startswith("random") else setup)
+            row = self.trained(row)
+            change = f"{row.mac_percent:.1f}% of the MACs, {row.psnr - self.psnr:+.4f} dB"
         except UserError as error:
-            progress.say(f"{variant}: {error}")
-            progress.phase_over(steps)
-            continue
-        mac, before = 100 * setup.cost(network).mac / field.whole, setup.validate(network)
-        state = (
-            ROOT / ".scratch" / "race" / f"{name}-{identity}-{variant}-{seed}-{recipe.teacher:g}-{steps}-{target:g}.pt"
+            row = replace(row, failure=str(error).partition(", at /")[0])
+        except Exception as error:  # whatever another project's code raises
+            row = replace(row, failure=f"fails: {type(error).__name__}: {first_line(error)}")
+        self.progress.say(f"{variant}, seed {seed}: {row.failure or change}")
+        self.progress.base = base + self.planned(variant)
+        self.done.append(row)
+        write(RESULTS / f"race-{self.name}.csv", self.done)
+        return row
+
+    def trained(self, row: Row) -> Row:
+        own = replace(self.setup, seed=row.seed * 1_000_003)
+        scratch = SCRATCH / f"{self.name}-{self.identity}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        task = Task(self.field.baseline, own, self.recipe, row.target / 100 * self.field.spent.mac, scratch)
+        entry = self.entry(row.variant, task)
+        mac, before = (
+            100 * self.setup.cost(entry.network).mac / self.field.spent.mac,
+            self.setup.validate(entry.network),
         )
-        state.parent.mkdir(parents=True, exist_ok=True)
+        state = SCRATCH / (
+            f"{self.name}-{self.identity}-{row.variant}-{row.seed}-{row.teacher:g}-{row.steps}-{row.target:g}.pt"
+        )
         began = time.monotonic()
-        train_final(network, own, recipe, state, progress, baseline)
+        train_final(entry.network, own, entry.recipe, state, self.progress, self.field.baseline)
         seconds = time.monotonic() - began
-        row = Row(variant, seed, recipe.teacher, steps, target, mac, before, setup.validate(network), seconds, identity)
-        done.append(row)
-        write(table, done)
-        text = summary(ours(), field.psnr, None if options.without_teacher else tuned, name)
-        write_text(RESULTS / f"race-{name}{'-no-teacher' if options.without_teacher else ''}.md", text)
         state.unlink(missing_ok=True)
-        progress.say(f"{variant}, seed {seed}: {mac:.1f}% of the MACs, {row.psnr - field.psnr:+.4f} dB")
-    progress.close()
-    print(summary(ours(), field.psnr, None if options.without_teacher else tuned, name))
+        cut = math.nan if row.variant in FRESH else before
+        psnr = self.setup.validate(entry.network)
+        return replace(row, mac_percent=mac, psnr_cut=cut, psnr=psnr, seconds=seconds)
 
-
-class Field:
-    """The baseline, and what all variants cut it by."""
-
-    def __init__(self, baseline: nn.Module, setup: Setup, settings: config.Settings, mac_percent: float) -> None:
-        self.baseline, self.settings = baseline, settings
-        self.groups = coupling.find_groups(baseline, setup.example(baseline))
-        self.spent, self.psnr = setup.cost(baseline), setup.validate(baseline)
-        self.whole = self.spent.mac
-        self.most = mac_percent / 100 * self.whole
-        self.reference = importance.reference_magnitudes(baseline, self.groups)
-        self.known = reconstruction.moments(baseline, self.groups, setup.sample_pairs())
-
-    def smaller(self, variant: str, setup: Setup) -> nn.Module:
-        """What a variant trains; UserError where its criterion has nothing to go by."""
+    def entry(self, variant: str, task: Task) -> Entry:
+        if variant in PEERS:
+            return PEERS[variant](task)
+        if variant in ("ssl", "morphnet"):
+            return by_lasso(self.field, task, weighted=variant == "morphnet")
+        if variant in FRESH:
+            return from_scratch(self.pruned() if variant == FRESH[0] else narrower(task), task)
         if variant == "control":
-            return duplicate(self.baseline)
-        word, _, alone = variant.partition(", ")
-        criterion = cast(config.Criterion, word)
-        criteria.check(criterion, self.baseline, self.groups, setup.example(self.baseline), setup.name)
-        removed = self.chosen(criterion, setup)
-        network = self.baseline
-        if not alone:
-            network = reconstruction.compensated(network, self.groups, removed, self.known)
-        return removal.remove(network, self.groups, removed).eval()
+            return Entry(duplicate(task.baseline), task.recipe)
+        # what a criterion chooses hangs on the seed under `random` alone: the others' rows start from one network
+        chooser = task if variant.startswith("random") else replace(task, setup=self.setup)
+        return Entry(self.field.smaller(variant, chooser), task.recipe)
 
-    def chosen(self, criterion: config.Criterion, setup: Setup) -> removal.Removed:
-        """The channels below the lowest threshold at which no more than the allowed MACs are left."""
-        settings = self.settings.model_copy(update={"criterion": criterion, "max_share": 1.0})
-        channels = {group.name: group.channels for group in self.groups.groups}
-        limits = {name: count - rules.group_floor(count, RULES, settings) for name, count in channels.items()}
-        scores = criteria.scores(criterion, self.baseline, self.groups, setup, limits, self.known)
-        states = importance.group_states(
-            self.baseline, self.spent, self.groups, self.reference, channels, criterion, scores
+    def pruned(self) -> nn.Module:
+        file = ROOT / "results" / "finetune" / self.name / METHOD / "network.pt"
+        return checkpoint.load(file, self.setup.network.factory)[0]
+
+    def standings(self, target: float | None = None) -> Standings:
+        """The rows of one target or of all."""
+        controls = {row.seed: row.psnr for row in self.known() if row.variant == "control" and not row.failure}
+        return Standings(self.known(target), self.psnr, controls)
+
+    def table(self) -> str:
+        return self.head() + self.standings(self.target).table(self.tuned)
+
+    def no_drop(self, variants: list[str], seeds: int) -> str:
+        for seed in range(1, seeds + 1):
+            self.row("control", seed, self.target)
+        found = [self.fewest(variant, seeds) for variant in variants]
+        return self.head() + no_drop_table(found, self.standings(), HIGHEST)
+
+    def fewest(self, variant: str, seeds: int) -> tuple[str, Row | None, str]:
+        """A row with the fewest MACs, to about a point, whose median drop is allowed; without one, what went wrong."""
+        low, high, found, failure = LOWEST, HIGHEST, None, ""
+        for _ in range(HALVINGS):
+            rows = [self.row(variant, seed, (low + high) / 2) for seed in range(1, seeds + 1)]
+            drops = [self.standings().drop(row) for row in rows if not row.failure]
+            if drops and statistics.median(drops) <= ALLOWED:
+                high, found = (low + high) / 2, rows[0]
+            else:
+                low, failure = (low + high) / 2, rows[0].failure
+        return variant, found, failure
+
+    def head(self) -> str:
+        return (
+            f"{self.name}: baseline {self.psnr:.3f} dB on validation; {self.recipe.steps} steps each, "
+            f"{self.recipe.teacher:g} of the loss against the baseline's output; changes in dB on validation, "
+            "medians over the seeds.\n\n"
         )
-        start, total = rules.State(alpha=0.0, step=0.0), (self.spent.mac, self.spent.weights)
-
-        def below(alpha: float) -> removal.Removed:
-            return rules.plan(states, start, alpha, RULES, settings, total).removed
-
-        low, high = 0.0, 1.0
-        while self.left(below(high), setup) > self.most and high < 1e3:
-            high *= 2
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.left(below(middle), setup) > self.most else (low, middle)
-        removed = {name: list(gone) for name, gone in below(high).items()}
-        importances = {state.name: state.importances for state in states}
-        order = sorted(((importances[name][j], name, j) for name, gone in removed.items() for j in gone), reverse=True)
-        for _, name, channel in order:
-            fewer = removed | {name: [j for j in removed[name] if j != channel]}
-            fewer = {key: gone for key, gone in fewer.items() if gone}
-            if self.left(fewer, setup) <= self.most:
-                removed = fewer
-        return removed
-
-    def left(self, removed: removal.Removed, setup: Setup) -> float:
-        return setup.cost(removal.remove(self.baseline, self.groups, removed)).mac if removed else self.whole
-
-
-def read(path: Path) -> list[Row]:
-    """The trainings that are done."""
-    if not path.exists():
-        return []
-    kinds = {"seed": int, "steps": int, "variant": str, "baseline": str}
-    with path.open(encoding="utf-8", newline="") as lines:
-        return [
-            Row(**{key: kinds.get(key, float)(value) for key, value in row.items()}) for row in csv.DictReader(lines)
-        ]
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Row))
-    writer.writerows(
-        [f"{value:.6g}" if isinstance(value, float) and abs(value) < 20 else f"{value:.4f}" if isinstance(value, float)
-         else value for value in astuple(row)]
-        for row in rows
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
-
-
-def summary(rows: list[Row], baseline: float, tuned: records.Tuned | None, name: str) -> str:
-    """The table, best first; changes in dB on validation."""
-    control = {row.seed: row.psnr for row in rows if row.variant == "control"}
-    lines = []
-    for variant in dict.fromkeys(row.variant for row in rows):
-        own = [row for row in rows if row.variant == variant]
-        changes = sorted(row.psnr - baseline for row in own)
-        against = statistics.median(row.psnr - control[row.seed] for row in own)
-        middle = statistics.median(changes)
-        lines.append((-middle, f"| {variant} | {own[0].mac_percent:.1f} | {own[0].psnr_cut - baseline:+.4f} "
-                      f"| {middle:+.4f} | {changes[0]:+.4f} to {changes[-1]:+.4f} | {against:+.4f} "
-                      f"| {len(own)} |"))  # fmt: skip
-    if tuned is not None:
-        change, against = tuned["psnr"] - baseline, tuned["psnr"] - statistics.median(control.values())
-        row = f"| D in iterations | {tuned['mac_percent']:.1f} | | {change:+.4f} | | {against:+.4f} | 1 |"
-        lines.append((-change, row))
-    steps, teacher = rows[0].steps, rows[0].teacher
-    head = (
-        f"{name}: baseline {baseline:.3f} dB on validation; {steps} steps each, {teacher:g} of the loss against the "
-        "baseline's output; changes in dB on validation, medians over the seeds.\n\n"
-        "| channels by | MACs left (%) | at the cut | after training, against the baseline | range "
-        "| against the control | seeds |\n| --- | ---: | ---: | ---: | --- | ---: | ---: |\n"
-    )
-    return head + "\n".join(line for _, line in sorted(lines)) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""benchmarks/race.py: how its contestants are made small enough, and what its tables say."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chains import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import peers
+from contestants import WIDTHS, Task, nearest
+from standings import Row, Standings, no_drop_table, read, write
+
+from pipeline import networks
+from pipeline.errors import UserError
+from pipeline.networks.edsr import EDSR
+from pipeline.networks.sid import SID
+
+ROW = Row("l1", 1, 0.5, 100, 45.9, 45.8, 28.0, 29.25, 10.0, "abc")
+FAILED = replace(ROW, variant="peer", mac_percent=math.nan, psnr_cut=math.nan, psnr=math.nan, failure="fails: a | b")
+
+
+def test_the_nearest_network_has_as_many_macs_as_allowed_and_no_more() -> None:
+    """MACs of a network whose width goes down by steps: 100 channels, MACs their square."""
+    tried = []
+
+    def width(gone: float) -> int:
+        tried.append(gone)
+        return round(100 * (1 - gone))
+
+    assert nearest(width, lambda channels: channels**2, 10_000, 2_600, 0.9, 12) == 50  # 51² is 2601
+    assert len(tried) <= 12
+
+
+def test_what_cannot_be_made_small_enough_is_said() -> None:
+    with pytest.raises(UserError, match=r"can't be made so small: 80\.0% of the MACs are left"):
+        nearest(lambda gone: 80, float, 100, 50, 0.9, 4)
+
+
+def test_a_search_that_trains_ends_when_it_is_near_enough() -> None:
+    tried: list[float] = []
+    nearest(lambda gone: tried.append(gone) or 1 - gone, float, 1.0, 0.5, 0.9, 6)
+    assert len(tried) < 6
+
+
+@pytest.mark.parametrize(
+    ("factory", "args", "kept"),
+    [("edsr", {"channels": 2, "blocks": 1}, ["upsample.0", "tail"]), ("edsr", {"channels": 2, "blocks": 1, "scale": 4},
+     ["upsample.0", "upsample.2", "tail"]), ("sid", {"base": 1}, ["tail"])],
+)  # fmt: skip
+def test_peers_leave_the_image_and_what_a_shuffle_reads(factory: str, args: dict, kept: list[str]) -> None:
+    assert peers._kept_names(networks.build(factory, args)) == kept
+
+
+def test_widths_are_arguments_of_their_networks() -> None:
+    for (argument, default), factory in zip(WIDTHS.values(), (EDSR, SID), strict=True):
+        assert inspect.signature(factory).parameters[argument].default == default
+        narrow, wide = (sum(p.numel() for p in factory(**{argument: width}).parameters()) for width in (1, 2))
+        assert narrow < wide
+
+
+def test_a_peer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(UserError, match=r"not installed: torch_pruning; benchmarks/requirements-peers\.txt"):
+        peers.taylor(Task(*[None] * 5))  # type: ignore[arg-type]
+
+
+def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
+    """Also those of a file without the last column, which earlier races have written."""
+    file = tmp_path / "race.csv"
+    write(file, [ROW, FAILED])
+    first, second = read(file)
+    assert first == ROW
+    assert second.failure == FAILED.failure
+    assert math.isnan(second.psnr)
+    file.write_text("\n".join(line.rpartition(",")[0] for line in file.read_text().splitlines()[:2]))
+    assert read(file) == [ROW]
+
+
+def test_the_table_has_medians_and_failures() -> None:
+    others = [replace(ROW, seed=2, psnr=29.15), replace(ROW, seed=3, psnr=29.18)]
+    standings = Standings([ROW, *others, FAILED], 29.2, {1: 29.3, 2: 29.2, 3: 29.2})
+    _, _, first, last = standings.table().splitlines()
+    assert first == "| l1 | 45.8 | -1.2000 | -0.0200 | -0.0500 to +0.0500 | -0.0500 | 3 |"
+    assert last == "| peer | | | fails: a / b | | | 0 |"
+    assert standings.drop(ROW) == pytest.approx(0.05)
+    assert standings.drop(others[0]) == pytest.approx(0.05)
+
+
+def test_the_table_of_no_drop_begins_with_the_smallest() -> None:
+    found = [("a", replace(ROW, mac_percent=60.0), ""), ("b", ROW, "fails: before"), ("c", None, ""),
+             ("d", None, "not installed")]  # fmt: skip
+    lines = no_drop_table(found, Standings([], 29.2, {1: 29.26}), 90).splitlines()[2:]
+    assert lines == [
+        "| b | 45.8 | -0.0100 |", "| a | 60.0 | -0.0100 |", "| c | none of up to 90% of the MACs | |",
+        "| d | not installed | |",
+    ]  # fmt: skip
