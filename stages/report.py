@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline import config, records
+import time
+from pathlib import Path
+
+from pipeline import config, presets, records
+from pipeline.errors import UserError
+from pipeline.schema import read_yaml
 from pipeline.tracking import runs
 from stages.command import main
 from stages.common import RESULTS
@@ -14,7 +19,8 @@ def report(params: config.Params) -> None:
         from pipeline.report import page
 
         folder = RESULTS / "report"
-        verdicts = page.write(RESULTS, folder, params)
+        made = page.Made(time.strftime("%Y-%m-%d %H:%M"), runs.commit(), preset())
+        verdicts = page.write(RESULTS, folder, params, made)
         parent = runs.parent_of(run)
         parent.tell("\n\n".join([*verdicts, "The report: *Artifacts*, index.html."]))
         for name in ("index.html", "report.md", "table.md", "table.csv"):
@@ -34,6 +40,18 @@ def report(params: config.Params) -> None:
             parent.metrics({f"{network}_{key}": value for key, value in figures.items()})
         runs.save_views(run, params.run.networks)
     print(f"report: {folder / 'index.html'}, {folder / 'table.md'}, figures in {folder / 'figures'}")
+
+
+def preset() -> str:
+    """Which preset params.yaml is, in words."""
+    values = read_yaml(Path("params.yaml"))
+    for path in sorted(Path("presets").glob("*.yaml")):
+        try:
+            if presets.values(path) == values:
+                return f"preset {path.stem}"
+        except UserError:  # of a file that the user is at work on
+            continue
+    return "a params.yaml of your own"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipeline.data.storage import load_split, save_split
 from pipeline.errors import UserError
 from pipeline.files import read_json, stage_of, write_csv, write_json, write_sealed, write_text
 from pipeline.pruning import iterations
-from pipeline.report import figures
+from pipeline.report import pictures
 
 QUALITY = {"psnr": 30.0, "ssim": 0.9}
 SET = {"psnr": 30.0, "ssim": 0.9, "psnr_y": 32.0, "ssim_y": 0.95}
@@ -387,9 +387,9 @@ def test_a_frame_that_cant_be_shown_beside_the_others_is_said(
     rng = np.random.default_rng(0)
     for each in ("target", "input", "baseline", "D"):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{each}.png")
-    figures.sample(tmp_path, "D", 8, tmp_path / "whole.png")
+    pictures.sample(tmp_path, "D", 8, tmp_path / "whole.png")
     make(tmp_path / f"{name}.png")
-    assert sentence in said(lambda: figures.sample(tmp_path, "D", 8, tmp_path / "out.png"), f"{name}.png")
+    assert sentence in said(lambda: pictures.sample(tmp_path, "D", 8, tmp_path / "out.png"), f"{name}.png")
     assert not (tmp_path / "out.png").exists()
 
 

@@ -1,8 +1,11 @@
-"""MLflow's pages in a real browser: the server that `make ui` starts, and Debian's Chromium without a screen."""
+"""Pages in a real browser, Debian's Chromium without a screen: the report, and MLflow's that `make ui` serves."""
 
 from __future__ import annotations
 
+import html
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SECONDS = 120  # for the server to answer, and for a page
 
@@ -56,6 +60,23 @@ def page(address: str, profile: Path) -> str:
     """The page as the browser shows it, after its scripts have run."""
     words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     words += ["--window-size=1920,1080"]  # lists leave out the columns that a narrower window doesn't show
-    words += ["--virtual-time-budget=30000", "--dump-dom", address]
+    words += ["--hide-scrollbars", "--virtual-time-budget=30000", "--dump-dom", address]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     return done.stdout
+
+
+def framed(path: Path, size: tuple[int, int], script: str, profile: Path) -> dict[str, Any]:
+    """What `script`, an expression, is in a page on a screen of `size`, width and height; the page is changed.
+
+    The screen is a frame, as a window can't be as narrow as a phone.
+    """
+    said = f"<script>addEventListener('load', () => parent.postMessage(JSON.stringify({script}), '*'))</script>"
+    path.write_text(path.read_text().replace("</body>", f"{said}</body>"))
+    frame = path.with_name("frame.html")
+    frame.write_text(
+        "<script>addEventListener('message', (event) => { document.title = event.data })</script>"
+        f'<iframe src="{path.name}" style="border: 0" width="{size[0]}" height="{size[1]}"></iframe>'
+    )
+    title = re.search(r"<title>(.*?)</title>", page(frame.as_uri(), profile), re.DOTALL)
+    assert title
+    return json.loads(html.unescape(title[1]))

@@ -246,7 +246,7 @@ class Pruner:
         progress.close()
         steps.evaluate(params, name, method, folder)
         steps.latency(params, name, method, folder)
-        verdict = page.write(folder, folder / "report", params)[0].replace("**", "")
+        verdict = page.write(folder, folder / "report", params)[0].replace("**", "").replace("\\", "")
         report = self.work / "report.html"
         write_bytes(report, (folder / "report" / "index.html").read_bytes())
         tuned = folder / "finetune" / name / method

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import config, records
 from pipeline.evaluation import crops
 from pipeline.pruning import iterations
-from pipeline.report import figures, tables
+from pipeline.report import figures, pictures, tables
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Figure:
     sources: tuple[str, ...]  # what it is drawn from, below results/
     draw: Callable[[Path], None]  # into that file
     notes: tuple[str, ...] = ()  # what belongs below it
+    crops: Callable[[], list[pictures.Crop]] | None = None  # of a test image: what the page shows instead of the file
 
 
 LAYERS = (
@@ -33,7 +34,7 @@ LAYERS = (
 )
 WIDTHS = "Output channels of each layer under each method: kept (coloured) of those before pruning (grey)."
 PATH = (
-    "Left: validation PSNR after each iteration, as the change against {0}: plus is better. Right: the MACs of each "
+    "Above: validation PSNR after each iteration, as the change against {0}: plus is better. Below: the MACs of each "
     "iteration's network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
     "The ring is where the delivered network lies on the path. An iteration may lose {1:g} dB (dashed); the fine-tune "
     "after the last one must bring the network back to what the gate allows, and where it doesn't, channels are given "
@@ -41,24 +42,25 @@ PATH = (
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
-    "more). Each iteration removed the channels whose weights were smaller than their group's threshold in every layer "
-    "that makes them; 1 is the mean weight of a layer before pruning."
+    "more). Each iteration removed the channels of an importance below their group's threshold; `prune.criterion` in "
+    "params.yaml says what importance is."
 )
 TRADEOFF = (
-    "Further left is cheaper, higher is better. Lines: the baseline, and the control. Bars are 95% intervals of the "
-    "change against the baseline."
+    "A mark is a method, a set of rules for what goes: its mean change against the baseline. Above the dashed line it "
+    "is better than the control. The upright bar is the 95% interval: how far chance in the choice of test images "
+    "reaches."
 )
 TRAINING = (
     "The control is the baseline trained on as long as a pruned network is, with nothing removed. What it gains is "
     "what any network gets from the extra training alone."
 )
 SAMPLES = (
-    "The test images shown are not picked by hand: {0} loses most against the baseline on the first, gains most on the "
-    "last, and the median is between. The crop is the part with most contrast, each pixel 3 × 3; on the right ten "
-    "times what pruning changed: grey is no change."
+    "The part with most contrast, each pixel enlarged. The target is what a perfect network would give. Last: ten "
+    "times what pruning changed; grey is no change. No image here is picked by hand: they are those that {0} loses "
+    "most on, gains most on, and the one between."
 )
 TIMES = (
-    "Left: milliseconds of each layer. Right: what {0} keeps of a layer's MACs (bar) and of its time (dot), in "
+    "Left: milliseconds (ms) of each layer. Right: what {0} keeps of a layer's MACs (bar) and of its time (dot), in "
     "percent. A dot on the bar: the layer became as much faster as its MACs fell. A dot to the right: less so."
 )
 
@@ -93,7 +95,7 @@ def figures_of(results: Path, params: config.Params, rows: list[dict[str, Any]],
     times = partial(figures.layer_times, *of, method)
     return [
         *first,
-        figure("Quality against MACs", "tradeoff", TRADEOFF, (f"evaluate/{network}/metrics.json",), tradeoff),
+        figure("Quality over computing", "tradeoff", TRADEOFF, (f"evaluate/{network}/metrics.json",), tradeoff),
         figure("What the extra training alone gains", "training", TRAINING, curves, training),
         *_samples(results, network, method, params.report.crop),
         figure("Layer by layer", "times", TIMES.format(method), (f"latency/{network}/latency.json",), times),
@@ -106,12 +108,11 @@ def _samples(results: Path, network: str, method: str, crop: int) -> list[Figure
     for reason in (reason for reason in crops.SAMPLES if reason in samples):
         (name, change), word = samples[reason], reason.replace(" ", "-")
         frames = f"evaluate/{network}/frames/{word}"
-        heading = (
-            f"Looking closer, {_named(reason, change)}: {tables.escaped(name)}, {change:+.3f} dB against the baseline"
-        )
-        draw = partial(figures.sample, results / frames, method, crop)
+        heading = f"Test image with the {_named(reason, change)}: {tables.escaped(name)}, {tables.signed(change)} dB"
+        draw = partial(pictures.sample, results / frames, method, crop)
+        cut = partial(pictures.crops, results / frames, method, crop)
         sources = (frames, f"evaluate/{network}/samples.json")
-        below.append(Figure(heading, f"{network}-{word}.png", caption, sources, draw))
+        below.append(Figure(heading, f"{network}-{word}.png", caption, sources, draw, crops=cut))
         caption = ""
     return below
 
@@ -133,6 +134,8 @@ def _path(results: Path, params: config.Params, network: str) -> Figure:
 
 def _named(reason: str, change: float) -> str:
     """What an image stands for: where no image lost, the largest loss is the smallest gain, and the other way round."""
+    if reason == "median":
+        return "median change"
     if change >= 0 and reason == "largest loss":
         return "smallest gain"
     return "smallest loss" if change <= 0 and reason == "largest gain" else reason

@@ -1,19 +1,18 @@
-"""The report's figures, drawn from files in results/ alone."""
+"""The report's charts, drawn from files in results/ alone. A phone shows them whole, three quarters as large."""
 
 from __future__ import annotations
 
 import io
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import records
-from pipeline.errors import UserError
-from pipeline.evaluation.crops import busiest
-from pipeline.files import again, first, write_bytes
+from pipeline.files import write_bytes
 
 # Okabe and Ito's colour-blind-safe palette: one colour for one solution, everywhere
 COLOURS = {
@@ -25,59 +24,23 @@ COLOURS = {
     "D": "#D55E00",
 }
 OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
-NUMBERED = 16  # iterations, above which a map of thresholds has no room for its numbers
+NUMBERED = 9  # iterations, above which a map of thresholds has no room for its numbers
+WIDTH = 4.8  # inches at 100 pixels of the page, of every chart: a phone has three quarters of that
+STYLE = {"font.size": 8.0, "axes.titlesize": 9.0, "legend.fontsize": 8.0, "figure.titlesize": 9.0}  # points
 
 
-def sample(frames: Path, method: str, crop: int, output: Path) -> None:
-    """One test image: target, input, baseline, a method's output and what differs, each pixel shown as 3 x 3.
-
-    The crop is the target's window of `crop` pixels with the largest variance. What differs is method - baseline,
-    ten times over, about mid-grey.
-    """
-    names = {"target": "target", "input": "input", "baseline": "baseline", method: f"method {method}"}
-    pixels = {name: _frame(frames / f"{name}.png") for name in names}
-    for name in names:
-        if pixels[name].shape != pixels["target"].shape:
-            path, shapes = frames / f"{name}.png", (pixels[name].shape, pixels["target"].shape)
-            raise UserError(f"{path} has other sides than target.png, {shapes[0]} and {shapes[1]}; {again(path)}")
-    difference = pixels[method].astype(np.int16) - pixels["baseline"]
-    pixels["difference"] = (128 + 10 * difference).clip(0, 255).astype(np.uint8)
-    names["difference"] = f"({method} − baseline) × 10"
-    side = min(crop, *pixels["target"].shape[:2])
-    top, left = busiest(pixels["target"].mean(axis=2), side)
-    zoom, gap, label = 3, 6, 26  # screen pixels
-    width, height = len(names) * (side * zoom + gap) - gap, side * zoom + label
-    figure = blank((width / 100, height / 100), layout=None)
-    for number, (name, title) in enumerate(names.items()):
-        view = pixels[name][top : top + side, left : left + side].repeat(zoom, 0).repeat(zoom, 1)
-        figure.figimage(view, xo=number * (side * zoom + gap), yo=0)
-        x = (number * (side * zoom + gap) + side * zoom / 2) / width
-        figure.text(x, 1 - label / 2 / height, title, ha="center", va="center", fontsize=10)
-    save(figure, output)
-
-
-def _frame(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        content = path.read_bytes() if path.is_file() or not path.exists() else b""  # a pipe would be waited for
-    except OSError as error:
-        raise UserError(f"{path} can't be read as an image: {error.strerror}; {first(path)}") from None
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if (image.format, image.mode) == ("PNG", "RGB"):
-                return np.asarray(image)
-        reason = "it isn't a PNG of RGB"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        reason = "it is damaged"
-    raise UserError(f"{path} can't be read as an image: {reason}; {again(path)}")
-
-
-def blank(size: tuple[float, float], layout: str | None = "constrained") -> Any:
-    """An empty figure of `size` inches at 100 pixels each."""
+def blank(size: tuple[float, float], layout: str | None = "constrained", dpi: int = 160) -> Any:
+    """An empty figure of `size` inches at `dpi` pixels each: more than the page shows, for screens that have them."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=size, dpi=100, layout=layout)
+    return Figure(figsize=size, dpi=dpi, layout=layout)
+
+
+def styled() -> AbstractContextManager[None]:
+    """Charts that are drawn within have the report's sizes of letters."""
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)  # type: ignore[no-any-return]
 
 
 def plain(names: Iterable[str]) -> list[str]:
@@ -91,7 +54,7 @@ def training_curves(results: Path, network: str, output: Path) -> None:
     points = [(row["step"], row["psnr"]) for row in rows]
     control = records.control(results, network)
     start = points[-1][0]
-    figure = blank((7, 3.5))
+    figure = blank((WIDTH, 2.9))
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["baseline"], label="baseline", markersize=3)
     after = [(start + point["steps"], point["psnr"]) for point in control]
@@ -100,7 +63,7 @@ def training_curves(results: Path, network: str, output: Path) -> None:
     )
     gain = control[-1]["psnr"] - control[0]["psnr"]
     axes.set(xlabel="training steps", ylabel="validation PSNR (dB)")
-    axes.set_title(f"{network}: the control gains {gain:+.3f} dB")
+    axes.set_title(f"{network}: the extra training alone gains {gain:+.3f} dB")
     best = max(psnr for _, psnr in points + after)
     low = min(psnr for _, psnr in points[len(points) // 4 :])
     axes.set_ylim(low - 0.1 * (best - low) - 0.01, best + 0.1 * (best - low) + 0.01)
@@ -121,9 +84,9 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
     letters = {layer: _letter(n) for n, group in enumerate(shared) for layer in group["producers"]}
     prunable = {layer for group in groups for layer in group["producers"]}
     names = [row["layer"] for row in layers]
-    figure = blank((9, 1.2 + 0.18 * len(names)))
+    figure = blank((WIDTH, 1.3 + 0.17 * len(names)))
     panels = figure.subplots(1, 3, sharey=True)
-    titles = {"mac": "GMAC", "weights": "thousand weights", "mac_per_weight": "MAC per weight (thousand)"}
+    titles = {"mac": "MAC (10⁹)", "weights": "weights (10³)", "mac_per_weight": "MAC/weight (10³)"}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         scale = 1e9 if key == "mac" else 1e3
         bars = axes.barh(
@@ -134,18 +97,18 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
         for bar, name in zip(bars, names, strict=True):
             if name not in prunable:
                 bar.set_hatch("///")
-            axes.annotate(letters.get(name, ""), (bar.get_width(), bar.get_y() + bar.get_height() / 2), (3, 0),
-                          textcoords="offset points", va="center", fontsize=7)  # fmt: skip
-        axes.margins(x=0.08)  # for the letters
+            axes.annotate(letters.get(name, ""), (bar.get_width(), bar.get_y() + bar.get_height() / 2), (2, 0),
+                          textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+        axes.margins(x=0.15)  # for the letters
         axes.set_xlim(left=0)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     panels[0].tick_params(axis="y", labelsize=7)
     figure.suptitle(
-        f"{network}, input {size[0]}×{size[1]}, before pruning: {_groups_in_words(shared)}; hatched: never pruned",
-        fontsize=9,
+        f"{network} before pruning, input {size[0]}×{size[1]}; hatched: never pruned\n{_groups_in_words(shared)}",
+        fontsize=8,
     )
     save(figure, output)
 
@@ -159,18 +122,22 @@ def _groups_in_words(shared: list[dict[str, Any]]) -> str:
     if not shared:
         return "no layers share their channels"
     first = [
-        f"{_letter(n)} {len(group['producers'])} layers × {group['channels']}" for n, group in enumerate(shared[:3])
+        f"{_letter(n)} {len(group['producers'])} layers × {group['channels']}" for n, group in enumerate(shared[:2])
     ]
-    return f"layers that share their channels: {', '.join(first)}{', …' if len(shared) > 3 else ''}"
+    return f"shared channels: {', '.join(first)}{', …' if len(shared) > 2 else ''}"
 
 
 def widths(results: Path, network: str, methods: Sequence[str], output: Path) -> None:
     """Output channels kept and pruned in each layer by each method, from `evaluate`'s widths.json."""
     rows, channels = records.widths(results, network, methods)
     names = [row["layer"] for row in rows]  # in the order of the network
-    figure = blank((2.1 * len(methods) + 1.4, 1.2 + 0.18 * len(names)))
-    panels = np.atleast_1d(figure.subplots(1, len(methods), sharey=True))
-    for axes, method in zip(panels, methods, strict=True):
+    across = min(2, len(methods))
+    down = -(-len(methods) // across)
+    figure = blank((WIDTH, down * (0.9 + 0.17 * len(names)) + 0.2))
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(methods) :]:
+        axes.set_visible(False)
+    for axes, method in zip(panels, methods, strict=False):
         kept = [channels[method][name] for name in names]
         axes.barh(plain(names), [channels["baseline"][name] for name in names], color="0.85", label="pruned")
         axes.barh(plain(names), kept, color=colour(method), label="kept")
@@ -179,10 +146,10 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
             axes.text(before, place, f" {count}/{before}", va="center", fontsize=6)
         pruned = sum(channels["baseline"].values()) - sum(kept)
         axes.set(xlabel="output channels", title=f"{method}: {pruned} of {sum(channels['baseline'].values())} pruned")
-        axes.title.set_fontsize(9)
         axes.set_xlim(0, 1.4 * max(channels["baseline"].values()))  # room for the longest label
     panels[0].invert_yaxis()
-    panels[0].tick_params(axis="y", labelsize=7)
+    for axes in panels:
+        axes.tick_params(axis="y", labelsize=7)
     save(figure, output)
 
 
@@ -192,8 +159,8 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
     limit: dB that an iteration may lose until the fine-tune. The iteration whose network the fine-tune delivered (the
     last accepted one with its MACs) has a ring.
     """
-    figure = blank((9, 3.6))
-    quality, cost = figure.subplots(1, 2)
+    figure = blank((WIDTH, 4.6))
+    quality, cost = figure.subplots(2, 1, sharex=True)
     # the first ones larger, so that they show behind equal ones
     for size, method in zip(range(2 * len(methods) + 2, 2, -2), methods, strict=True):
         rows, delivered = records.path_of(results, network, method)
@@ -207,13 +174,13 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
             axes.plot([delivered], [at], "o", color=colour(method), markersize=size + 8, fillstyle="none")
     quality.axhline(0, color="black", linewidth=0.8)
     quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")
-    quality.set(xlabel="iteration", ylabel="validation PSNR change (dB)")
+    quality.set(ylabel="validation PSNR change (dB)")
     cost.set(xlabel="iteration", ylabel="MACs kept (%)")
     for axes in (quality, cost):
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", integer=True)
-    quality.legend(fontsize=8)
-    figure.suptitle(f"{network}: dots accepted, crosses rejected, rings delivered; dashed: the limit", fontsize=9)
+    quality.legend()
+    figure.suptitle(f"{network}: dots accepted, crosses rejected, rings delivered; dashed: the limit", fontsize=8)
     save(figure, output)
 
 
@@ -224,15 +191,14 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
     log = [entry for entry in read_log(results / "prune" / network / method / "log.json") if entry.thresholds]
     names = list(dict.fromkeys(name for entry in log for name in entry.thresholds))
     values = np.array([[entry.thresholds.get(name, np.nan) for entry in log] for name in names], dtype=float)
-    size = (3.2 + max(3.0, 0.6 * len(log)), 1.2 + 0.2 * max(4, len(names)))
-    figure = blank(size)
+    figure = blank((WIDTH, 1.5 + 0.2 * max(4, len(names))))
     axes = figure.subplots()
-    axes.set_title(f"{network}, {method}: thresholds by channel group", fontsize=9)
+    axes.set_title(f"{network}, {method}: thresholds by channel group")
     axes.set(xlabel="iteration")
-    figure.colorbar(axes.imshow(values, cmap="cividis", aspect="auto")).set_label(
-        "threshold (× mean |weight|)", fontsize=8
-    )
-    axes.set_xticks(range(len(log)), [entry.number for entry in log])
+    bar = figure.colorbar(axes.imshow(values, cmap="cividis", aspect="auto"), orientation="horizontal", aspect=40)
+    bar.set_label("threshold of importance")
+    every = -(-len(log) // 20)  # at most twenty numbers below the map
+    axes.set_xticks(range(0, len(log), every), [entry.number for entry in log[::every]])
     axes.set_yticks(range(len(names)), plain(names), fontsize=7)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values) if len(log) <= NUMBERED else ():
@@ -244,7 +210,7 @@ def thresholds(results: Path, network: str, method: str, output: Path) -> None:
 def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
     """Change of the test PSNR over the MACs kept, a mark for each method; baseline and control as lines."""
     mine = [row for row in rows if row["network"] == network and "mac_percent" in row]
-    figure = blank((6, 3.6))
+    figure = blank((WIDTH, 2.7))
     axes = figure.subplots()
     for number, row in enumerate(mine):
         change, name = row["against_baseline"], row["solution"]
@@ -254,12 +220,11 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
             continue
         bars = [[change["mean"] - change["low"]], [change["high"] - change["mean"]]]
         axes.errorbar(row["mac_percent"], change["mean"], yerr=bars, color=colour(name), capsize=3, fmt="D",
-                      markersize=max(5, 12 - number), label=name)  # fmt: skip
+                      markersize=max(5, 12 - number), label=f"method {name}")  # fmt: skip
     axes.set_xlim(right=102)
-    axes.set(xlabel="MACs kept (%)", ylabel="test PSNR change (dB), plus is better")
-    axes.set_title(f"{network}: quality change over computation", fontsize=9)
+    axes.set(xlabel="MACs kept (%): further left is cheaper", ylabel="PSNR change (dB): up is better")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend()
     save(figure, output)
 
 
@@ -268,11 +233,11 @@ def layer_times(results: Path, network: str, method: str, output: Path) -> None:
     measured = records.latency(results, network, method)
     baseline, own = ([row for row in measured["layers"] if row["network"] == name] for name in ("baseline", method))
     names = plain(row["layer"] for row in baseline)
-    figure = blank((9, 1.2 + 0.2 * len(names)))
+    figure = blank((WIDTH, 1.2 + 0.17 * len(names)))
     spent, kept = figure.subplots(1, 2, sharey=True)
     spent.barh(names, [1e3 * row["seconds"] for row in baseline], color="0.85", label="baseline")
     spent.barh(names, [1e3 * row["seconds"] for row in own], height=0.4, color=colour(method), label=method)
-    spent.set(xlabel=f"time (ms), {measured['side']}×{measured['side']} input pixels")
+    spent.set(xlabel=f"ms, {measured['side']}×{measured['side']} input pixels")
     for layer, row, before in zip(names, own, baseline, strict=True):
         time = 100 * row["ratio"]
         if "mac" not in row:
@@ -289,7 +254,7 @@ def layer_times(results: Path, network: str, method: str, output: Path) -> None:
     kept.set_xlim(left=0)
     for axes in (spent, kept):
         axes.grid(axis="x", alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7)
     spent.invert_yaxis()
     spent.tick_params(axis="y", labelsize=7)
     save(figure, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.latency import layer_times
+from pipeline.report.tables import short
 
 SHOWN = 6  # layers that are named one by one
 
@@ -26,8 +27,8 @@ def table(measured: dict[str, Any]) -> str:
         memory = f"{100 * row['memory'] / baseline['memory']:.0f}" if known else ""
         lines.append(
             f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {mac:.1f} "
-            f"| {time:.1f} | {time / mac:.2f} | {1e3 * baseline['seconds']:.2f} | {1e3 * row['seconds']:.2f} "
-            f"| {1e3 * row['low']:.2f} to {1e3 * row['high']:.2f} | {memory} |"
+            f"| {time:.0f} | {time / mac:.2f} | {short(1e3 * baseline['seconds'])} | {short(1e3 * row['seconds'])} "
+            f"| {short(1e3 * row['low'])} to {short(1e3 * row['high'])} | {memory} |"
         )
     lines += [f"\n{runtime} was left out: {reason}" for runtime, reason in measured["left_out"].items()]
     return "\n".join(lines) + "\n"
@@ -68,7 +69,7 @@ def slow_layers(measured: dict[str, Any], method: str) -> str:
     for layer in slow[:SHOWN]:
         lines.append(
             f"- `{layer['layer']}` keeps {100 * layer['mac']:.0f}% of its MACs and {100 * layer['time']:.0f}% of its "
-            f"time ({1e3 * layer['over']:.2f} ms too much); {layer['why']}"
+            f"time ({short(1e3 * layer['over'])} ms too much); {layer['why']}"
         )
     if len(slow) > SHOWN:
         lines.append(f"- and {len(slow) - SHOWN} more that cost less")

@@ -1,41 +1,101 @@
-"""What pruning saved and lost, in one sentence for people and in a few numbers for `dvc exp show`."""
+"""What pruning saved and lost: a sentence and three numbers for people, and a few numbers for `dvc exp show`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pipeline import records
 from pipeline.report import tables
 
 RULES = {  # in words, in the paper's order
-    "adaptive": "a threshold that rises while iterations hold",
-    "depth": "a least number of channels in every group",
-    "efficiency": "more pressure where a weight costs most MACs",
-    "balance": "more pressure on groups that lag behind",
+    "adaptive": "removes more after an accepted iteration, less after a rejected one",
+    "depth": "keeps a least number of channels in every group",
+    "efficiency": "takes more where a weight costs most MACs",
+    "balance": "takes more from groups that have lost little",
 }
 
 
-def sentence(
-    rows: Sequence[dict[str, Any]], methods: Sequence[str], method: str, network: str, measured: dict[str, Any]
-) -> str:
-    """What a method has removed, and how its PSNR on the test images has changed.
+@dataclass(frozen=True)
+class Tile:
+    """One of the three numbers that say what was saved."""
 
-    rows: the main table's; methods: all that were run; measured: what `latency` has timed of the network.
+    saved: str  # 54% less
+    what: str  # computing (MACs)
+    figures: str  # before and after, with their unit
+
+
+def sentence(rows: Sequence[dict[str, Any]], methods: Sequence[str], method: str, network: str) -> str:
+    """What a method has saved, and how its PSNR on the test images has changed: plus is better.
+
+    rows: the main table's; methods: all that were run.
     """
     by_solution = {row["solution"]: row for row in rows if row["network"] == network}
     row, smallest = by_solution[method], min(methods, key=lambda name: by_solution[name]["mac"])
+    name = tables.escaped(network)
     if row["mac_percent"] == 100:
-        text = f"**{network}, method {method}: nothing was removed**, as no iteration held: see its path."
+        text = f"**{name}: method {method} removed nothing**, as no iteration held: see its path."
     else:
+        worst, image = row["against_baseline"]["worst"], tables.escaped(row["against_baseline"]["worst_name"])
         text = (
-            f"**{network}, method {method}: {100 - row['mac_percent']:.0f}% of the MACs removed**, "
-            f"BW −{100 - row['bw_percent']:.0f}%; test PSNR {_compared(row, 'baseline')}, "
-            f"{_compared(row, 'control')}. {_worst(row)} {_timed(measured, method)}"
+            f"**{name} computes {less(row['mac_percent'])}. {_outcome(row)}** {_compared(row, 'baseline')}, "
+            f"{_compared(row, 'control')}; {tables.signed(worst)} dB on the worst image, {image}."
         )
-    text = _misled(by_solution) + text
+    text = _misled(by_solution) + text + _scale(by_solution)
     if by_solution[smallest]["mac"] < row["mac"]:
-        text += f" Method {smallest} removed more: {100 - by_solution[smallest]['mac_percent']:.1f}%."
+        text += f" Method {smallest} computes still less: {less(by_solution[smallest]['mac_percent'])}."
     return text
+
+
+def tiles(rows: Sequence[dict[str, Any]], method: str, network: str, measured: records.Latency) -> list[Tile]:
+    """Computing, memory traffic and time. measured: what `latency` has timed of the network, at its largest size."""
+    by_solution = {row["solution"]: row for row in rows if row["network"] == network}
+    row, before = by_solution[method], by_solution["baseline"]
+    timed = {(one["runtime"], one["network"]): one for one in measured["networks"] if one["side"] == measured["side"]}
+    runtimes = [runtime for runtime, name in timed if name == method]
+    spent = [
+        f"{runtime}: {tables.short(1e3 * timed[runtime, 'baseline']['seconds'])} → "
+        f"{tables.short(1e3 * timed[runtime, method]['seconds'])} ms"
+        + (f", {less(100 * timed[runtime, method]['ratio'])}" if number else "")
+        for number, runtime in enumerate(runtimes)
+    ]
+    return [
+        Tile(
+            less(row["mac_percent"]), "computing (MACs)",
+            f"{tables.short(before['mac'] / 1e9)} → {tables.short(row['mac'] / 1e9)} billion multiply-adds",
+        ),
+        Tile(
+            less(row["bw_percent"]), "memory traffic (BW)",
+            f"{tables.short(before['bw'] / 1e6)} → {tables.short(row['bw'] / 1e6)} million numbers read and written",
+        ),
+        Tile(less(100 * timed[runtimes[0], method]["ratio"]), "time, measured", "; ".join(spent)),
+    ]  # fmt: skip
+
+
+def less(percent: float) -> str:
+    """What is kept, in percent, as what was saved: `54% less`."""
+    saved = round(100 - percent)
+    return "no less" if saved == 0 else f"{saved}% less" if saved > 0 else f"{-saved}% more"
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    """Whether quality changed, as far as both comparisons show it."""
+    judged = {_judged(row[f"against_{other}"]) for other in tables.REFERENCES}
+    if WORSE in judged:
+        return "Its quality fell on average:"
+    if judged == {BETTER}:
+        return "Its quality rose on average:"
+    return "No loss on average:" if ONE not in judged else "Its quality, on one image:"
+
+
+def _scale(by_solution: dict[str, dict[str, Any]]) -> str:
+    """What a dB is worth here: what the network gained before pruning."""
+    given = next((row for row in by_solution.values() if "mac" not in row), None)
+    if given is None or by_solution["baseline"]["psnr"] <= given["psnr"]:
+        return ""
+    gained = by_solution["baseline"]["psnr"] - given["psnr"]
+    return f" For scale: the baseline is {gained:.2f} dB better than its input ({given['solution']})."
 
 
 def _misled(by_solution: dict[str, dict[str, Any]]) -> str:
@@ -44,43 +104,28 @@ def _misled(by_solution: dict[str, dict[str, Any]]) -> str:
     if given is None or by_solution["baseline"]["psnr"] > given["psnr"]:
         return ""
     return (
-        f"**This baseline restores nothing: its test PSNR of {by_solution['baseline']['psnr']:.2f} dB is no better "
-        f"than that of its input ({given['solution']}), {given['psnr']:.2f} dB. What follows says nothing until it is "
-        "trained longer, or with another rate.** "
+        f"**This baseline restores nothing: it has {by_solution['baseline']['psnr']:.2f} dB, its input "
+        f"({given['solution']}) {given['psnr']:.2f} dB. What follows says nothing until it is trained longer, or with "
+        "another rate.** "
     )
 
 
-def _worst(row: dict[str, Any]) -> str:
-    """The test image that changes worst."""
-    difference = row["against_baseline"]
-    name, change = tables.escaped(difference["worst_name"]), f"{difference['worst']:+.3f}".replace("-", "−")
-    return f"The worst single image against the baseline, {name}: {change} dB."
-
-
 def _compared(row: dict[str, Any], other: str) -> str:
-    """The change against the baseline or the control, and what its interval allows to say."""
+    """The mean change against the baseline or the control, and what its interval allows to say."""
     difference = row[f"against_{other}"]
-    change = tables.change(difference).replace("-", "−").replace(" [", " dB [")
-    return f"{change} against the {other} ({_judged(difference)})"
+    return f"{tables.signed(difference['mean'])} dB against the {other} ({_judged(difference)})"
+
+
+WORSE, BETTER, ONE, NONE = "a loss", "a gain", "one image has no interval", "no difference measured"
 
 
 def _judged(difference: dict[str, float]) -> str:
     """What the 95% interval of a change says."""
     if difference["low"] == difference["high"]:
-        return "one image has no interval"
+        return ONE
     if difference["low"] > 0:
-        return "better"
-    return "worse" if difference["high"] < 0 else "0 lies within the interval: no difference measured"
-
-
-def _timed(measured: dict[str, Any], method: str) -> str:
-    """The time that a method's network takes of the baseline's at the largest size, on each runtime."""
-    side = measured["side"]
-    percents = [
-        f"{row['runtime']} {100 * row['ratio']:.0f}%" for row in measured["networks"]
-        if (row["network"], row["side"]) == (method, side)
-    ]  # fmt: skip
-    return f"Time at {side}×{side}, of the baseline's: {', '.join(percents)}."
+        return BETTER
+    return WORSE if difference["high"] < 0 else NONE
 
 
 def headlines(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:

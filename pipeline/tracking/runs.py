@@ -271,6 +271,12 @@ def _git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def commit() -> str:
+    """The commit of the code, as people read it; nothing without git."""
+    name = _git("rev-parse", "--short", "HEAD")
+    return f"{name} with changes" if name and _git(*CHANGES) else name
+
+
 def _parent(client: MlflowClient, experiment: str) -> Run:
     """The run of the chain that this stage belongs to, made by the first of its stages."""
     key = stores.key(session(), ":")
