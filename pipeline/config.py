@@ -65,6 +65,8 @@ class Network(Section):
     task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
     # output pixels per input pixel, along a side; no key of low_light, which goes from packed Bayer to twice its sides
     scale: Annotated[int, Field(ge=1, le=8)] = 2
+    # of the network's images: 3 (RGB) or 1 (luma, see data/luma.py); no key of low_light, which reads packed Bayer
+    channels: int = 3
     multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="after")
@@ -73,7 +75,16 @@ class Network(Section):
             raise ValueError("scale is no key of the task low_light, which always makes 2 pixels per input pixel")
         if self.task == "restoration" and self.scale != 1:
             raise ValueError(f"scale is {self.scale}, but restoration keeps an image's size: 1")
+        if self.task == "low_light" and "channels" in self.model_fields_set:
+            raise ValueError("channels is no key of the task low_light, which makes RGB of packed Bayer")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}, but a network has 3, which are RGB, or 1, which is luma")
         return self
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input; its output has `channels`."""
+        return 4 if self.task == "low_light" else self.channels
 
 
 class Prepare(Section):

@@ -22,26 +22,27 @@ def main() -> None:
     parser.add_argument("factory", help="module:function that builds it")
     parser.add_argument("--images", required=True, help="a folder of photographs")
     parser.add_argument("--scale", type=int, default=2, help="output pixels per input pixel; 1: restoration of noise")
+    parser.add_argument("--channels", type=int, default=3, help="of the network's images: 3 is RGB, 1 is luma")
     with guarded("add"):
         given = parser.parse_args()
         if not Path(given.images).is_dir():
             raise UserError(f"--images is {given.images}, which is no folder; one of photographs is needed")
         read_yaml(PARAMS)  # a sentence for what is no YAML
-        text = extended(
-            PARAMS.read_text(encoding="utf-8"), sections(given.factory, given.images, given.scale), given.name
-        )
+        added = sections(given.factory, given.images, given.scale, given.channels)
+        text = extended(PARAMS.read_text(encoding="utf-8"), added, given.name)
         params = config.checked_params(_yaml().load(text), str(PARAMS))
         print(prunable(params, given.name))
         write_bytes(PARAMS, text.encode())
         print(f"add: {PARAMS} has {given.name} now, alone in run.networks; next: make repro")
 
 
-def sections(factory: str, images: str, scale: int) -> dict[str, Any]:
+def sections(factory: str, images: str, scale: int, channels: int = 3) -> dict[str, Any]:
     """What each section of params.yaml gets: numbers that a small network is trained by in minutes."""
     task = "restoration" if scale == 1 else "super_resolution"
     steps = {"steps": 3000, "batch": 16, "patch": 24, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
+    luma = {} if channels == 3 else {"channels": channels}
     return {
-        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale},
+        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale} | luma,
         "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
         "train": steps | {"validate_every": 500},
         "analyze": {"size": [1020, 1020]},

@@ -585,6 +585,8 @@ METHOD = GOOD["methods"]["A"]
         ("run/methods", ["A", "D", "A"], "run.methods names 'A' twice"),
         ("run/networks", ["sid", "sid"], "run.networks names 'sid' twice"),
         ("networks/edsr/task", "restoration", "scale is 2, but restoration keeps an image's size: 1"),
+        ("networks/edsr/channels", 4, "networks.edsr: channels is 4, but a network has 3, which are RGB, or 1"),
+        ("networks/sid/channels", 1, "networks.sid: channels is no key of the task low_light"),
         (
             "networks/sid/scale",
             2,

@@ -133,14 +133,11 @@ def duplicate(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def input_channels(name: str, task: str | None = None) -> int:
-    """Channels of the network's input: 4 (packed Bayer) or 3 (RGB).
+def input_channels(name: str) -> int:
+    """Channels of the network's input by its name alone: 4 (packed Bayer) or 3 (RGB), as a factory's is taken to be.
 
-    The task of params.yaml tells, where there is one: low_light has 4. Without it the name does; a factory's network is
-    then taken to read RGB. Raises UserError for an unknown name.
+    params.yaml says more: config.Network.input_channels. Raises UserError for an unknown name.
     """
-    if task is not None:
-        return 4 if task == "low_light" else 3
     if ":" in name:
         return 3
     if name not in _INPUT_CHANNELS:

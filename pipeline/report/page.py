@@ -40,8 +40,9 @@ def write(results: Path, folder: Path, params: config.Params) -> list[str]:
     rows = [row for name in networks for row in tables.rows(results, name, methods, tasks[name])]
     sizes = {name: params.analyze[name].size for name in networks}
     synthetic = [name for name in networks if tasks[name] == "low_light" and params.prepare[name].layout != "sid"]
+    luma = [name for name in networks if params.networks[name].channels == 1]
     sets = [row for name in networks for row in tables.set_rows(results, name, methods, tasks[name])]
-    table = tables.markdown(rows, sizes, params.gate, synthetic) + tables.sets_markdown(sets)
+    table = tables.markdown(rows, sizes, params.gate, synthetic, luma) + tables.sets_markdown(sets)
     latency = {name: records.latency(results, name, method) for name in networks}
     groups = {name: records.groups(results, name) for name in networks}
     figures = {name: captions.figures_of(results, params, rows, name) for name in networks}

@@ -16,7 +16,11 @@ removed. Changes are a solution's PSNR minus that of what it is compared with: p
 validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images; brackets
 hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6
 pixels; SSIM is scikit-image's
-`structural_similarity(channel_axis=-1, data_range=1.0)`.{synthetic}"""
+`structural_similarity(channel_axis=-1, data_range=1.0)`.{luma}{synthetic}"""
+LUMA = """ The figures of {0} are of luma
+alone, on every test set (BT.601; 16 to 235 in super-resolution, else 0 to 255): rounded to 8 bit, cropped by scale
+pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian window. Pictures have the input's colours, enlarged
+bicubically."""
 SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
 SET_NOTES = """\
@@ -47,9 +51,13 @@ def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list
 
 
 def markdown(
-    table: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], gate: config.Gate, synthetic: Sequence[str]
+    table: list[dict[str, Any]],
+    sizes: dict[str, tuple[int, int]],
+    gate: config.Gate,
+    synthetic: Sequence[str],
+    luma: Sequence[str] = (),
 ) -> str:
-    """The table for people. Costs are counted at `sizes`, input height and width; `synthetic` names networks."""
+    """The table for people. Costs are counted at `sizes`, input height and width; the others name networks."""
     header = (
         "| network | solution | MAC (%) | weights (%) | activations (%) | BW (%) | PSNR (dB) | SSIM "
         "| validation against baseline (dB) | validation against control (dB) | test against baseline (dB) "
@@ -64,7 +72,8 @@ def markdown(
         lines.append("| " + " | ".join([*cells, *changes, str(row.get("steps", ""))]) + " |")
     at = "; ".join(f"{network} at {height}×{width} input pixels" for network, (height, width) in sizes.items())
     light = SYNTHETIC.format(" and ".join(synthetic)) if synthetic else ""
-    notes = NOTES.format(reference=gate.reference_name, drop=gate.max_psnr_drop, synthetic=light)
+    grey = LUMA.format(" and ".join(luma)) if luma else ""
+    notes = NOTES.format(reference=gate.reference_name, drop=gate.max_psnr_drop, luma=grey, synthetic=light)
     return "\n".join(lines) + f"\n\nCosts: {at}.\n\n{notes}\n"
 
 
