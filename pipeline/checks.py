@@ -77,7 +77,9 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
             raise UserError(hint) from error
         raise UserError(f"{error}{_multiple_of(section, network)}") from error
     if not isinstance(output, Tensor):
-        raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}")
+        several = isinstance(output, list | tuple | dict) and section.output is None
+        hint = "; output: 0, or a key, says which of its tensors is trained and judged" if several else ""
+        raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}{hint}")
     if output.shape != shape and (hint := _other_channels(name, section, example, network)):
         raise UserError(hint)
     if output.shape != shape or output.dtype != torch.float32:
@@ -221,7 +223,7 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     machine = choose(params.device, params.threads, params.precision)
     section, recipe = params.networks[network], params.train[network]
     affordable(section.factory, section.args)
-    net = build(section.factory, section.args)
+    net = build(section.factory, section.args, section.output)
     image = example(section, recipe, net)
     check(network, section, image, net, machine.bf16)
     rebuilt.check(section.factory, section.args, net, image)

@@ -67,6 +67,8 @@ class Network(Section):
     scale: Annotated[int, Field(ge=1, le=8)] = 2
     # of the network's images: 3 (RGB) or 1 (luma, see data/luma.py); no key of low_light, which reads packed Bayer
     channels: int = 3
+    # of a forward that returns several tensors, the one that is trained and judged: its place from 0, or its key
+    output: Annotated[int, Field(ge=0, le=999)] | Text | None = None
     multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="after")

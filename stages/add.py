@@ -82,7 +82,7 @@ def prunable(params: config.Params, name: str) -> str:
     from pipeline.training.setup import example
 
     section = params.networks[name]
-    net = build(section.factory, section.args)
+    net = build(section.factory, section.args, section.output)
     image = example(section, params.train[name], net)
     checks.check(name, section, image, net)
     found = coupling.find_groups(net, image, params.norms(name))

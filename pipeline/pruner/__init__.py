@@ -31,7 +31,7 @@ from pipeline import checks, config, cost, export, networks, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
-from pipeline.networks import checkpoint, duplicate, given
+from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import load_weights, measured_range
 from pipeline.networks.recognised import recognise
 from pipeline.prepare import layouts, pairs
@@ -126,10 +126,11 @@ class Pruner:
     images: a folder of photographs, or one with inputs/ and targets/. A splits.json in it may divide them.
     task: super_resolution, restoration or low_light; what the network makes of an image tells, where it isn't given.
     scale: output pixels for an input pixel, along a side. channels: 3 (RGB) or 1 (luma, see data/luma.py); what the
-    network takes tells, where it isn't given. noise: of `restoration` of noise made here: its standard deviation in
-    8-bit levels. factory, args: the function that builds the network, package.module:function, and its arguments; files
-    name it. norms: whether channels may go that a normalisation takes its statistics over. work: the folder of what is
-    unfinished and of the report. It is kept: the same call goes on where it was stopped.
+    network takes tells, where it isn't given. output: of a forward that returns several tensors, the one that is
+    trained and judged: its place from 0, or its key. noise: of `restoration` of noise made here: its standard deviation
+    in 8-bit levels. factory, args: the function that builds the network, package.module:function, and its arguments;
+    files name it. norms: whether channels may go that a normalisation takes its statistics over. work: the folder of
+    what is unfinished and of the report. It is kept: the same call goes on where it was stopped.
 
     Raises UserError for whatever can be told before training.
     """
@@ -142,6 +143,7 @@ class Pruner:
         scale: int | None = None,
         *,
         channels: int | None = None,
+        output: int | str | None = None,
         noise: float | None = None,
         factory: str | None = None,
         args: dict[str, Any] | None = None,
@@ -152,7 +154,7 @@ class Pruner:
         if self.work.resolve() == Path(images).resolve():
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
         net, factory, args = _built(network, factory, args)
-        self.network = net  # copies of it are made as long as it lives here
+        self.network = outputs.choose(net, output)  # copies of it are made as long as it lives here
         name = type(net).__name__
         self.name = name if config.NAME.fullmatch(name) and name.lower() not in config.RESERVED else "network"
         found_task, found_scale, found_channels = _task(net)
@@ -161,7 +163,7 @@ class Pruner:
             scale = found_scale if task == "super_resolution" else 1
         if task == "low_light" and scale not in (None, 2):
             raise UserError(f"scale is {scale!r}, but low_light always makes 2 pixels of one, along a side")
-        section: dict[str, Any] = {"factory": factory, "args": args, "task": task}
+        section: dict[str, Any] = {"factory": factory, "args": args, "task": task, "output": output}
         if task != "low_light":
             section |= {"scale": scale, "channels": found_channels if channels is None else channels}
         elif channels is not None:

@@ -140,7 +140,7 @@ def test_the_keyboard_and_sentences_pass() -> None:
 @pytest.mark.parametrize(
     ("way", "said"),
     [
-        (lambda s, x: (s.layer(x), x), "it gives no tensor, but a tuple"),
+        (lambda s, x: (s.layer(x), x), "but a tuple; output: 0, or a key, says which of its tensors is trained"),
         (lambda s, x: {"image": s.layer(x)}, "it gives no tensor, but a dict"),
         (lambda s, x: None, "it gives no tensor, but a NoneType"),
         (lambda s, x: s.layer(x).half(), "torch.float16"),
