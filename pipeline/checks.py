@@ -132,18 +132,21 @@ def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bo
         raise UserError(f"no parameter of {type(network).__name__} gets a gradient from its output in training")
 
 
-def _multiple_of(section: config.Network, network: nn.Module) -> str:
-    """What the sides must be multiples of, in words; empty when that isn't the reason."""
+def multiple(section: config.Network, network: nn.Module) -> int | None:
+    """What the sides of the network's input must be multiples of; None where it takes nothing."""
 
     def takes(height: int, width: int) -> bool:
         return not misfit(section, (1, height, width), network)
 
     # first some multiples of many numbers, because a search in a network that takes nothing is long
     promising = any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224))
-    multiple = cost.multiple(takes) if promising else None
-    if multiple is None or multiple == 1:
-        return ""
-    return f"; the network takes heights and widths that are multiples of {multiple}"
+    return cost.multiple(takes) if promising else None
+
+
+def _multiple_of(section: config.Network, network: nn.Module) -> str:
+    """What the sides must be multiples of, in words; empty when that isn't the reason."""
+    number = multiple(section, network)
+    return f"; the network takes heights and widths that are multiples of {number}" if number and number > 1 else ""
 
 
 def _cut(name: str, hint: str) -> str:
@@ -187,8 +190,11 @@ def check_images(
 
 
 def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
-    """UserError unless the network takes square images of these sides, in pixels, which are to be timed."""
-    for side in sides:
+    """UserError unless the network takes square images of these sides, in pixels, which are to be timed.
+
+    Those of a network with a `multiple` are rounded up to it first, as `latency` does.
+    """
+    for side in section.sides(tuple(sides)):
         reason = misfit(section, (1, side, side), network)
         if reason:
             raise UserError(f"latency.sides has {side}: {reason}{_multiple_of(section, network)}")

@@ -88,6 +88,10 @@ class Network(Section):
         """Channels of the network's input; its output has `channels`."""
         return 4 if self.task == "low_light" else self.channels
 
+    def sides(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Sides in input pixels, each rounded up to one that the network takes."""
+        return tuple(dict.fromkeys(self.multiple * -(-side // self.multiple) for side in sides))
+
 
 class Prepare(Section):
     """Where a network's images are, and what is made of them."""

@@ -28,24 +28,39 @@ def main() -> None:
         if not Path(given.images).is_dir():
             raise UserError(f"--images is {given.images}, which is no folder; one of photographs is needed")
         read_yaml(PARAMS)  # a sentence for what is no YAML
-        added = sections(given.factory, given.images, given.scale, given.channels)
-        text = extended(PARAMS.read_text(encoding="utf-8"), added, given.name)
+        before, asked = PARAMS.read_text(encoding="utf-8"), (given.factory, given.images, given.scale, given.channels)
+        text = extended(before, sections(*asked), given.name)
         params = config.checked_params(_yaml().load(text), str(PARAMS))
+        if (multiple := sides_of(params.networks[given.name])) > 1:
+            text = extended(before, sections(*asked, multiple), given.name)
+            params = config.checked_params(_yaml().load(text), str(PARAMS))
         print(prunable(params, given.name))
         write_bytes(PARAMS, text.encode())
         print(f"add: {PARAMS} has {given.name} now, alone in run.networks; next: make repro")
 
 
-def sections(factory: str, images: str, scale: int, channels: int = 3) -> dict[str, Any]:
-    """What each section of params.yaml gets: numbers that a small network is trained by in minutes."""
+def sides_of(section: config.Network) -> int:
+    """What the sides of the network's input must be multiples of."""
+    from pipeline import checks
+    from pipeline.networks import build
+
+    return checks.multiple(section, build(section.factory, section.args, section.output)) or 1
+
+
+def sections(factory: str, images: str, scale: int, channels: int = 3, multiple: int = 1) -> dict[str, Any]:
+    """What each section of params.yaml gets: numbers that a small network is trained by in minutes.
+
+    multiple: what an input's sides must be multiples of, in pixels: patches grow to one, the counted size shrinks.
+    """
     task = "restoration" if scale == 1 else "super_resolution"
-    steps = {"steps": 3000, "batch": 16, "patch": 24, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
-    luma = {} if channels == 3 else {"channels": channels}
+    patch, side = multiple * -(-24 // multiple), 1020 - 1020 % multiple
+    steps = {"steps": 3000, "batch": 16, "patch": patch, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
+    more = ({} if channels == 3 else {"channels": channels}) | ({} if multiple == 1 else {"multiple": multiple})
     return {
-        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale} | luma,
+        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale} | more,
         "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
         "train": steps | {"validate_every": 500},
-        "analyze": {"size": [1020, 1020]},
+        "analyze": {"size": [side, side]},
         "retrain": {"max_iterations": 4, "steps": 100, "lr": 5e-4, "teacher": 0.5},
         "tolerance": {"psnr": 0.1, "ssim": 0.003},
         "finetune": {"steps": 2000, "lr": 5e-4, "lr_final": 1e-6, "teacher": 0.5},

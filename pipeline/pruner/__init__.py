@@ -42,7 +42,7 @@ from pipeline.schema import read_yaml
 from pipeline.training import cache
 from pipeline.training.control import TRIED_STEPS
 from pipeline.training.loop import Teacher, fit
-from pipeline.training.setup import Setup, example, load_setup, misfit
+from pipeline.training.setup import Setup, example, load_setup
 
 SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
 TASKS = ("super_resolution", "restoration", "low_light")
@@ -173,8 +173,7 @@ class Pruner:
         with self._plainly():
             made = self._params("D", Length(1, 1, 1)).networks[self.name]
             made = made.model_copy(update={"scale": found_scale, "channels": found_channels})
-            multiple = cost.multiple(lambda height, width: not misfit(made, (1, height, width), net)) or 1
-            _fit_sides(self._values, self.name, multiple)
+            _fit_sides(self._values, self.name, checks.multiple(made, net) or 1)
             params = self._params("D", Length(1, 1, 1))
             image = example(self._section, params.train[self.name], net)
             checks.check_output(self.name, self._section, image, net)  # before images, whose sides follow the scale
