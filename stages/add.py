@@ -19,7 +19,7 @@ def main() -> None:
     """Write all sections of a network into params.yaml, once it runs; say what of it can be pruned."""
     parser = Parser(prog="python -m stages.add", description=main.__doc__)
     parser.add_argument("name", help="of the network: letters, digits, - and _")
-    parser.add_argument("factory", help="module:function that builds it")
+    parser.add_argument("factory", help="module:function that builds it, or a file of weights that spandrel recognises")
     parser.add_argument("--images", required=True, help="a folder of photographs")
     parser.add_argument("--scale", type=int, default=2, help="output pixels per input pixel; 1: restoration of noise")
     parser.add_argument("--channels", type=int, default=3, help="of the network's images: 3 is RGB, 1 is luma")
@@ -56,8 +56,9 @@ def sections(factory: str, images: str, scale: int, channels: int = 3, multiple:
     patch, side = multiple * -(-24 // multiple), 1020 - 1020 % multiple
     steps = {"steps": 3000, "batch": 16, "patch": patch, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
     more = ({} if channels == 3 else {"channels": channels}) | ({} if multiple == 1 else {"multiple": multiple})
+    built = {"file": factory} if ":" not in factory and Path(factory).is_file() else {"factory": factory, "args": {}}
     return {
-        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale} | more,
+        "networks": built | {"task": task, "scale": scale} | more,
         "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
         "train": steps | {"validate_every": 500},
         "analyze": {"size": [side, side]},
