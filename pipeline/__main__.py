@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--args", metavar="JSON", type=_arguments, help="its arguments, as '{\"channels\": 32}'")
     prune.add_argument("--task", help="super_resolution, restoration or low_light; else what the network does tells")
     prune.add_argument("--scale", type=int, help="output pixels for an input pixel; else what the network does tells")
+    prune.add_argument("--channels", type=int, help="3: RGB, 1: luma; else what the network takes tells")
+    prune.add_argument("--output", type=_output, help="of several tensors that the forward gives: 0, 1 … or a key")
     prune.add_argument("--noise", type=float, help="of restoration of noise: standard deviation in 8-bit levels")
     prune.add_argument(
         "--norms", action="store_true", help="remove channels under normalisations too, whose statistics change then"
@@ -49,6 +51,10 @@ def _arguments(text: str) -> dict[str, Any]:
     return args
 
 
+def _output(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line; bad input ends in one sentence and status 2."""
     with guarded("prune"):
@@ -60,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
 
         pruner = Pruner(
             given.weights, given.images, given.task, given.scale,
-            noise=given.noise, factory=given.network, args=given.args, norms=given.norms, work=given.work,
+            channels=given.channels, output=given.output, noise=given.noise, factory=given.network, args=given.args,
+            norms=given.norms, work=given.work,
         )  # fmt: skip
         result = pruner.run(given.method, given.minutes)
         result.save(given.work / "network.pt")

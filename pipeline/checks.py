@@ -20,7 +20,7 @@ from pipeline import config, cost
 from pipeline.errors import UserError, explained, under
 from pipeline.evaluation.metrics import Quality
 from pipeline.files import digest
-from pipeline.networks import affordable, build, checkpoint, duplicate, gigabytes, input_channels, memory, rebuilt
+from pipeline.networks import affordable, build, checkpoint, duplicate, gigabytes, memory, rebuilt
 from pipeline.networks.pretrained import measured_range
 from pipeline.pruning import criteria
 from pipeline.pruning.coupling import find_groups
@@ -64,7 +64,7 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
 
 def check_output(name: str, section: config.Network, example: Tensor, network: nn.Module) -> None:
     """UserError unless the network, in evaluation mode, makes of an input what its task asks for."""
-    shape = (1, 3, section.scale * example.shape[2], section.scale * example.shape[3])
+    shape = (1, section.channels, section.scale * example.shape[2], section.scale * example.shape[3])
     needed = (
         f"networks.{name}: of an input {tuple(example.shape)} the task {section.task} with scale {section.scale} "
         f"needs an output {shape} in torch.float32, but"
@@ -73,13 +73,34 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
         with torch.random.fork_rng(devices=[]), explained(f"{needed} it fails"), torch.no_grad():
             output = network.eval()(_varied(example))
     except UserError as error:
+        if hint := _other_channels(name, section, example, network):
+            raise UserError(hint) from error
         raise UserError(f"{error}{_multiple_of(section, network)}") from error
     if not isinstance(output, Tensor):
-        raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}")
+        several = isinstance(output, list | tuple | dict) and section.output is None
+        hint = "; output: 0, or a key, says which of its tensors is trained and judged" if several else ""
+        raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}{hint}")
+    if output.shape != shape and (hint := _other_channels(name, section, example, network)):
+        raise UserError(hint)
     if output.shape != shape or output.dtype != torch.float32:
         raise UserError(f"{needed} it gives {tuple(output.shape)} {output.dtype}")
     if not output.isfinite().all():
         raise UserError(f"{needed} it gives infinite values or NaN")
+
+
+def _other_channels(name: str, section: config.Network, example: Tensor, network: nn.Module) -> str:
+    """A sentence on a network of the other number of channels, 1 or 3; empty where that isn't what is wrong."""
+    if section.task == "low_light":
+        return ""
+    size = (1, *example.shape[2:])
+    other = section.model_copy(update={"channels": 4 - section.channels})
+    if not misfit(section, size, network) or misfit(other, size, network):
+        return ""
+    kinds = {1: "one channel", 3: "three channels"}
+    return (
+        f"networks.{name}: the network takes and makes images of {kinds[other.channels]}, but channels is "
+        f"{section.channels}; channels: {other.channels} fits it"
+    )
 
 
 def _varied(example: Tensor) -> Tensor:
@@ -95,7 +116,7 @@ def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bo
     with explained(f"the network {type(network).__name__} can't be copied and put into training mode"):
         network = duplicate(network).to(memory_format=torch.channels_last).train()
     image = _varied(example).repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-    target = torch.zeros(2, 3, section.scale * example.shape[2], section.scale * example.shape[3])
+    target = torch.zeros(2, section.channels, section.scale * example.shape[2], section.scale * example.shape[3])
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -111,18 +132,21 @@ def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bo
         raise UserError(f"no parameter of {type(network).__name__} gets a gradient from its output in training")
 
 
-def _multiple_of(section: config.Network, network: nn.Module) -> str:
-    """What the sides must be multiples of, in words; empty when that isn't the reason."""
+def multiple(section: config.Network, network: nn.Module) -> int | None:
+    """What the sides of the network's input must be multiples of; None where it takes nothing."""
 
     def takes(height: int, width: int) -> bool:
         return not misfit(section, (1, height, width), network)
 
     # first some multiples of many numbers, because a search in a network that takes nothing is long
     promising = any(takes(side, side) for side in (120, 128, 144, 168, 176, 192, 208, 224))
-    multiple = cost.multiple(takes) if promising else None
-    if multiple is None or multiple == 1:
-        return ""
-    return f"; the network takes heights and widths that are multiples of {multiple}"
+    return cost.multiple(takes) if promising else None
+
+
+def _multiple_of(section: config.Network, network: nn.Module) -> str:
+    """What the sides must be multiples of, in words; empty when that isn't the reason."""
+    number = multiple(section, network)
+    return f"; the network takes heights and widths that are multiples of {number}" if number and number > 1 else ""
 
 
 def _cut(name: str, hint: str) -> str:
@@ -134,8 +158,8 @@ def _cut(name: str, hint: str) -> str:
 def check_patch(name: str, section: config.Network, recipe: config.Train, network: nn.Module) -> None:
     """UserError unless the network takes patches of the training's size, and a batch of them fits in memory."""
     side, batch = recipe.patch, recipe.batch
-    channels = input_channels(section.factory, section.task)
-    pixels = 4 * batch * side**2 * (channels + 3 * section.scale**2)  # bytes of inputs and targets
+    channels = section.input_channels
+    pixels = 4 * batch * side**2 * (channels + section.channels * section.scale**2)  # bytes of inputs and targets
     reason = misfit(section, (1, side, side), network)
     if reason:
         raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(section, network)}")
@@ -166,8 +190,11 @@ def check_images(
 
 
 def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
-    """UserError unless the network takes square images of these sides, in pixels, which are to be timed."""
-    for side in sides:
+    """UserError unless the network takes square images of these sides, in pixels, which are to be timed.
+
+    Those of a network with a `multiple` are rounded up to it first, as `latency` does.
+    """
+    for side in section.sides(tuple(sides)):
         reason = misfit(section, (1, side, side), network)
         if reason:
             raise UserError(f"latency.sides has {side}: {reason}{_multiple_of(section, network)}")
@@ -183,7 +210,7 @@ def check_size(name: str, section: config.Network, size: tuple[int, int], networ
 
 def _frame(section: config.Network, size: tuple[int, int], network: nn.Module) -> int:
     """Bytes that one image takes at least: what goes into and comes out of the network's widest layer, in float32."""
-    spent = cost.measure(network, size, input_channels(section.factory, section.task))
+    spent = cost.measure(network, size, section.input_channels)
     return 4 * max((layer.activations for layer in spent.layers), default=0)
 
 
@@ -202,7 +229,7 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     machine = choose(params.device, params.threads, params.precision)
     section, recipe = params.networks[network], params.train[network]
     affordable(section.factory, section.args)
-    net = build(section.factory, section.args)
+    net = build(section.factory, section.args, section.output)
     image = example(section, recipe, net)
     check(network, section, image, net, machine.bf16)
     rebuilt.check(section.factory, section.args, net, image)

@@ -57,15 +57,35 @@ class Run(Section):
     methods: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
+RECOGNISED = "pipeline.networks.recognised:build"  # the factory of a network that is told by its file
+
+
 class Network(Section):
     """How to build a network and what it restores."""
 
     factory: Text
+    # instead of factory and args: weights that tell both, and are the baseline's (networks/recognised.py)
+    file: Text | None = None
     args: dict[str, Any] = {}
     task: Literal["super_resolution", "low_light", "restoration"]  # restoration: same-size RGB, as denoising
     # output pixels per input pixel, along a side; no key of low_light, which goes from packed Bayer to twice its sides
     scale: Annotated[int, Field(ge=1, le=8)] = 2
+    # of the network's images: 3 (RGB) or 1 (luma, see data/luma.py); no key of low_light, which reads packed Bayer
+    channels: int = 3
+    # of a forward that returns several tensors, the one that is trained and judged: its place from 0, or its key
+    output: Annotated[int, Field(ge=0, le=999)] | Text | None = None
     multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recognised(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("file") is None:
+            return values
+        told = {"factory": RECOGNISED, "args": {"file": values["file"]}}
+        for key in told.keys() & values.keys():
+            if values[key] != told[key]:
+                raise ValueError(f"file tells the network already; {key} isn't allowed beside it")
+        return values | told
 
     @model_validator(mode="after")
     def _fits(self) -> Network:
@@ -73,7 +93,20 @@ class Network(Section):
             raise ValueError("scale is no key of the task low_light, which always makes 2 pixels per input pixel")
         if self.task == "restoration" and self.scale != 1:
             raise ValueError(f"scale is {self.scale}, but restoration keeps an image's size: 1")
+        if self.task == "low_light" and "channels" in self.model_fields_set:
+            raise ValueError("channels is no key of the task low_light, which makes RGB of packed Bayer")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}, but a network has 3, which are RGB, or 1, which is luma")
         return self
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input; its output has `channels`."""
+        return 4 if self.task == "low_light" else self.channels
+
+    def sides(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Sides in input pixels, each rounded up to one that the network takes."""
+        return tuple(dict.fromkeys(self.multiple * -(-side // self.multiple) for side in sides))
 
 
 class Prepare(Section):
@@ -401,6 +434,20 @@ class Params(Section):
     latency: Latency
     report: Report
     search: Search
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baselines(cls, values: Any) -> Any:
+        """Weights that tell a network are its baseline's, where `train` names no others."""
+        try:
+            files = {name: section["file"] for name, section in values["networks"].items() if "file" in section}
+            known = {
+                name: {"checkpoint": files[name]} | values["train"][name]
+                for name in files.keys() & values["train"].keys()
+            }
+            return values | {"train": values["train"] | known} if known else values
+        except (AttributeError, KeyError, TypeError):  # other shapes than those of sections are said below
+            return values
 
     @model_validator(mode="after")
     def _complete(self) -> Params:

@@ -203,7 +203,8 @@ def _run(arguments: argparse.Namespace) -> str:
     destination(arguments.output, source=arguments.checkpoint)
     network, meta = checkpoint.load(arguments.checkpoint, arguments.network)
     name = str(meta["name"])
-    channels = (3, 4) if ":" in name else (input_channels(name),)  # a factory's network may read RGB or packed Bayer
+    # a factory's network may read RGB, packed Bayer or luma
+    channels = (3, 4, 1) if ":" in name else (input_channels(name),)
     done = export(network, arguments.output, channels)
     sides = "any height and width" if done.multiple == 1 else f"height and width multiples of {done.multiple}"
     compared = " and ".join(" × ".join(map(str, shape)) for shape in done.shapes)

@@ -7,6 +7,7 @@ import csv
 import errno
 import glob
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 CUT = "it is cut short or of another version"
 # the stages that write folders in results/, and how many names their folders have below the stage's
@@ -230,8 +231,8 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
     """What torch.save wrote to the file, if it is plain tensors and numbers, and is as it was written.
 
     torch.load doesn't look at the checksums that every part of its files has: a flipped bit would be another weight.
-    Files without them, of torch before 1.6 or of torch.serialization.set_crc32_options(False), are read as they are.
-    UserError names the file.
+    Files without them, of torch before 1.6 or of torch.serialization.set_crc32_options(False), are read as they are. A
+    file named .safetensors is read by the package of that name, which is optional. UserError names the file.
     """
     import torch
 
@@ -242,6 +243,8 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
     except OSError as error:
         needed = f"; {first(path)}" if stage_of(path) else ""
         raise UserError(f"{path} can't be read: {error.strerror or error}{needed}") from None
+    if path.suffix == ".safetensors":
+        return _safetensors(path, packed)
     try:
         if packed.startswith(b"PK\x03\x04"):
             packed = _sound(packed)
@@ -253,6 +256,17 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
             f"{path} isn't a file of plain tensors: it is damaged, of another format, or holds objects, which are "
             f"never loaded since they could run code; {needed}"
         ) from None
+
+
+def _safetensors(path: Path, packed: bytes) -> dict[str, Any]:
+    try:
+        safetensors = importlib.import_module("safetensors.torch")
+    except ImportError:
+        raise UserError(f"{path} can't be read: `pip install safetensors` installs what reads such files") from None
+    try:
+        return safetensors.load(packed)
+    except Exception as error:  # the package's own class, and torch's for types that it doesn't know
+        raise UserError(f"{path} isn't a whole file of safetensors: {first_line(error)}") from None
 
 
 def _sound(packed: bytes) -> bytes:

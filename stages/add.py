@@ -19,32 +19,49 @@ def main() -> None:
     """Write all sections of a network into params.yaml, once it runs; say what of it can be pruned."""
     parser = Parser(prog="python -m stages.add", description=main.__doc__)
     parser.add_argument("name", help="of the network: letters, digits, - and _")
-    parser.add_argument("factory", help="module:function that builds it")
+    parser.add_argument("factory", help="module:function that builds it, or a file of weights that spandrel recognises")
     parser.add_argument("--images", required=True, help="a folder of photographs")
     parser.add_argument("--scale", type=int, default=2, help="output pixels per input pixel; 1: restoration of noise")
+    parser.add_argument("--channels", type=int, default=3, help="of the network's images: 3 is RGB, 1 is luma")
     with guarded("add"):
         given = parser.parse_args()
         if not Path(given.images).is_dir():
             raise UserError(f"--images is {given.images}, which is no folder; one of photographs is needed")
         read_yaml(PARAMS)  # a sentence for what is no YAML
-        text = extended(
-            PARAMS.read_text(encoding="utf-8"), sections(given.factory, given.images, given.scale), given.name
-        )
+        before, asked = PARAMS.read_text(encoding="utf-8"), (given.factory, given.images, given.scale, given.channels)
+        text = extended(before, sections(*asked), given.name)
         params = config.checked_params(_yaml().load(text), str(PARAMS))
+        if (multiple := sides_of(params.networks[given.name])) > 1:
+            text = extended(before, sections(*asked, multiple), given.name)
+            params = config.checked_params(_yaml().load(text), str(PARAMS))
         print(prunable(params, given.name))
         write_bytes(PARAMS, text.encode())
         print(f"add: {PARAMS} has {given.name} now, alone in run.networks; next: make repro")
 
 
-def sections(factory: str, images: str, scale: int) -> dict[str, Any]:
-    """What each section of params.yaml gets: numbers that a small network is trained by in minutes."""
+def sides_of(section: config.Network) -> int:
+    """What the sides of the network's input must be multiples of."""
+    from pipeline import checks
+    from pipeline.networks import build
+
+    return checks.multiple(section, build(section.factory, section.args, section.output)) or 1
+
+
+def sections(factory: str, images: str, scale: int, channels: int = 3, multiple: int = 1) -> dict[str, Any]:
+    """What each section of params.yaml gets: numbers that a small network is trained by in minutes.
+
+    multiple: what an input's sides must be multiples of, in pixels: patches grow to one, the counted size shrinks.
+    """
     task = "restoration" if scale == 1 else "super_resolution"
-    steps = {"steps": 3000, "batch": 16, "patch": 24, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
+    patch, side = multiple * -(-24 // multiple), 1020 - 1020 % multiple
+    steps = {"steps": 3000, "batch": 16, "patch": patch, "lr": 1e-3, "lr_final": 1e-6, "clip": 0.1, "average": 0.99}
+    more = ({} if channels == 3 else {"channels": channels}) | ({} if multiple == 1 else {"multiple": multiple})
+    built = {"file": factory} if ":" not in factory and Path(factory).is_file() else {"factory": factory, "args": {}}
     return {
-        "networks": {"factory": factory, "args": {}, "task": task, "scale": scale},
+        "networks": built | {"task": task, "scale": scale} | more,
         "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
         "train": steps | {"validate_every": 500},
-        "analyze": {"size": [1020, 1020]},
+        "analyze": {"size": [side, side]},
         "retrain": {"max_iterations": 4, "steps": 100, "lr": 5e-4, "teacher": 0.5},
         "tolerance": {"psnr": 0.1, "ssim": 0.003},
         "finetune": {"steps": 2000, "lr": 5e-4, "lr_final": 1e-6, "teacher": 0.5},
@@ -81,7 +98,7 @@ def prunable(params: config.Params, name: str) -> str:
     from pipeline.training.setup import example
 
     section = params.networks[name]
-    net = build(section.factory, section.args)
+    net = build(section.factory, section.args, section.output)
     image = example(section, params.train[name], net)
     checks.check(name, section, image, net)
     found = coupling.find_groups(net, image, params.norms(name))

@@ -33,7 +33,10 @@ def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
 
     recipe = params.train[network]
     try:
-        how = load_weights(Path(recipe.checkpoint), net, params.networks[network].factory)
+        if recipe.checkpoint == params.networks[network].file:  # `net` has them
+            how = "recognised by spandrel"
+        else:
+            how = load_weights(Path(recipe.checkpoint), net, params.networks[network].factory)
         check_output(net, example(params.networks[network], recipe), recipe.checkpoint)
         return how
     except UserError as error:

@@ -22,11 +22,13 @@ def latency(params: config.Params, network: str) -> None:
 
         torch.set_num_threads(params.threads)
         method, path = params.report.method, RESULTS / "latency" / network / "latency.json"
+        sides = network_settings.sides(settings.sides)
+        fitted = settings.model_copy(update={"sides": sides})
         baseline = network_of(RESULTS / "train" / network / "network.pt", network_settings, pruned=False)
         checks.check_sides(network_settings, settings.sides, baseline)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", network_settings.factory)
         image = example(network_settings, params.train[network], baseline)
-        timings = network_times.timings(baseline, pruned, meta["kept"], method, image, settings, params.threads)
+        timings = network_times.timings(baseline, pruned, meta["kept"], method, image, fitted, params.threads)
         write_json(path, timings)
         run.artifact(path)
         largest = [row for row in timings["networks"] if (row["side"], row["network"]) == (timings["side"], method)]

@@ -30,7 +30,7 @@ def train(params: config.Params, network: str) -> None:
         for split in ("train", "validation"):
             run.data(RESULTS / "prepare" / network / split, split)
         torch.manual_seed(params.seed)
-        net = networks.build(section.factory, section.args)
+        net = networks.build(section.factory, section.args, section.output)
         how = given_weights(params, network, net) if recipe.checkpoint else ""
         checks.check_trainable(setup, net)
         rebuilt.check(section.factory, section.args, net, setup.example())

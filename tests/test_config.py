@@ -48,6 +48,16 @@ def complaint(path: Path) -> str:
     return text
 
 
+def test_weights_that_tell_a_network_are_its_baselines(tmp_path: Path) -> None:
+    told = {"file": "my/weights.pth", "task": "super_resolution", "scale": 2}
+    params = config.read(changed(tmp_path, "networks/edsr", told))
+    assert params.networks["edsr"].args == {"file": "my/weights.pth"}
+    assert (params.train["edsr"].checkpoint, params.train["sid"].checkpoint) == ("my/weights.pth", None)
+    others = GOOD["train"]["edsr"] | {"checkpoint": "others.pth"}
+    values = GOOD | {"networks": GOOD["networks"] | {"edsr": told}, "train": GOOD["train"] | {"edsr": others}}
+    assert config.checked_params(values, "params.yaml").train["edsr"].checkpoint == "others.pth"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid_with_what_it_takes_from_the_small_one(path: Path) -> None:
     params = config.checked_params(presets.values(path), str(path))
@@ -585,6 +595,9 @@ METHOD = GOOD["methods"]["A"]
         ("run/methods", ["A", "D", "A"], "run.methods names 'A' twice"),
         ("run/networks", ["sid", "sid"], "run.networks names 'sid' twice"),
         ("networks/edsr/task", "restoration", "scale is 2, but restoration keeps an image's size: 1"),
+        ("networks/edsr/file", "w.pth", "networks.edsr: file tells the network already; "),
+        ("networks/edsr/channels", 4, "networks.edsr: channels is 4, but a network has 3, which are RGB, or 1"),
+        ("networks/sid/channels", 1, "networks.sid: channels is no key of the task low_light"),
         (
             "networks/sid/scale",
             2,

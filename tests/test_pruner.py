@@ -27,9 +27,9 @@ from pipeline.training import control
 class Small(nn.Module):
     """A bicubic enlargement and a learned rest: as good as its input before it is trained."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 12, 3, padding=1)
+        self.first, self.last = nn.Conv2d(channels, 6, 3, padding=1), nn.Conv2d(6, 4 * channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         large = F.interpolate(x, scale_factor=2, mode="bicubic")
@@ -78,9 +78,13 @@ def test_a_network_is_pruned_saved_and_exported_in_five_lines(
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
-    small: nn.Module, photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Pruner(small, photos, work=tmp_path / "whole").run(minutes=1).network.state_dict()
+    torch.manual_seed(0)
+    small = Small(channels=1)  # so that a network of luma is pruned here too
+    first = Pruner(small, photos, work=tmp_path / "whole").run(minutes=1)
+    assert "figures of Small are of luma" in " ".join(first.table.split())
+    whole = first.network.state_dict()
     from pipeline.pruner import steps
 
     def stop(*rest: Any) -> None:
@@ -105,7 +109,8 @@ def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Pat
 
 def test_task_and_scale_are_those_of_what_the_network_makes(small: nn.Module, photos: Path, tmp_path: Path) -> None:
     section = Pruner(small, photos, work=tmp_path / "work")._section
-    assert (section.task, section.scale) == ("super_resolution", 2)
+    assert (section.task, section.scale, section.channels) == ("super_resolution", 2, 3)
+    assert Pruner(Small(channels=1), photos, work=tmp_path / "work")._section.channels == 1
     same = networks.build("edsr", {"scale": 1, "blocks": 1, "channels": 4})
     section = Pruner(same, photos, noise=25.0, work=tmp_path / "work")._section
     assert (section.task, section.scale) == ("restoration", 1)
@@ -144,6 +149,13 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"scale": 90}, "^scale is 90"),
         ({"task": "restoration", "scale": 1}, NO_NOISE),
         ({"task": "low_light", "scale": 3}, "scale is 3, but low_light always makes 2 pixels of one"),
+        (
+            {"channels": 1},
+            "^the network takes and makes images of three channels, but channels is 1",
+        ),
+        ({"network": Small(1), "channels": 3}, "images of one channel, but channels is 3; channels: 1 fits it"),
+        ({"channels": 2}, "channels is 2, but a network has 3, which are RGB, or 1, which is luma"),
+        ({"task": "low_light", "scale": 2, "channels": 1}, "low_light always makes RGB of packed Bayer"),
         ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
         ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),

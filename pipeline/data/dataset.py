@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.degradations import add_noise, bicubic_upscale, darken
+from pipeline.data.luma import coloured, luma
 from pipeline.data.raw import PACKING, Exposures, amplify, demosaic_amplified, pack_bayer
 from pipeline.data.storage import Prepared, bytes_of, load_split
 from pipeline.errors import UserError
@@ -41,6 +42,7 @@ class Images:
     ratio: Tensor | None  # low light with a fixed exposure: float32 [N]
     exposures: Exposures | None  # synthetic low light: what training draws from
     noise: float | None  # restoration of noise: σ in 8-bit levels
+    channels: int  # of what is given out, but for raw: 3 (RGB), or 1 (luma of what is stored)
     seed: int  # what the noise of whole images is drawn from, with their names
     device: torch.device  # of what is given out; the tensors above may lie on the CPU
 
@@ -50,9 +52,10 @@ class Images:
     def batch(self, step: int, seed: int, batch: int, patch: int) -> tuple[Tensor, Tensor]:
         """One step's input [batch, C, patch, patch] and target [batch, 3, scale·patch, scale·patch], float32 in 0 … 1.
 
-        C is 3, or 4 in low light. Images and places are drawn evenly, the most varied of `CANDIDATES` places is
-        taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets an exposure ratio and
-        noise of its own, and a camera where these are random; Gaussian noise is as fresh, and may leave 0 … 1.
+        C is 3, or 4 in low light; of luma both have one channel. Images and places are drawn evenly, the most varied of
+        `CANDIDATES` places is taken, and flipped or turned in one of eight ways. In synthetic low light each patch gets
+        an exposure ratio and noise of its own, and a camera where these are random; Gaussian noise is as fresh, and may
+        leave 0 … 1.
         Bit-equal for equal arguments on one device. Raises UserError for a patch larger than an image.
         """
         smallest = int(self.sizes.min(axis=1).argmin())
@@ -65,9 +68,9 @@ class Images:
         rng = np.random.default_rng((seed, step))
         grid = self._choose(rng, batch, patch)
         pixels = self._read(self.high, grid.targets())
-        target = _unit(pixels)
+        target = self._unit(pixels)
         if self.low is not None:
-            return _unit(self._read(self.low, grid.inputs())), target
+            return self._unit(self._read(self.low, grid.inputs())), target
         if self.noise is not None:
             return add_noise(target, self.noise, rng), target
         if self._real_raw:
@@ -80,12 +83,12 @@ class Images:
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         """Image `i` whole, always the same: input [1, C, h, w], target [1, 3, scale·h, scale·w], float32 in 0 … 1.
 
-        In low light this needs a split with a fixed exposure: validation or test.
+        Of luma both have one channel. In low light this needs a split with a fixed exposure: validation or test.
         """
         h, w = (int(side) for side in self.sizes[i])
-        target = _unit(self._whole(self.high, int(self.first_high[i]), self.scale * h, self.scale * w))
+        target = self._unit(self._whole(self.high, int(self.first_high[i]), self.scale * h, self.scale * w))
         if self.low is not None:
-            return _unit(self._whole(self.low, int(self.first[i]), h, w)), target
+            return self._unit(self._whole(self.low, int(self.first[i]), h, w)), target
         if self.noise is not None:  # on the CPU: the same on every device
             rng = np.random.default_rng((self.seed, zlib.crc32(self.names[i].encode())))
             return add_noise(target.cpu(), self.noise, rng).to(self.device), target
@@ -94,11 +97,29 @@ class Images:
         return amplify(samples.to(self.device), self.ratio[i : i + 1].to(self.device)), target
 
     def reference(self, i: int) -> Tensor:
-        """What to beat on image `i`, [1, 3, scale·h, scale·w]: bicubic, the amplified input in RGB, or the input."""
+        """What to beat on image `i`, like its target: bicubic, the amplified input in RGB, or the input."""
         image, _ = self.pair(i)
         if self.task == "super_resolution":
             return bicubic_upscale(image, self.scale)
         return demosaic_amplified(image) if self.task == "low_light" else image
+
+    def picture(self, i: int, frame: Tensor) -> Tensor:
+        """An output or target of image `i` as RGB [1, 3, H, W], to look at.
+
+        Of luma the colours are those of the input, enlarged bicubically; grey where noise was added to luma alone.
+        """
+        if frame.shape[1] == 3:
+            return frame
+        if self.low is None:
+            return frame.expand(-1, 3, -1, -1)
+        h, w = (int(side) for side in self.sizes[i])
+        given = _unit(self._whole(self.low, int(self.first[i]), h, w))
+        return coloured(frame, bicubic_upscale(given, self.scale), self.task)
+
+    def _unit(self, pixels: Tensor) -> Tensor:
+        """Stored RGB as what the network works with, in 0 … 1."""
+        image = _unit(pixels)
+        return luma(image, self.task) if self.channels == 1 else image
 
     @property
     def _real_raw(self) -> bool:
@@ -236,6 +257,7 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
         ratio=moved("ratio"),
         exposures=_exposures(prepared),
         noise=float(prepared["noise"]) if "noise" in prepared else None,
+        channels=int(prepared.get("channels", 3)),
         seed=int(prepared.get("seed", 0)),
         device=device,
     )

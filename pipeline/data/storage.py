@@ -15,6 +15,7 @@ a checksum of the rest, so that this file alone says whether a split changed:
 | exposures | float64 | [2, 2] | synthetic low light: lowest and highest exposure ratio, lowest and highest λ_shot |
 | cameras | str | () | synthetic low light: "one" for all images, or "random" |
 | noise | float64 | () | restoration of noise made here: σ in 8-bit levels |
+| channels | int64 | () | 1: luma of the images is learnt; absent: RGB. Stored are the images in RGB |
 | split | str | () | the folder's name: train, validation, test or an extra set's; no array of the split |
 | seed | int64 | () | with `noise`: what a whole image's noise is drawn from, with its name |
 
@@ -47,6 +48,7 @@ INDEX = "index.json"
 SMALL = {
     "task": np.str_, "names": np.str_, "scale": np.int64, "sizes": np.int64, "shown": np.int64, "ratio": np.float32,
     "exposures": np.float64, "cameras": np.str_, "noise": np.float64, "seed": np.int64,
+    "channels": np.int64,
 }  # fmt: skip
 LARGE = ("high", "low", "raw")
 

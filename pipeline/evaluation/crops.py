@@ -25,7 +25,7 @@ def save_frames(folder: Path, images: Any, index: int, networks: dict[str, torch
     frames = {"target": target, "input": images.reference(index)}
     frames |= {name: network(inputs.clone()) for name, network in networks.items()}  # a forward may change its input
     for name, frame in frames.items():
-        pixels = to_8bit(frame).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+        pixels = to_8bit(images.picture(index, frame)).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "png", optimize=True)
         write_bytes(folder / f"{name}.png", buffer.getvalue())
@@ -37,7 +37,8 @@ def restored(images: Any, index: int, network: torch.nn.Module, side: int) -> np
     from pipeline.evaluation.metrics import to_8bit
 
     inputs, target = images.pair(index)
-    target, output = (to_8bit(frame).permute(1, 2, 0).cpu().numpy() for frame in (target, network(inputs)))
+    frames = (images.picture(index, frame) for frame in (target, network(inputs)))
+    target, output = (to_8bit(frame).permute(1, 2, 0).cpu().numpy() for frame in frames)
     side = min(side, *target.shape[:2])
     top, left = busiest(target.mean(axis=2), side)
     return output[top : top + side, left : left + side].astype(np.uint8)

@@ -5,6 +5,9 @@ Protocol: clamp to 0..1, round to 8 bit, all RGB channels together, `border` pix
 structural_similarity with channel_axis=-1, data_range=1.0 and its other settings left alone (7x7 uniform window, sample
 covariance).
 
+Of networks of luma alone (data/luma.py) PSNR and SSIM are those of that channel, rounded to 8 bit, cropped by
+`luma_border` pixels, with the SSIM of the next paragraph.
+
 Extra test sets are measured on the Y channel too, as papers print it (BasicSR's `test_y_channel`): BT.601 luma of 16 to
 235 as MATLAB's rgb2ycbcr, not rounded, `luma_border` pixels cropped; SSIM there is Wang et al.'s (2004), with an 11x11
 Gaussian window of deviation 1.5.
@@ -39,8 +42,10 @@ class Quality:
         return float(np.mean(self.ssim)) if self.ssim else float("nan")
 
 
-def border(task: str, scale: int) -> int:
+def border(task: str, scale: int, channels: int = 3) -> int:
     """Output pixels that the protocol crops from each side: the `crop_border` of the functions below."""
+    if channels == 1:
+        return luma_border(task, scale)
     return scale + 6 if task == "super_resolution" else 0
 
 
@@ -50,20 +55,22 @@ def luma_border(task: str, scale: int) -> int:
 
 
 def to_8bit(image: Tensor, crop_border: int = 0) -> Tensor:
-    """[1,3,H,W] in any range to [3,H-2·crop_border,W-2·crop_border], whole numbers 0..255 as float64; infinite: NaN."""
+    """[1,C,H,W] in any range to [C,H-2·crop_border,W-2·crop_border], whole numbers 0..255 as float64; infinite: NaN."""
     image = image[0].double()
     image = image.where(image.isfinite(), torch.nan).clamp(0, 1).mul(255).round()
     return image[:, crop_border : image.shape[1] - crop_border, crop_border : image.shape[2] - crop_border]
 
 
 def psnr(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
-    """PSNR in dB of [1,3,H,W] images in 0..1; equal images give 100 dB, so that means stay finite."""
+    """PSNR in dB of [1,C,H,W] images in 0..1; equal images give 100 dB, so that means stay finite."""
     error = (to_8bit(output, crop_border) - to_8bit(target, crop_border)).square().mean().item()
     return 10 * float(np.log10(255**2 / error)) if error else 100.0
 
 
 def ssim(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
-    """Structural similarity of [1,3,H,W] images in 0..1."""
+    """Structural similarity of [1,3,H,W] images in 0..1; of luma [1,1,H,W] it is `ssim_y`."""
+    if output.shape[1] == 1:
+        return ssim_y(output, target, crop_border)
     from skimage.metrics import structural_similarity
 
     first, second = (to_8bit(x, crop_border).div(255).permute(1, 2, 0).cpu().numpy() for x in (output, target))
@@ -73,8 +80,10 @@ def ssim(output: Tensor, target: Tensor, crop_border: int = 0) -> float:
 def luma(image: Tensor, crop_border: int = 0) -> np.ndarray:
     """[1,3,H,W] in 0..1, rounded to 8 bit, to its luma [H-2·crop_border,W-2·crop_border], 16..235.
 
-    ITU-R BT.601, as MATLAB's rgb2ycbcr.
+    ITU-R BT.601, as MATLAB's rgb2ycbcr. Of [1,1,H,W], which is luma, its levels.
     """
+    if image.shape[1] == 1:
+        return to_8bit(image, crop_border)[0].cpu().numpy()
     red, green, blue = to_8bit(image, crop_border).cpu().numpy()
     return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
 
@@ -106,8 +115,8 @@ def measure(network: nn.Module | None, images, crop_border: int, with_ssim: bool
 
 @torch.no_grad()
 def measure_set(network: nn.Module | None, images, task: str) -> dict[str, float]:
-    """Means over an extra test set by both protocols: psnr, ssim (RGB, as `measure`), psnr_y and ssim_y."""
-    crop_border, crop_border_y = border(task, images.scale), luma_border(task, images.scale)
+    """Means over an extra test set by both protocols: psnr, ssim (as `measure`), psnr_y and ssim_y."""
+    crop_border, crop_border_y = border(task, images.scale, images.channels), luma_border(task, images.scale)
     rows = [
         (psnr(*pair, crop_border), ssim(*pair, crop_border), psnr_y(*pair, crop_border_y), ssim_y(*pair, crop_border_y))
         for pair in _restored(network, images)

@@ -32,7 +32,7 @@ def evaluate(
     (data.dataset.Images).
     """
     section, reported = params.networks[name], params.report.method
-    border = metrics.border(section.task, section.scale)
+    border = metrics.border(section.task, section.scale, section.channels)
     scores = {key: metrics.measure(net, images, border) for key, net in {"input": None, **networks}.items()}
     summary: dict[str, dict[str, Any]] = {}
     for key, score in scores.items():

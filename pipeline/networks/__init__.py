@@ -1,7 +1,8 @@
 """The networks to prune, by name.
 
 edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
-what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes.
+what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes, outputs.py
+chooses one of the tensors that a forward returns.
 
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, explained
+from pipeline.networks import outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,11 +36,12 @@ _GIVEN: dict[int, weakref.ref[object]] = {}  # what factories have returned
 _ALLOWED = "edsr, sid or a factory written as package.module:function"
 
 
-def build(name: str, args: dict[str, Any]) -> nn.Module:
+def build(name: str, args: dict[str, Any], output: outputs.Output | None = None) -> nn.Module:
     """Build a network with fresh weights.
 
     name: "edsr", "sid", or "package.module:function", a factory that is imported and called with `args`.
     args: the keyword arguments of the network's constructor or of the factory.
+    output: which of the tensors that its forward returns it is to return (outputs.choose).
 
     Raises UserError for an unknown name, for arguments that do not fit, and for a factory that cannot be imported,
     fails, or returns anything but a torch module. A factory is code that runs: never take its name from a file that
@@ -48,7 +51,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     _check_arguments(name, factory, args)
     if name in _INPUT_CHANNELS:
         affordable(name, args)
-        return factory(**args)
+        return outputs.choose(factory(**args), output)
     with explained(f"network factory '{name}' failed"):
         network = factory(**args)
     from torch import nn
@@ -68,7 +71,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
                     f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
                     "all must be on the CPU"
                 )
-    return network
+    return outputs.choose(network, output)
 
 
 def affordable(name: str, args: dict[str, Any]) -> None:
@@ -133,14 +136,11 @@ def duplicate(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def input_channels(name: str, task: str | None = None) -> int:
-    """Channels of the network's input: 4 (packed Bayer) or 3 (RGB).
+def input_channels(name: str) -> int:
+    """Channels of the network's input by its name alone: 4 (packed Bayer) or 3 (RGB), as a factory's is taken to be.
 
-    The task of params.yaml tells, where there is one: low_light has 4. Without it the name does; a factory's network is
-    then taken to read RGB. Raises UserError for an unknown name.
+    params.yaml says more: config.Network.input_channels. Raises UserError for an unknown name.
     """
-    if task is not None:
-        return 4 if task == "low_light" else 3
     if ":" in name:
         return 3
     if name not in _INPUT_CHANNELS:

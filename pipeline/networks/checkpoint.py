@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
-from pipeline.networks import build, duplicate, input_channels
+from pipeline.networks import build, duplicate, input_channels, outputs
 from pipeline.networks.sizes import sizes, write
 
 # parameter, buffer or attribute that gives sizes -> dimension -> original indices, in their new order
@@ -70,6 +70,8 @@ def save(
                 raise ValueError(f"kept does not fit the network: '{tensor}', dimension {dim}, {len(indices)} indices")
     content = {"name": name, "args": args, "kept": kept, "extra": extra or {}}
     plain = {"format": _FORMAT, **{key: _plain(value, key) for key, value in content.items()}}
+    if outputs.chosen(network) is not None:
+        plain["output"] = outputs.chosen(network)
     # Copied, because a tensor that is a view of a larger one would take the whole of it into the file.
     plain["state_dict"] = {
         sys.intern(key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -93,7 +95,8 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
 
     name: the network that the caller expects. A file whose network comes from a factory (package.module:function)
     loads only when the caller gives that very name, since building it runs code that the file chose. Or the whole
-    network itself, which is copied, cut and filled, whatever its weights and the name in the file.
+    network itself, which is copied, cut and filled, whatever its weights and the name in the file. One that was saved
+    with a chosen output returns that alone; outputs.all_of brings back the others.
 
     The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
     another network than asked for, or inconsistent.
@@ -108,7 +111,10 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        network = duplicate(name).cpu() if isinstance(name, nn.Module) else _built(content)
+        if isinstance(name, nn.Module):
+            network = outputs.choose(duplicate(name).cpu(), content.get("output"))
+        else:
+            network = _built(content)
         with _remedied(path):
             _fill(network, content)
     except UserError as error:
@@ -156,7 +162,7 @@ def _remedied(path: Path) -> Iterator[None]:
 def _built(content: dict[str, Any]) -> nn.Module:
     """The whole network of a file's contents, as it is built; the random states are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        return build(content["name"], content["args"])
+        return build(content["name"], content["args"], content.get("output"))
 
 
 def _fill(network: nn.Module, content: dict[str, Any]) -> None:
@@ -279,6 +285,8 @@ def _check(path: Path, content: Any) -> None:
     for key, tensor in content["state_dict"].items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_nested:  # nested: without a shape
             raise UserError(f"{path}: key 'state_dict' must map names to tensors")
+    if not isinstance(content.get("output"), int | str | None):
+        raise UserError(f"{path}: key 'output' must hold a whole number or a name")
     if content.get("trace") is not None and not _is_trace(content["trace"]):
         raise UserError(f"{path}: key 'trace' must hold the shape of an input and output values")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, first_line, joined
-from pipeline.networks import build, duplicate
+from pipeline.networks import build, duplicate, outputs
 
 _SHOWN = 3  # names in a sentence
 _TRACED = 64  # output values that a file holds
@@ -36,7 +36,7 @@ def check(name: str, args: dict[str, Any], network: nn.Module, example: Tensor) 
         if not isinstance(value, Tensor):
             raise UserError(f"network '{name}': '{key}' of its state_dict must be a tensor, not {type(value).__name__}")
     with aside(network):
-        twin = build(name, args)
+        twin = build(name, args, outputs.chosen(network))
     try:
         twin.load_state_dict(network.state_dict())
     except RuntimeError as error:

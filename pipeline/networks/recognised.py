@@ -9,16 +9,24 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from pipeline import networks
 from pipeline.errors import UserError, first_line
-from pipeline.networks import build
+from pipeline.networks import duplicate
 from pipeline.networks.pretrained import read_state
 
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 _NEEDED = (
     "`pip install spandrel` recognises a published network by its file; without it, name the factory that builds it"
 )
+
+
+def build(file: str) -> nn.Module:
+    """The network that a file's weights are of, with them: the factory of `networks.NETWORK.file` in params.yaml."""
+    with torch.device("cpu"):  # where another is set, there would be tensors without the file's values
+        return duplicate(recognise(Path(file))[0])
 
 
 def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
@@ -56,7 +64,7 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
     factory = f"{type(network).__module__}:{type(network).__qualname__}"
     # others are defaults that no file can hold: a class of layers, a function
     args = {key: value for key, value in network.hyperparameters.items() if isinstance(value, _PLAIN) or value is None}
-    built = build(factory, args)
+    built = networks.build(factory, args)
     try:
         built.load_state_dict(network.state_dict())
     except RuntimeError as error:

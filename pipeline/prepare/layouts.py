@@ -73,8 +73,9 @@ def find(params: config.Params, network: str, pixels: bool = False, decode: bool
     exposures = Exposures(section.ratio, section.shot, section.cameras) if entry.task == "low_light" else None
     if section.layout == "sid":
         exposures = None
-    crop_border = metrics.border(entry.task, entry.scale)
-    measurable = 2 * crop_border + 8  # SSIM's window is 7 pixels wide
+    crop_border = metrics.border(entry.task, entry.scale, entry.channels)
+    # SSIM's window is 7 pixels wide
+    measurable = 2 * crop_border + (SSIM_WINDOW if entry.channels == 1 else 8)
     minimum = max(params.train[network].patch * entry.scale, measurable)
     listing = Listing({}, [])
     try:
@@ -86,7 +87,7 @@ def find(params: config.Params, network: str, pixels: bool = False, decode: bool
         if split in splits:
             seed = params.seed * 10 + number
             making = Making(entry.task, entry.scale, minimum, exposures, section.noise, seed, split != "train",
-                            entry.multiple)  # fmt: skip
+                            entry.multiple, entry.channels)  # fmt: skip
             listing.parts[split] = Part(splits[split], making)
     for name, folder in section.test_sets.items():
         try:
@@ -96,7 +97,7 @@ def find(params: config.Params, network: str, pixels: bool = False, decode: bool
             continue
         minimum = max(measurable, SSIM_WINDOW + 2 * metrics.luma_border(entry.task, entry.scale))
         making = Making(entry.task, entry.scale, minimum, None, section.noise, params.seed * 10 + 3, True,
-                        entry.multiple)  # fmt: skip
+                        entry.multiple, entry.channels)  # fmt: skip
         listing.parts[f"sets/{name}"] = Part(sources, making)
     if section.layout == "sid":
         sid.recall(RAW_FILES)

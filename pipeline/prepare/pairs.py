@@ -41,6 +41,7 @@ class Making:
     seed: int = 0
     fixed: bool = False  # whether each image gets one exposure for ever, or each patch of each batch its own
     multiple: int = 1  # of which an input's sides are
+    channels: int = 3  # 1: luma of the images is learnt
 
 
 def photographs(paths: list[Path]) -> list[Source]:
@@ -114,6 +115,8 @@ def make(sources: list[Source], making: Making) -> tuple[Prepared, Iterator[Prep
         "scale": np.array(making.scale, dtype=np.int64),
         "sizes": np.array(sizes, dtype=np.int64),
     }
+    if making.channels == 1:
+        split["channels"] = np.array(1)
     if making.exposures is not None:
         split["exposures"] = np.array([making.exposures.ratio, making.exposures.shot])
         split["cameras"] = np.array(making.exposures.cameras)

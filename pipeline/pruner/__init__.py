@@ -31,7 +31,7 @@ from pipeline import checks, config, cost, export, networks, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
-from pipeline.networks import checkpoint, duplicate, given
+from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import load_weights, measured_range
 from pipeline.networks.recognised import recognise
 from pipeline.prepare import layouts, pairs
@@ -42,7 +42,7 @@ from pipeline.schema import read_yaml
 from pipeline.training import cache
 from pipeline.training.control import TRIED_STEPS
 from pipeline.training.loop import Teacher, fit
-from pipeline.training.setup import Setup, example, load_setup, misfit
+from pipeline.training.setup import Setup, example, load_setup
 
 SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
 TASKS = ("super_resolution", "restoration", "low_light")
@@ -125,10 +125,12 @@ class Pruner:
     network: a torch module that is trained, or a file of weights (then `factory`, or spandrel, says of which network).
     images: a folder of photographs, or one with inputs/ and targets/. A splits.json in it may divide them.
     task: super_resolution, restoration or low_light; what the network makes of an image tells, where it isn't given.
-    scale: output pixels for an input pixel, along a side. noise: of `restoration` of noise made here: its standard
-    deviation in 8-bit levels. factory, args: the function that builds the network, package.module:function, and its
-    arguments; files name it. norms: whether channels may go that a normalisation takes its statistics over. work: the
-    folder of what is unfinished and of the report. It is kept: the same call goes on where it was stopped.
+    scale: output pixels for an input pixel, along a side. channels: 3 (RGB) or 1 (luma, see data/luma.py); what the
+    network takes tells, where it isn't given. output: of a forward that returns several tensors, the one that is
+    trained and judged: its place from 0, or its key. noise: of `restoration` of noise made here: its standard deviation
+    in 8-bit levels. factory, args: the function that builds the network, package.module:function, and its arguments;
+    files name it. norms: whether channels may go that a normalisation takes its statistics over. work: the folder of
+    what is unfinished and of the report. It is kept: the same call goes on where it was stopped.
 
     Raises UserError for whatever can be told before training.
     """
@@ -140,6 +142,8 @@ class Pruner:
         task: str | None = None,
         scale: int | None = None,
         *,
+        channels: int | None = None,
+        output: int | str | None = None,
         noise: float | None = None,
         factory: str | None = None,
         args: dict[str, Any] | None = None,
@@ -150,22 +154,26 @@ class Pruner:
         if self.work.resolve() == Path(images).resolve():
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
         net, factory, args = _built(network, factory, args)
-        self.network = net  # copies of it are made as long as it lives here
+        self.network = outputs.choose(net, output)  # copies of it are made as long as it lives here
         name = type(net).__name__
         self.name = name if config.NAME.fullmatch(name) and name.lower() not in config.RESERVED else "network"
-        found_task, found_scale = _task(net)
+        found_task, found_scale, found_channels = _task(net)
         task = found_task if task is None else task
         if scale is None and task != "low_light":
             scale = found_scale if task == "super_resolution" else 1
         if task == "low_light" and scale not in (None, 2):
             raise UserError(f"scale is {scale!r}, but low_light always makes 2 pixels of one, along a side")
-        section = {"factory": factory, "args": args, "task": task}
-        self._values = _values(self.name, section | ({} if task == "low_light" else {"scale": scale}), images, noise)
+        section: dict[str, Any] = {"factory": factory, "args": args, "task": task, "output": output}
+        if task != "low_light":
+            section |= {"scale": scale, "channels": found_channels if channels is None else channels}
+        elif channels is not None:
+            raise UserError("channels is for the other tasks: low_light always makes RGB of packed Bayer")
+        self._values = _values(self.name, section, images, noise)
         self._values["prune"]["norms"] = norms
         with self._plainly():
-            made = self._params("D", Length(1, 1, 1)).networks[self.name].model_copy(update={"scale": found_scale})
-            multiple = cost.multiple(lambda height, width: not misfit(made, (1, height, width), net)) or 1
-            _fit_sides(self._values, self.name, multiple)
+            made = self._params("D", Length(1, 1, 1)).networks[self.name]
+            made = made.model_copy(update={"scale": found_scale, "channels": found_channels})
+            _fit_sides(self._values, self.name, checks.multiple(made, net) or 1)
             params = self._params("D", Length(1, 1, 1))
             image = example(self._section, params.train[self.name], net)
             checks.check_output(self.name, self._section, image, net)  # before images, whose sides follow the scale
@@ -356,9 +364,9 @@ def _built(
     return whole, factory, args or {}
 
 
-def _task(network: nn.Module) -> tuple[str, int]:
-    """The task and the scale of a network by what it makes of an image; the first task where it makes none."""
-    for channels in (3, 4):
+def _task(network: nn.Module) -> tuple[str, int, int]:
+    """Task, scale and channels of a network by what it makes of an image; the first of each where it makes none."""
+    for channels in (3, 1, 4):
         for side in (48, 64, 120, 126, 128):
             try:
                 made = cost.shape(network, (1, channels, side, side))
@@ -366,9 +374,9 @@ def _task(network: nn.Module) -> tuple[str, int]:
                 continue
             scale = made[2] // side if len(made) == 4 else 0
             if channels == 4:
-                return "low_light", 2
-            return ("super_resolution", scale) if scale > 1 else ("restoration", 1)
-    return TASKS[0], 2
+                return "low_light", 2, 3
+            return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
+    return TASKS[0], 2, 3
 
 
 def _values(name: str, section: dict[str, Any], images: Path | str, noise: float | None) -> dict[str, Any]:

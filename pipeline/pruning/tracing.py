@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
-from pipeline.networks import duplicate
+from pipeline.networks import duplicate, outputs
 from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
 from pipeline.pruning.norms import calls, mixes, takes
 from pipeline.pruning.sizes import places
@@ -46,7 +46,10 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
             f"and must not branch on the values of tensors"
         ) from error
     if not program.call_spec.out_spec.is_leaf():
-        raise UserError(f"the network {name} gives several tensors or a container of them; pruning needs one tensor")
+        raise UserError(
+            f"the network {name} gives several tensors or a container of them; pruning needs one tensor, which output "
+            "says, as output: 0"
+        )
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
@@ -82,7 +85,27 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
     if result.statistics:
         result.calls = calls(program, example, result.statistics)
+    if outputs.chosen(network) is not None:
+        spare(result, program.graph)
     return result
+
+
+def spare(trace: Labels, graph: Graph) -> None:
+    """Freeze the channels that only outputs need which aren't chosen: no trial and no gate sees what they are for."""
+    needed: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed |= {node, *node.all_input_nodes}
+
+    def parts(node: Node) -> list[np.ndarray]:
+        value = trace.values.get(node, [])
+        return value if isinstance(value, list) else [value]
+
+    reached = {trace.root(int(label)) for node in needed for part in parts(node) for label in part.flat}
+    for node in [node for node in trace.values if node not in needed]:
+        for part in parts(node):
+            others = [label for label in part.flat if trace.root(int(label)) not in reached]
+            trace.freeze(np.array(others, dtype=int), "an output that isn't the chosen one and needs them alone")
 
 
 def untrained(network: nn.Module) -> set[str]:

@@ -62,6 +62,7 @@ class Index(TypedDict):
     ratio: NotRequired[list[Positive]]
     exposures: NotRequired[Annotated[tuple[Range, Range], Field(strict=False)]]
     cameras: NotRequired[Literal["one", "random"]]
+    channels: NotRequired[Literal[1]]
     split: NotRequired[Text]  # absent: written before splits had names
     noise: NotRequired[Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]]
     seed: NotRequired[Whole]

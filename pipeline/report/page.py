@@ -55,6 +55,7 @@ def write(results: Path, folder: Path, params: config.Params, made: Made | None 
     rows = [row for name in networks for row in tables.rows(results, name, methods, tasks[name])]
     sizes = {name: params.analyze[name].size for name in networks}
     synthetic = [name for name in networks if tasks[name] == "low_light" and params.prepare[name].layout != "sid"]
+    luma = [name for name in networks if params.networks[name].channels == 1]
     sets = [row for name in networks for row in tables.set_rows(results, name, methods, tasks[name])]
     factories = {name: params.networks[name].factory for name in networks}
     sections = [_section(results, params, rows, name, made) for name in networks]
@@ -67,7 +68,7 @@ def write(results: Path, folder: Path, params: config.Params, made: Made | None 
         "networks": sections,
         "table": tables.markdown(rows),
         "counted": tables.counted(sizes, synthetic),
-        "protocol": tables.protocol(params.gate),
+        "protocol": tables.protocol(params.gate, luma),
         "sets": tables.sets_markdown(sets),
         "cost_shares": paper.cost_shares(rows, factories),
         "table_one": paper.table_one(rows, methods, factories),

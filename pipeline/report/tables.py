@@ -16,7 +16,11 @@ removed. Changes are a solution's PSNR minus that of what it is compared with: p
 validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images; brackets
 hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6
 pixels; SSIM is scikit-image's
-`structural_similarity(channel_axis=-1, data_range=1.0)`."""
+`structural_similarity(channel_axis=-1, data_range=1.0)`.{luma}"""
+LUMA = """ The figures of {0} are of luma
+alone, on every test set (BT.601; 16 to 235 in super-resolution, else 0 to 255): rounded to 8 bit, cropped by scale
+pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian window. Pictures have the input's colours, enlarged
+bicubically."""
 SYNTHETIC = """ The images of {0} are *synthetic low light* made of photographs,
 not the SID data set."""
 SET_NOTES = """\
@@ -69,9 +73,10 @@ def counted(sizes: dict[str, tuple[int, int]], synthetic: Sequence[str]) -> str:
     return f"Costs: {at}.{SYNTHETIC.format(' and '.join(synthetic)) if synthetic else ''}\n"
 
 
-def protocol(gate: config.Gate) -> str:
-    """What is compared with what, and how quality is measured."""
-    return PROTOCOL.format(reference=gate.reference_name, drop=gate.max_psnr_drop) + "\n"
+def protocol(gate: config.Gate, luma: Sequence[str] = ()) -> str:
+    """What is compared with what, and how quality is measured; `luma`: networks of one channel."""
+    grey = LUMA.format(" and ".join(luma)) if luma else ""
+    return PROTOCOL.format(reference=gate.reference_name, drop=gate.max_psnr_drop, luma=grey) + "\n"
 
 
 def set_rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:

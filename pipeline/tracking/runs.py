@@ -181,7 +181,7 @@ class Run:
                 network,
                 name=name,
                 tags={"network": digest(file)},
-                signature=ModelSignature(spec(channels), spec(3)),
+                signature=ModelSignature(spec(channels), spec(1 if channels == 1 else 3)),
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
                 code_paths=sorted({"pipeline", *map(str, code)}),
                 serialization_format="pickle",

@@ -16,7 +16,6 @@ from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import digest
-from pipeline.networks import input_channels
 from pipeline.training.device import Machine, choose
 
 SAMPLES = 16  # batches
@@ -43,7 +42,7 @@ class Setup:
 
     @property
     def crop_border(self) -> int:
-        return metrics.border(self.network.task, self.network.scale)
+        return metrics.border(self.network.task, self.network.scale, self.network.channels)
 
     @property
     def iteration_steps(self) -> int:
@@ -51,7 +50,7 @@ class Setup:
 
     @property
     def channels(self) -> int:
-        return input_channels(self.network.factory, self.network.task)
+        return self.network.input_channels
 
     def cost(self, network: nn.Module) -> cost.Cost:
         return cost.measure(network, self.size, self.channels)
@@ -92,7 +91,7 @@ def example(section: config.Network, recipe: config.Train, network: nn.Module | 
         fits = network is None or not misfit(section, (1, 64, 64), network)
         side = 64 if fits else side
     # float32 also where a user's module has made another type the default
-    return torch.zeros(1, input_channels(section.factory, section.task), side, side, dtype=torch.float32)
+    return torch.zeros(1, section.input_channels, side, side, dtype=torch.float32)
 
 
 def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Module) -> str:
@@ -101,9 +100,9 @@ def misfit(section: config.Network, size: tuple[int, int, int], network: nn.Modu
     Only shapes are computed, so that no size is too large.
     """
     batch, height, width = size
-    needed = (batch, 3, section.scale * height, section.scale * width)
+    needed = (batch, section.channels, section.scale * height, section.scale * width)
     try:
-        output = cost.shape(network, (batch, input_channels(section.factory, section.task), height, width))
+        output = cost.shape(network, (batch, section.input_channels, height, width))
     except UserError as error:
         return str(error)
     return "" if output == needed else f"{type(network).__name__} makes {output} and not {needed}"

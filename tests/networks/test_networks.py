@@ -152,7 +152,6 @@ def test_a_factory_is_imported_and_called(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(network, nn.Conv2d)
     assert network.out_channels == 7
     assert input_channels("toy:network") == 3
-    assert [input_channels("toy:network", task) for task in ("restoration", "low_light")] == [3, 4]
 
 
 def test_names_are_checked_without_importing_torch() -> None:

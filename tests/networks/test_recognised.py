@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import networks
+from pipeline import config, networks
 from pipeline.errors import UserError
 from pipeline.networks.recognised import recognise
 
@@ -59,6 +59,19 @@ def test_architecture_and_arguments_are_those_of_the_file(weights: Path, monkeyp
     stored = torch.load(weights)["params_ema"]["module.conv.weight"]
     assert torch.equal(network.state_dict()["conv.weight"], stored)
     assert networks.build(factory, args).state_dict()["conv.weight"].shape == stored.shape
+
+
+def test_the_factory_of_a_file_builds_a_new_network_with_its_weights_each_time(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, architecture("Wide", 3))
+    section = config.Network(file=str(weights), task="restoration", scale=1)
+    with torch.device("meta"):
+        first, second = (networks.build(section.factory, section.args) for _ in range(2))
+    stored = torch.load(weights)["params_ema"]["module.conv.weight"]
+    for network in (first, second):
+        assert torch.equal(network.state_dict()["conv.weight"], stored)
+    assert first is not second
 
 
 def test_a_file_that_two_architectures_fit_is_refused(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_the_keyboard_and_sentences_pass() -> None:
 @pytest.mark.parametrize(
     ("way", "said"),
     [
-        (lambda s, x: (s.layer(x), x), "it gives no tensor, but a tuple"),
+        (lambda s, x: (s.layer(x), x), "but a tuple; output: 0, or a key, says which of its tensors is trained"),
         (lambda s, x: {"image": s.layer(x)}, "it gives no tensor, but a dict"),
         (lambda s, x: None, "it gives no tensor, but a NoneType"),
         (lambda s, x: s.layer(x).half(), "torch.float16"),
@@ -378,6 +378,13 @@ def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe:
         checks.check_size("mine", SECTION, (48, 50), network)
     with pytest.raises(UserError, match=r"latency\.sides has 64: .* multiples of 6"):
         checks.check_sides(SECTION, (48, 64), network)
+    checks.check_sides(SECTION.model_copy(update={"multiple": 6}), (48, 64), network)  # 66 pixels are timed
+
+
+@pytest.mark.parametrize(("multiple", "sides"), [(1, (64, 128, 256)), (6, (66, 132, 258)), (7, (70, 133, 259)),
+                                                 (128, (128, 256))])  # fmt: skip
+def test_timed_sides_are_rounded_up_to_the_networks_multiple(multiple: int, sides: tuple[int, ...]) -> None:
+    assert SECTION.model_copy(update={"multiple": multiple}).sides((64, 128, 256)) == sides
 
 
 def test_pictures_are_cut_to_the_networks_multiple(pictures: dict[str, list[Path]]) -> None:
