@@ -186,7 +186,8 @@ def run(options: argparse.Namespace) -> None:
     if unknown:
         raise UserError(f"{min(unknown)!r} isn't one of {', '.join(name for _, name in sorted(everything))}")
     done = {(row.collection, row.name): row for row in read(TABLE)}
-    wanted = [key for key in sorted(everything) if key[1] in options.names or (not options.names and key not in done)]
+    wanted = [key for name in options.names for key in sorted(everything) if key[1] == name]
+    wanted = wanted if options.names else [key for key in sorted(everything) if key not in done]
     progress = Progress("architectures", len(wanted))
     for collection, name in wanted:
         row = Row(collection, name, "attention" if name in ATTENTION.split() else "convolutional")
@@ -441,7 +442,8 @@ def graph_layers(network: nn.Module, example: torch.Tensor) -> list[Layer]:
         count = math.prod(shape) * positions[0] * math.prod(positions[1:-1] if len(shape) == 2 else positions[2:])
         channel = -1 if len(shape) == 2 else 1
         sides = labels.shape_of(read)[channel], places[channel]
-        result.append(Layer(name, count, *sides, groups > 1, read not in behind, node in before, fixed))
+        early = read not in behind and read not in learned
+        result.append(Layer(name, count, *sides, groups > 1, early, node in before, fixed))
     return result
 
 
