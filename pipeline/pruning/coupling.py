@@ -80,7 +80,7 @@ def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) 
             members[group.name] = roots
         candidates[group] = next((doubts[root] for root in roots if root in doubts), "")
     calls = [(name, part if part is None else np.vectorize(labels.root)(part)) for name, part in labels.calls or ()]
-    accepted, refused = settle(network, example, candidates, 32 if idle else 1, Statistics(tuple(calls), members))
+    accepted, refused = settle(network, example, candidates, idle, Statistics(tuple(calls), members))
     for group, reason in refused.items():
         whole[group.producers][reason] = None
     return Coupling(tuple(accepted), tuple(sentence(layers, list(reasons)) for layers, reasons in whole.items()))

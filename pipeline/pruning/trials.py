@@ -24,17 +24,19 @@ from pipeline.cost import quiet
 from pipeline.errors import first_line
 from pipeline.networks import checkpoint, duplicate
 from pipeline.networks.checkpoint import tensors
+from pipeline.pruning.labels import owner
 from pipeline.pruning.norms import Statistics, over_kept
 from pipeline.pruning.removal import Coupling, Group, gone_indices, masked, remove, silence
 
 Removals = dict[Group, Sequence[int]]
 OTHER = "a forward that gives another result when channels go"
 UNSEEN = "a trial in which the effect of its removal on the output can't be measured"
+RUNS = 32  # in training, where chance may choose the way
 FAILURES = (Exception, SystemExit)  # a forward may raise anything, and may even exit
 
 
 def settle(
-    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str], runs: int, statistics: Statistics
+    network: nn.Module, example: torch.Tensor, candidates: dict[Group, str], idle: Sequence[str], statistics: Statistics
 ) -> tuple[list[Group], dict[Group, str]]:
     """Try removals, and refuse the groups whose removal the forward doesn't follow.
 
@@ -42,8 +44,9 @@ def settle(
     `channels // 2` follow some counts by luck. Then all groups are tried at once, and only if that fails one by one.
     Float64 sees what a group gets wrong even beside all others' effect (1.5e-8 of it); in float32, or with the
     network's own weights, whose scales may be 0, each group is judged by what it adds to the effect itself.
-    Training mode is tried too, in case the forward takes another way there; runs: how often, because chance may
-    choose the way. With more than one, a larger image is tried as well.
+    Training mode is tried too, in case the forward takes another way there. idle: the layers that don't run in
+    evaluation. With any, a larger image is tried as well; and where training runs them, it is tried 32 times, because
+    chance may choose the way.
 
     Of channels that a normalisation takes its statistics over, the masked network leaves the removed ones out of these
     (`norms.over_kept`).
@@ -63,8 +66,10 @@ def settle(
     tiny = shrunk(own, picture)
     doubtful = coarse or any(candidates.values())
     wobble = tremor(trial, image, full) if doubtful else 0.0
-    ways = [("in training", picture.repeat(2, 1, 1, 1), seed) for seed in range(runs)]
-    ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if runs > 1 else []
+    batch = picture.repeat(2, 1, 1, 1)
+    runs = RUNS if idle and wakes(own, batch, idle) else 1
+    ways = [("in training", batch, seed) for seed in range(runs)]
+    ways += [("on a larger image", picture.repeat(1, 1, 2, 2), 0)] if idle else []
     troubled: dict[int, bool] = {}  # ways that the whole network fails in too
 
     def failing(small: nn.Module) -> str:
@@ -464,3 +469,28 @@ def failure(network: nn.Module, way: str, images: torch.Tensor, seed: int) -> st
         finally:
             random.setstate(state)
     return ""
+
+
+class Uses(TorchDispatchMode):
+    """Notes whether an operation takes one of these tensors, or a view of one."""
+
+    def __init__(self, watched: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.memory = {tensor.untyped_storage().data_ptr() for tensor in watched}
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        dense = (leaf for leaf in given if leaf.layout == torch.strided)
+        self.seen = self.seen or any(leaf.untyped_storage().data_ptr() in self.memory for leaf in dense)
+        return func(*args, **(kwargs or {}))
+
+
+def wakes(network: nn.Module, images: torch.Tensor, idle: Sequence[str]) -> bool:
+    """Whether training uses a parameter of these layers in one of 32 runs, or fails in one; a PReLU may never run."""
+    whole = duplicate(network)
+    watched = [tensor for name, tensor in whole.named_parameters() if owner(name) in idle]
+    if any(tensor.layout != torch.strided for tensor in watched):  # no memory to watch
+        return True
+    with Uses(watched) as uses:
+        return any(failure(whole, "in training", images, seed) or uses.seen for seed in range(RUNS))

@@ -422,6 +422,20 @@ def test_a_layer_that_is_never_called_keeps_nothing_else() -> None:
     )
 
 
+def test_a_layer_that_is_never_called_costs_no_more_runs_for_each_trial() -> None:
+    """32 of the whole network tell that training doesn't call it; each smaller network then trains once."""
+    widths: list[int] = []  # of each forward in training
+
+    def way(self: Any, x: Tensor) -> Tensor:
+        if self.training:
+            widths.append(len(self.first.weight))
+        return self.last(self.second(self.first(x)))
+
+    assert layers_of(find_groups(three(way, left_over=nn.PReLU()), EXAMPLE)) == {"first", "second"}
+    assert widths.count(6) == 32
+    assert 1 <= len(widths) - 32 <= 4
+
+
 def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
     def way(self: Any, x: Tensor) -> Tensor:
         y = self.first(x)
