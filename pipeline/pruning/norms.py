@@ -74,6 +74,13 @@ def mixes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     for key in ("weight", "bias"):
         if args.get(key) is not None:
             trace.attach(args[key], across[0] - dims[0], flat, "channel")
+    if not grouped and args.get("weight") in trace.owned:
+        # F.layer_norm is given its shape: where the module of its weight holds this very shape, that follows.
+        path = trace.owned[args["weight"]].rpartition(".")[0]
+        for name, numbers in trace.attributes.items():
+            if name.rpartition(".")[0] == path and numbers == tuple(args["normalized_shape"]):
+                known, _ = trace.sites.setdefault((name, across[0] - dims[0]), (flat, "size"))
+                trace.unite(known, flat)
     trace.statistics[node] = labels
     return labels
 

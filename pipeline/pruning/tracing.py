@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate, outputs
+from pipeline.networks.sizes import sizes
 from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
 from pipeline.pruning.norms import calls, mixes, takes
 from pipeline.pruning.sizes import places
@@ -53,7 +54,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
-    result.norms = norms
+    result.norms, result.attributes = norms, sizes(network)
     result.places = places(network, example, list(program.graph.nodes))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from removals import EXAMPLE, random_removal
 from topologies import Frame, Gated, LayerNorm2d, Residual, conv, unsettle
 from torch import Tensor, nn
@@ -46,6 +47,19 @@ class Written(nn.Module):
         return self.way(x)
 
 
+class Functional(nn.Module):
+    """ConvNeXt's layer norm (Liu et al., CVPR 2022): its shape is an attribute of the module."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.normalized_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, 1e-9)
+        return x.permute(0, 3, 1, 2)
+
+
 def deviation(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, unbiased=False)
 
@@ -66,6 +80,7 @@ NORMS = {
     "by standard deviation": (Written(deviation), 9.0),
     "by variance and mean at once": (Written(both_at_once), 9.0),
     "layer norm": (ChannelsLast(nn.LayerNorm(3, eps=1e-9)), 9.0),
+    "layer norm whose shape is an attribute": (Functional(3), 9.0),
     "group norm of one group": (nn.GroupNorm(1, 3, eps=1e-9), 9.0),
     "root mean square": (ChannelsLast(nn.RMSNorm(3, eps=1e-9)), 31 / 5**0.5),
     "root mean square, written out": (Written(root_mean_square), 31 / 5**0.5),
@@ -124,7 +139,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.enter, self.side = conv(3, 6), conv(3, 4)
         self.block = Residual(LayerNorm2d(6), Gated(6, 4), conv(6, 6))
-        self.both, self.merge, self.leave = LayerNorm2d(10), conv(10, 5), conv(5, 3)
+        self.both, self.merge, self.leave = Functional(10), conv(10, 5), conv(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.block(self.enter(x))
