@@ -2,7 +2,7 @@
 
 edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
 what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes, outputs.py
-chooses one of the tensors that a forward returns.
+chooses one of the tensors that a forward returns, folded.py makes kernels under weight norm plain.
 
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """
@@ -71,6 +71,9 @@ def build(name: str, args: dict[str, Any], output: outputs.Output | None = None)
                     f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
                     "all must be on the CPU"
                 )
+    from pipeline.networks.folded import fold
+
+    fold(name, network)
     return outputs.choose(network, output)
 
 

@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
 from pipeline.networks import build, duplicate, input_channels, outputs
+from pipeline.networks.folded import fold, folded
 from pipeline.networks.sizes import sizes, write
 
 # parameter, buffer or attribute that gives sizes -> dimension -> original indices, in their new order
@@ -112,7 +113,7 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
         )
     try:
         if isinstance(name, nn.Module):
-            network = outputs.choose(duplicate(name).cpu(), content.get("output"))
+            network = outputs.choose(_plain_copy(name), content.get("output"))
         else:
             network = _built(content)
         with _remedied(path):
@@ -165,9 +166,16 @@ def _built(content: dict[str, Any]) -> nn.Module:
         return build(content["name"], content["args"], content.get("output"))
 
 
+def _plain_copy(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, as `build` would give it."""
+    copied = duplicate(network).cpu()
+    fold(type(network).__name__, copied)
+    return copied
+
+
 def _fill(network: nn.Module, content: dict[str, Any]) -> None:
     """Cut a whole network to a file's contents and put its tensors in; it is in eval mode then."""
-    state: dict[str, Tensor] = content["state_dict"]
+    state = folded(content["state_dict"], network.state_dict())
     resize(network, content["kept"])
     _check_state(network, state)
     try:

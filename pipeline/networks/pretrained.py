@@ -29,6 +29,7 @@ from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors
 from pipeline.networks import checkpoint, rebuilt
 from pipeline.networks.edsr import RGB_MEAN
+from pipeline.networks.folded import folded
 
 HOLDERS = (  # averaged weights come first
     "params_ema", "model_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model", "net", "net_g",
@@ -139,7 +140,7 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         if meta["kept"] and any(key in state and state[key].shape != expected[key].shape for key in expected):
             raise UserError(f"{path} holds a pruned network, but a baseline must be whole")
         return state
-    return unwrapped(_held(path, content), expected)
+    return folded(unwrapped(_held(path, content), expected), expected)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 from pipeline import networks
 from pipeline.errors import UserError, first_line
 from pipeline.networks import duplicate
+from pipeline.networks.folded import fold
 from pipeline.networks.pretrained import read_state
 
 _PLAIN = (bool, int, float, str, list, tuple, dict)
@@ -65,6 +66,7 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
     # others are defaults that no file can hold: a class of layers, a function
     args = {key: value for key, value in network.hyperparameters.items() if isinstance(value, _PLAIN) or value is None}
     built = networks.build(factory, args)
+    fold(name, network)
     try:
         built.load_state_dict(network.state_dict())
     except RuntimeError as error:

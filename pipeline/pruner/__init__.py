@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
 from pipeline.networks import checkpoint, duplicate, given, outputs
+from pipeline.networks.folded import fold
 from pipeline.networks.pretrained import load_weights, measured_range
 from pipeline.networks.recognised import recognise
 from pipeline.prepare import layouts, pairs
@@ -352,6 +353,7 @@ def _built(
         net = duplicate(whole).cpu().float().eval()
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
         raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
+    fold(type(net).__name__, net)
     if factory is None:
         key = digest(cache.weights_digest(net), str(net))
         given.hold(key, net)
