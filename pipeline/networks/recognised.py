@@ -66,7 +66,7 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
     # others are defaults that no file can hold: a class of layers, a function
     args = {key: value for key, value in network.hyperparameters.items() if isinstance(value, _PLAIN) or value is None}
     built = networks.build(factory, args)
-    fold(name, network)
+    fold(factory, network)
     try:
         built.load_state_dict(network.state_dict())
     except RuntimeError as error:
