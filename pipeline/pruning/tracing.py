@@ -8,6 +8,7 @@ operation outside the table freezes every label it reads and everything it makes
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from pipeline.cost import quiet
@@ -40,7 +42,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
     name = type(network).__name__
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(duplicate(network).eval(), (example,))
+            program = traced(network, example)
     except (Exception, SystemExit) as error:  # any code can run in a forward, so any error can come out of it
         raise UserError(
             f"the network {name} can't be traced for pruning ({raised(error)}); its forward must take one tensor "
@@ -107,6 +109,22 @@ def spare(trace: Labels, graph: Graph) -> None:
         for part in parts(node):
             others = [label for label in part.flat if trace.root(int(label)) not in reached]
             trace.freeze(np.array(others, dtype=int), "an output that isn't the chosen one and needs them alone")
+
+
+def traced(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
+    """The graph of a copy in evaluation mode.
+
+    Where the forward writes into a tensor's `.data`, as SPAN's does with kernels that it computes, torch.export runs it
+    without values and is left with such a tensor. Its strict mode reads the code instead, and takes longer.
+    """
+    try:
+        return torch.export.export(duplicate(network).eval(), (example,))
+    except RuntimeError as error:
+        if "fake tensor in the exported program" not in str(error):
+            raise
+        with contextlib.suppress(Exception):
+            return torch.export.export(duplicate(network).eval(), (example,), strict=True)
+        raise
 
 
 def untrained(network: nn.Module) -> set[str]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pruning_runs import A, run
-from removals import EXAMPLE, check, random_removal
-from topologies import conv
+from removals import EXAMPLE, assert_equals_mask, check, random_removal
+from topologies import conv, unsettle
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -434,6 +434,23 @@ def test_a_layer_that_is_never_called_costs_no_more_runs_for_each_trial() -> Non
     assert layers_of(find_groups(three(way, left_over=nn.PReLU()), EXAMPLE)) == {"first", "second"}
     assert widths.count(6) == 32
     assert 1 <= len(widths) - 32 <= 4
+
+
+def test_a_kernel_that_forward_writes_into_a_layer_stays_whole_and_the_others_are_pruned() -> None:
+    """SPAN's way: what trains are two kernels, and evaluation runs their sum."""
+
+    def way(self: Any, x: Tensor) -> Tensor:
+        if self.training:
+            return self.last(self.second((self.left(x) + self.right(x)).relu()))
+        self.first.weight.data = self.left.weight.data.clone() + self.right.weight.data.clone()
+        return self.last(self.second(self.first(x).relu()))
+
+    network = unsettle(three(way, left=conv(3, 6, bias=False), right=conv(3, 6, bias=False)))
+    coupling = find_groups(network, EXAMPLE)
+    assert layers_of(coupling) == {"second"}
+    assert coupling.frozen[0].startswith("channels of first can't be removed because of what ")
+    assert coupling.frozen[0].endswith(" computes, which a layer uses as a parameter")
+    assert_equals_mask(network, coupling, {"second": [0, 3]})
 
 
 def test_noise_of_a_written_size_in_training_alone_keeps_its_channels() -> None:
