@@ -299,7 +299,7 @@ def ours(network: nn.Module, example: torch.Tensor, note: Callable[..., None]) -
     try:
         found = coupling.find_groups(network, example)
     except UserError as error:
-        note(untraced=str(error))
+        note(untraced=re.sub(r"/\S*site-packages/", "", str(error)))
         return
     note(seconds=time.process_time() - began, groups=len(found.groups), whole=common(found.frozen))
     chance = random.Random(1)
