@@ -15,8 +15,9 @@ convolutions (pipeline/cost.py) and linear layers, in percent; products of two c
 network's own: colours, and what becomes the picture without another layer. A grouped one loses half of its groups once.
 *Difference* is the largest one between the smaller and the masked network's output, as a share of the output's largest
 value, in float64 (float32 where a forward can't do that), with weights drawn anew, at another size than the traced one.
-Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes; its network *works* if it
-gives an output of the same shape. What it computes isn't compared with anything.
+Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes. It is told the layers that make
+the picture, and nothing else by hand. Its network *works* if it gives an output of the same shape; what it computes
+isn't compared with anything.
 
 Written to benchmarks/results/architectures.csv (a line a network) and .md (the table and its summary).
 """
@@ -197,11 +198,11 @@ def run(options: argparse.Namespace) -> None:
                 row = replace(row, **(found | ({key: fault} if fault else {})))
         done[collection, name] = row
         write(TABLE, [done[key] for key in sorted(done)])
-        write_text(TABLE.with_suffix(".md"), summary([done[key] for key in sorted(done)]))
+        write_text(TABLE.with_suffix(".md"), summary([done[key] for key in sorted(done)], len(everything)))
         progress.say(f"{name}: {row.built or row.untraced or f'{row.left:.1f}% of {row.possible:.1f}%'}")
         progress.phase_over(1)
     progress.close()
-    print(summary([done[key] for key in sorted(done)]))
+    print(summary([done[key] for key in sorted(done)], len(everything)))
 
 
 def apart(make: Make, method: str, limit: int) -> tuple[dict[str, Any], str]:
@@ -471,6 +472,8 @@ def common(frozen: tuple[str, ...]) -> str:
     count: Counter[str] = Counter()
     for text in frozen:
         named, _, reason = text.partition(" can't be removed because of ")
+        if reason.startswith("the sizes in "):
+            reason = "sizes written as numbers"
         count[re.split(r" in |, | \(| and \d+ more|: ", reason)[0]] += named.count(",") + 1
     return "; ".join(f"{reason} ({number})" for reason, number in count.most_common(2))
 
@@ -492,14 +495,17 @@ def write(path: Path, rows: list[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def summary(rows: list[Row]) -> str:
-    """The table and what it comes to."""
-    return "\n".join([*overall(rows), "", *table(rows)]) + "\n"
+def summary(rows: list[Row], total: int) -> str:
+    """The table and what it comes to; total: the networks that there are."""
+    return "\n".join([*overall(rows, total), "", *table(rows)]) + "\n"
 
 
-def overall(rows: list[Row]) -> Iterator[str]:
+def overall(rows: list[Row], total: int) -> Iterator[str]:
     runs = [row for row in rows if not row.built]
-    yield f"{len(rows)} networks, of which {len(runs)} can be built and take one image; torch {torch.__version__}.\n"
+    yield (
+        f"{len(rows)} of {total} networks measured. {len(runs)} can be built and take one image. "
+        f"torch {torch.__version__}; benchmarks/architectures.py says what the figures are.\n"
+    )
     for kind in ("convolutional", "attention"):
         own = [row for row in runs if row.kind == kind and row.traced and row.left == row.left]
         if own:
