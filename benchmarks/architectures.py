@@ -15,7 +15,7 @@ convolutions (pipeline/cost.py) and linear layers, in percent; products of two c
 network's own: colours, and what becomes the picture without another layer. A grouped one loses half of its groups once.
 *Difference* is the largest one between the smaller and the masked network's output, as a share of the output's largest
 value, in float64 (float32 where a forward can't do that), with weights drawn anew, at another size than the traced one.
-Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes. It is told the layers that make
+Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes. It is told which layers make
 the picture, and nothing else by hand. Its network *works* if it gives an output of the same shape; what it computes
 isn't compared with anything.
 
