@@ -1,13 +1,14 @@
 """How much of published restoration networks can be removed: traced or not, MACs left at half, equal to the masked one.
 
     python3 -m venv archs && archs/bin/pip install -r requirements.txt -r benchmarks/requirements.txt
-    archs/bin/python benchmarks/architectures.py            # an hour on one core; it goes on after a stop
-    archs/bin/python benchmarks/architectures.py SPAN IMDN  # measures these anew
+    archs/bin/python benchmarks/architectures.py             # an hour on one core; it goes on after a stop
+    archs/bin/python benchmarks/architectures.py SPAN PLKSR  # measures these anew
 
 An environment of its own, because the collections bring much along: Spandrel with its extra architectures,
 super-image and torchSR. The networks are built by name with fresh weights, small where their arguments allow; nothing
-is downloaded. Each is measured in a process of its own, with one thread, that is stopped after --limit seconds of
-processor time; Torch-Pruning gets a quarter of it, because where it isn't done in seconds it wasn't in minutes.
+is downloaded. Of several outputs the largest is taken. Each network is measured in a process of its own, with one
+thread, that is stopped after --limit seconds of processor time. Torch-Pruning gets a quarter of it, because where it
+isn't done in seconds it wasn't in minutes.
 
 Of every group that `find_groups` finds, half of the channels are removed, by chance. *MACs left* are those of 2-D
 convolutions (pipeline/cost.py) and linear layers, in percent; products of two computed tensors aren't counted.
@@ -62,7 +63,7 @@ from pipeline import cost
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, first_line
 from pipeline.files import write_text
-from pipeline.networks import duplicate
+from pipeline.networks import duplicate, outputs
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, labels, removal, tracing, trials
 
@@ -271,13 +272,16 @@ def super_image(models: ModuleType, name: str) -> nn.Module:
 
 
 def suited(network: nn.Module) -> int:
-    """The first side that the network runs on; what it raises on the last one."""
+    """The first side that the network runs on; the largest of its outputs is chosen. What it raises on the last one."""
     for side in SIDES:
         try:
             with torch.no_grad(), cost.quiet():
                 made = duplicate(network)(torch.rand(1, 3, side, side))
             if not shapes(made):
                 raise TypeError(f"it gives {type(made).__name__}")
+            if isinstance(made, list | tuple):
+                sizes = [part.numel() if isinstance(part, torch.Tensor) else 0 for part in made]
+                outputs.choose(network, sizes.index(max(sizes)))
             return side
         except TypeError:  # other arguments than one image
             raise
@@ -415,7 +419,7 @@ class Layer:
 def graph_layers(network: nn.Module, example: torch.Tensor) -> list[Layer]:
     """The layers of the graph that torch.export gives, which follows what each reads and makes."""
     with torch.no_grad(), cost.quiet():
-        program = torch.export.export(duplicate(network), (example,))
+        program = tracing.traced(network, example)
     signature, nodes = program.graph_signature, list(program.graph.nodes)
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     still = tracing.untrained(network) | set(signature.inputs_to_buffers.values())
