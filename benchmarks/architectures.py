@@ -63,7 +63,7 @@ from pipeline import cost
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, first_line
 from pipeline.files import write_text
-from pipeline.networks import duplicate, outputs
+from pipeline.networks import duplicate, folded, outputs
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, labels, removal, tracing, trials
 
@@ -236,6 +236,7 @@ def child(make: Make, method: str, limit: int, path: Path) -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             network = make().eval()
+            folded.fold(type(network).__name__, network)  # as networks.build does
             side = suited(network)
         except (Exception, SystemExit) as error:
             note(built=fault_of(error))
