@@ -17,8 +17,8 @@ network's own: colours, and what becomes the picture without another layer. A gr
 *Difference* is the largest one between the smaller and the masked network's output, as a share of the output's largest
 value, in float64 (float32 where a forward can't do that), with weights drawn anew, at another size than the traced one.
 Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes. It is told which layers make
-the picture, and nothing else by hand. Its network *works* if it gives an output of the same shape; what it computes
-isn't compared with anything.
+the picture, and nothing else by hand; version 1.6.1 fails at a PixelShuffle in front of a layer ("index 64 is out of
+bounds"). Its network *works* if it gives an output of the same shape; what it computes isn't compared with anything.
 
 Written to benchmarks/results/architectures.csv (a line a network) and .md (the table and its summary).
 """
