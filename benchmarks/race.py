@@ -1,6 +1,7 @@
 """Which pruning keeps most: criteria, other ways and other projects, at the same MACs and with the same training.
 
     python benchmarks/race.py edsr                 # after make repro; hours on one core, and it goes on after a stop
+    python benchmarks/race.py edsr --mac-percent 45.8962 --steps 1800
     python benchmarks/race.py edsr --without-teacher
     python benchmarks/race.py edsr --row control --row saliency --row "OTO, HESSO"
     python benchmarks/race.py edsr --at-no-drop --row saliency --row "ModelOpt, FastNAS"
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("network", help="of run.networks in params.yaml")
     parser.add_argument("--seeds", type=int, default=3, help="of the trainings")
     parser.add_argument("--steps", type=int, help="of each training, in place of as many as D had")
+    parser.add_argument("--mac-percent", type=float, help="of the baseline's, at most, in place of what D has left")
     parser.add_argument("--row", action="append", metavar="NAME", help="run this row alone; may be given several times")
     parser.add_argument("--without-teacher", action="store_true", help="the whole loss against the targets")
     parser.add_argument("--at-no-drop", action="store_true", help="look for the fewest MACs at no drop of each --row")
@@ -83,12 +85,14 @@ def race(options: argparse.Namespace) -> None:
     for option, least in (("seeds", 1), ("steps", 8)):
         if (given := getattr(options, option)) is not None and given < least:
             raise UserError(f"--{option} is {given}; at least {least} is allowed")
+    if options.mac_percent is not None and not 0 < options.mac_percent < 100:
+        raise UserError(f"--mac-percent is {options.mac_percent:g}; a number between 0 and 100 is allowed")
     for row in options.row or ():
         if row not in VARIANTS:
             raise UserError(f"--row {row!r} isn't there; there are {'; '.join(VARIANTS)}")
     if options.at_no_drop and not options.row:
         raise UserError("--at-no-drop wants the rows to look at: --row NAME, once for each")
-    rivals = Race.of(params, name, options.steps, options.without_teacher)
+    rivals = Race.of(params, name, options.steps, options.mac_percent, options.without_teacher)
     ending, text = "-no-teacher" if options.without_teacher else "", ""
     if options.at_no_drop:
         rivals.begin(["control"], options.seeds)
@@ -116,14 +120,16 @@ class Race:
     setup: Setup
     recipe: config.Finetune
     tuned: records.Tuned | None  # D's result, where it had the same training
-    target: float  # D's MACs in % of the baseline's
+    target: float  # MACs in % of the baseline's
     identity: str  # of the baseline
     psnr: float  # of the baseline, dB
     done: list[Row]
     progress: Progress
 
     @classmethod
-    def of(cls, params: config.Params, name: str, steps: int | None, without_teacher: bool) -> Race:
+    def of(
+        cls, params: config.Params, name: str, steps: int | None, mac_percent: float | None, without_teacher: bool
+    ) -> Race:
         file = ROOT / "results" / "train" / name / "network.pt"
         if not file.exists():
             raise UserError(f"{file} isn't there: make repro trains the baseline")
@@ -135,9 +141,10 @@ class Race:
         recipe = params.finetune[name].model_copy(update={"steps": total})
         if without_teacher:
             recipe = recipe.model_copy(update={"teacher": 0.0})
-        target = round(tuned["mac_percent"], 4)
+        target = round(tuned["mac_percent"] if mac_percent is None else mac_percent, 4)
         field = Field.of(baseline, setup, params.settings(METHOD, name))
-        same = tuned if not without_teacher and total == tuned["steps"] else None
+        alike = total == tuned["steps"] and target == round(tuned["mac_percent"], 4)
+        same = tuned if alike and not without_teacher else None
         done, identity = read(RESULTS / f"race-{name}.csv"), digest(file)[:12]
         progress, psnr = Progress(f"race {name}", 0), setup.validate(baseline)
         return cls(name, field, setup, recipe, same, target, identity, psnr, done, progress)
