@@ -420,7 +420,7 @@ class Layer:
 def graph_layers(network: nn.Module, example: torch.Tensor) -> list[Layer]:
     """The layers of the graph that torch.export gives, which follows what each reads and makes."""
     with torch.no_grad(), cost.quiet():
-        program = tracing.traced(network, example)
+        program = tracing.exported(network, example)
     signature, nodes = program.graph_signature, list(program.graph.nodes)
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     still = tracing.untrained(network) | set(signature.inputs_to_buffers.values())

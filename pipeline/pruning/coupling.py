@@ -60,6 +60,10 @@ def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) 
     for part, reason in labels.suspects:
         for label in np.unique(part):
             doubts.setdefault(labels.root(int(label)), reason)
+    for root, reason in doubts.items():
+        given = sorted({place for place, _, role, held in sites if role == "size" and root in held})
+        if given:
+            doubts[root] = f"{reason} as the attribute {', '.join(given)} counts it"
 
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})

@@ -42,9 +42,10 @@ class Labels:
         self.attributes: dict[str, tuple[int, ...]] = {}  # of modules, that may be sizes; networks/sizes.py
         self.statistics: dict[Node, np.ndarray] = {}  # operation that takes one -> labels of its input; norms.py
         self.calls: tuple[tuple[str, np.ndarray | None], ...] | None = None  # what a run takes them by; norms.calls
-        self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may be written as numbers
-        self.places: dict[Node, list[Place | None]] = {}  # split -> the attributes that give its parts' sizes
-        self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}  # place -> (part, all) labels of a split
+        self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may not follow them
+        # place -> (the labels that it counts, all of the dimension, operation)
+        self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}
+        self.shaped: list[tuple[Place, np.ndarray, Node]] = []  # (place, labels [its number, ...], reshape)
 
     def new(self, *shape: int) -> np.ndarray:
         """Fresh labels, int64 array of this shape."""
@@ -68,18 +69,16 @@ class Labels:
         self.freezes.append((labels, reason))
 
     def suspect(self, labels: np.ndarray, node: Node) -> None:
-        self.suspects.append(
-            (labels, f"the sizes in {describe(node)}, written as numbers: they don't follow a removal")
-        )
+        self.suspects.append((labels, f"the sizes in {describe(node)}, which don't follow a removal"))
 
     def size(self, place: Place, part: np.ndarray, whole: np.ndarray, node: Node) -> None:
-        """Note that an attribute gives the size of a split's part, so that it goes down with the part's channels.
+        """Note that an attribute counts a part of a dimension's channels, so that it goes down with them.
 
-        Layers that are split by one attribute lose the same channels, and so keep equal sizes. Those whose sizes differ
-        stay whole.
+        part, whole: labels [channels]. Layers that are divided by one attribute lose the same channels, and so keep
+        equal sizes. Those whose sizes differ stay whole.
         """
         first, split, before = self.sized.setdefault(place, (part, whole, node))
-        if len(whole) != len(split):
+        if len({len(whole), len(split)} - {len(part)}) > 1:
             layers = f"layers of {len(split)} channels ({describe(before)}) and of {len(whole)} ({describe(node)})"
             reason = f"the attribute {place[0]}, which gives a size in {layers}"
             self.freeze(first, reason)
@@ -87,7 +86,36 @@ class Labels:
             return
         known, _ = self.sites.setdefault(place, (part, "size"))
         self.unite(known, part)
-        self.unite(split, whole)
+        if len(whole) == len(split):
+            self.unite(split, whole)
+        elif len(whole) > len(split):
+            self.sized[place] = (part, whole, node)
+
+    def shape(self) -> None:
+        """Let attributes that reshapes take sizes from count what lies along their dimensions.
+
+        Where each index holds one channel, the attribute counts these. Where each has channels of its own, such as the
+        heads of an attention, those of one index go together, and it counts the heads. Where indices share channels,
+        such as branches that are added up later, it counts none of them.
+        """
+
+        def roots(rows: np.ndarray) -> list[set[int]]:
+            return [{self.root(int(label)) for label in np.unique(row)} for row in rows]
+
+        def apart(rows: np.ndarray) -> bool:
+            held = roots(rows)
+            return sum(map(len, held)) == len(set().union(*held))
+
+        waiting = self.shaped
+        while waiting:
+            ready = [entry for entry in waiting if max(map(len, roots(entry[1]))) == 1]
+            ready = ready or next(([entry] for entry in waiting if apart(entry[1])), [])
+            if not ready:
+                return
+            for place, rows, node in ready:
+                self.unite(rows, rows[:, :1])
+                self.size(place, rows[:, 0], rows[:, 0], node)
+            waiting = [entry for entry in waiting if not any(entry is done for done in ready)]
 
     def get(self, node: Node) -> np.ndarray:
         """Labels of a tensor, with the tensor's rank."""

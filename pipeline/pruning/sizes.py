@@ -1,25 +1,25 @@
-"""Which attribute of which module a split takes the sizes of its parts from, so that they can follow a removal.
+"""Which attribute of which module an operation takes its sizes from, so that they can follow a removal.
 
-The network runs once more, with attributes whose numbers know where they come from: a subclass of int arrives at
-`torch.split` as it is, while whatever is computed from it (`width // 2`) is a plain int again and has no attribute.
+The network is traced with attributes whose numbers know where they come from: a subclass of int arrives at a split,
+slice or view as it is, while whatever is computed from it (`width // 2`) is a plain int again and has no attribute.
+Where a call is given such a number, it is noted beside the nodes that the call makes in the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 
-from pipeline.cost import quiet
-from pipeline.networks import duplicate, rebuilt
+from pipeline.networks import duplicate
 from pipeline.networks.sizes import sizes, write
-from pipeline.pruning.labels import Place, arguments, operation
+from pipeline.pruning.labels import Place
 
-SPLITS = ("split", "split_with_sizes")
+Found = dict[Any, tuple[Place, int]]  # which of an operation's sizes -> the attribute and the number that it gave
 
 
 class Written(int):
@@ -28,49 +28,89 @@ class Written(int):
     place: Place
 
 
-class Splits(TorchFunctionMode):
-    """Notes the sizes that splits are given, in the order in which they run."""
+def tagged(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose attributes of whole numbers know their places."""
+    copy = duplicate(network).eval()
+    for name, numbers in sizes(copy).items():
+        write(copy, name, [_written(number, (name, place)) for place, number in enumerate(numbers)])
+    return copy
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: list[Any] = []
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Within it, a trace notes the attributes that sizes come from; `noted` reads them."""
+    with _Calls(), traceback.preserve_node_meta():
+        yield
+
+
+def noted(node: Node) -> Found:
+    """The sizes of a traced operation that attributes give.
+
+    Of a split: the part's number, or None where one number is the size of all parts. Of a slice: (dimension, "start")
+    and (dimension, "end"); of narrow: "start" and "length". Of view, reshape and unflatten: the number in the shape.
+    """
+    return node.meta.get("custom", {}).get("sizes", {})
+
+
+class _Calls(TorchFunctionMode):
+    """Writes beside the nodes that a call makes which of its sizes attributes give."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if getattr(func, "__name__", "") in SPLITS:
-            self.given.append([*args, *(kwargs or {}).values()][1])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        find = FINDERS.get(getattr(func, "__name__", ""))
+        given = find(args, kwargs) if find else {}
+        found = {key: (size.place, int(size)) for key, size in given.items() if isinstance(size, Written)}
+        with traceback.annotate({"sizes": found}) if found else nullcontext():
+            return func(*args, **kwargs)
 
 
-def places(network: nn.Module, example: torch.Tensor, nodes: Sequence[Node]) -> dict[Node, list[Place | None]]:
-    """Node of a traced split -> where the size of each of its parts is written; None for one that no attribute gives.
+def _argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, *names: str) -> Any:
+    return args[position] if len(args) > position else next((kwargs[name] for name in names if name in kwargs), None)
 
-    nodes: of the trace of this network, in the order in which they run. The network is left as it is. Empty where the
-    splits that run aren't those of the trace.
-    """
-    splits = [node for node in nodes if node.op == "call_function" and operation(node) in SPLITS]
-    if not splits or not sizes(network):
-        return {}
-    try:
-        tagged = duplicate(network).eval()
-        for name, numbers in sizes(tagged).items():
-            write(tagged, name, [_written(number, (name, place)) for place, number in enumerate(numbers)])
-        with torch.no_grad(), quiet(), rebuilt.aside(tagged), Splits() as seen:
-            tagged(example.clone())
-    except (Exception, SystemExit):  # any code can run in a forward; without its places, sizes stay as they are
-        return {}
-    if len(seen.given) != len(splits):
-        return {}
-    found = {}
-    for node, given in zip(splits, seen.given, strict=True):
-        parts = [value.shape[arguments(node)["dim"]] for value in node.meta["val"]]
-        asked = list(given) if isinstance(given, tuple | list) else [given] * len(parts)
-        if len(asked) != len(parts):
-            return {}
-        found[node] = [
-            size.place if isinstance(size, Written) and size == part else None
-            for size, part in zip(asked, parts, strict=True)
-        ]
+
+def _of_split(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    asked = _argument(args, kwargs, 1, "split_size_or_sections", "split_size", "split_sizes")
+    return dict(enumerate(asked)) if isinstance(asked, tuple | list) else {None: asked}
+
+
+def _of_index(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    """Of x[...] and x[...] = y: a slice stands for a dimension, None makes one, a number takes one away."""
+    tensor, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+    if not all(entry is None or entry is ... or isinstance(entry, int | slice) for entry in index):
+        return {}  # a tensor as an index
+    found: dict[Any, Any] = {}
+    dim, taken = 0, sum(entry is not None and entry is not ... for entry in index)
+    for entry in index:
+        if isinstance(entry, slice):
+            found |= {(dim, "start"): entry.start, (dim, "end"): entry.stop}
+        if entry is ...:
+            dim += tensor.dim() - taken
+        elif entry is None or isinstance(entry, slice):
+            dim += 1
     return found
+
+
+def _of_narrow(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    return {name: _argument(args, kwargs, position, name) for position, name in ((2, "start"), (3, "length"))}
+
+
+def _of_shape(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    shape = _argument(args, kwargs, 1, "shape", "size")
+    return dict(enumerate(shape if isinstance(shape, tuple | list) else args[1:]))
+
+
+def _of_unflatten(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    shape = _argument(args, kwargs, 2, "sizes")
+    return dict(enumerate(shape)) if isinstance(shape, tuple | list) else {}
+
+
+FINDERS: dict[str, Callable[[Sequence[Any], dict[str, Any]], dict[Any, Any]]] = {
+    **dict.fromkeys(["split", "split_with_sizes"], _of_split),
+    **dict.fromkeys(["__getitem__", "__setitem__"], _of_index),
+    **dict.fromkeys(["view", "reshape"], _of_shape),
+    "unflatten": _of_unflatten,
+    "narrow": _of_narrow,
+}
 
 
 def _written(number: int, place: Place) -> Written:

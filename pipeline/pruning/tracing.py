@@ -25,9 +25,9 @@ from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate, outputs
 from pipeline.networks.sizes import sizes
-from pipeline.pruning.labels import Labels, Value, arguments, describe, layer_of, operation, role_of, shape_of
+from pipeline.pruning.labels import Labels, Place, Value, arguments, describe, layer_of, operation, role_of, shape_of
 from pipeline.pruning.norms import calls, mixes, takes
-from pipeline.pruning.sizes import places
+from pipeline.pruning.sizes import noted, noting, tagged
 
 Handler = Callable[[Labels, Node, dict[str, Any]], Value]
 
@@ -42,7 +42,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
     name = type(network).__name__
     try:
         with torch.no_grad(), quiet():
-            program = traced(network, example)
+            program = exported(network, example)
     except (Exception, SystemExit) as error:  # any code can run in a forward, so any error can come out of it
         raise UserError(
             f"the network {name} can't be traced for pruning ({raised(error)}); its forward must take one tensor "
@@ -57,7 +57,6 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
     result.norms, result.attributes = norms, sizes(network)
-    result.places = places(network, example, list(program.graph.nodes))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]
@@ -83,6 +82,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
                 result.image.append(result.get(end))
         elif node.op == "call_function":
             result.values[node] = step(result, node)
+    result.shape()
     for (tensor, _), (labels, _) in result.sites.items():
         if tensor in result.direct:
             result.freeze(labels, f"{tensor}, which forward also computes with directly")
@@ -111,12 +111,16 @@ def spare(trace: Labels, graph: Graph) -> None:
             trace.freeze(np.array(others, dtype=int), "an output that isn't the chosen one and needs them alone")
 
 
-def traced(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
+def exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
     """The graph of a copy in evaluation mode.
 
-    Where the forward writes into a tensor's `.data`, as SPAN's does with kernels that it computes, torch.export runs it
-    without values and is left with such a tensor. Its strict mode reads the code instead, and takes longer.
+    Where the forward takes numbers that know their attribute, its nodes have those `noted`. Where it writes into a
+    tensor's `.data`, as SPAN's does with kernels that it computes, torch.export runs it without values and is left with
+    such a tensor; its strict mode reads the code instead, and takes longer.
     """
+    if sizes(network):
+        with contextlib.suppress(Exception, SystemExit), noting():  # any code can run in a forward
+            return torch.export.export(tagged(network), (example,))
     try:
         return torch.export.export(duplicate(network).eval(), (example,))
     except RuntimeError as error:
@@ -322,10 +326,16 @@ def splits(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
         return [labels] * len(sizes)
     trace.suspect(labels, node)
     parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
-    for part, place in zip(parts, trace.places.get(node) or [None] * len(parts), strict=True):
-        if place is not None and labels.size == labels.shape[dim]:
-            trace.size(place, part.reshape(-1), labels.reshape(-1), node)
+    given = noted(node)
+    for number, part in enumerate(parts):
+        counts(trace, node, given.get(number, given.get(None)), part, labels)
     return parts
+
+
+def counts(trace: Labels, node: Node, given: tuple[Place, int] | None, part: np.ndarray, labels: np.ndarray) -> None:
+    """Note an attribute that gives the size of a part of the channels, unless they lie in several dimensions."""
+    if given and part.size == given[1] and labels.size == max(labels.shape):
+        trace.size(given[0], part.reshape(-1), labels.reshape(-1), node)
 
 
 def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -344,6 +354,10 @@ def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     result = np.asarray(labels[(slice(None),) * dim + (chosen,)])
     if labels.shape[dim] > 1 and result.size < labels.size:
         trace.suspect(labels, node)
+        for key, given in noted(node).items():  # a bound counts the channels before it, the length of narrow its own
+            before = np.moveaxis(labels, dim, 0)[: given[1]]
+            if key in ((dim, "start"), (dim, "end"), "start", "length") and operation(node) != "select":
+                counts(trace, node, given, result if key == "length" else before, labels)
     return result
 
 
@@ -360,6 +374,10 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
         first = result.take([0], axis=dim)
         if (result == first).all():
             result = first
+    before = args["dim"] % labels.ndim if operation(node) == "unflatten" else 0
+    for number, (place, size) in noted(node).items():
+        if size > 1 and result.shape[before + number] == size:
+            trace.shaped.append((place, np.moveaxis(result, before + number, 0).reshape(size, -1), node))
     return result
 
 
@@ -421,6 +439,68 @@ def rolls(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     return unknown(trace, node, args) if any(labels.shape[d] > 1 for d in dims) else labels
 
 
+def repeats(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """repeat_interleave: each channel many times, beside each other."""
+    labels = trace.get(args["self"])
+    if not isinstance(args["repeats"], int) or args["dim"] is None or labels.size == 1:
+        return unknown(trace, node, args)
+    dim = args["dim"] % labels.ndim
+    return labels.repeat(args["repeats"], dim) if labels.shape[dim] > 1 else labels
+
+
+def tiles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """repeat: all channels many times, one after the other; of a map, one label covers its copies."""
+    labels = trace.get(args["self"])
+    if labels.size == 1:
+        return unknown(trace, node, args)  # as in expands
+    labels = labels.reshape((1,) * (len(args["repeats"]) - labels.ndim) + labels.shape)
+    return np.tile(labels, [n if size > 1 else 1 for n, size in zip(args["repeats"], labels.shape, strict=True)])
+
+
+def unfolds(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Patches as columns, [N, C·k·k, L]: each channel's k·k pixels are consecutive rows."""
+    if len(shape_of(node)) != 3:
+        return unknown(trace, node, args)
+    return trace.along(args["self"], 1).repeat(math.prod(args["kernel_size"])).reshape(1, -1, 1)
+
+
+def folds(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Columns back to an image: a channel's k·k rows go together."""
+    if len(shape_of(node)) != 4:
+        return unknown(trace, node, args)
+    rows = trace.along(args["self"], 1).reshape(-1, math.prod(args["kernel_size"]))
+    trace.unite(rows, rows[:, :1])
+    return rows[:, 0].reshape(1, -1, 1, 1)
+
+
+def multiplies(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Products of matrices [..., I, K] and [..., K, J], as in attention.
+
+    A sum over K that are channels mixes them, unless another dimension tells heads: a head goes as a whole, with its
+    queries, keys and values. Rows or columns that are channels keep their labels.
+    """
+    sources = [args["self"], args.get("other", args.get("mat2"))]
+    rank = len(shape_of(node))
+    if any(len(shape_of(source)) < 2 for source in sources):
+        return unknown(trace, node, args)
+    sizes = [(1,) * (rank - len(shape_of(source))) + shape_of(source) for source in sources]
+    parts = [trace.get(source) for source in sources]
+    parts = [part.reshape((1,) * (rank - part.ndim) + part.shape) for part in parts]
+    heads = [d for d in range(rank - 2) if any(part.shape[d] > 1 for part in parts) and all(s[d] > 1 for s in sizes)]
+    inside = [d for d in range(rank) if d not in heads]
+    if heads:  # each element is of a row's and of a column's channel, and both are of its head
+        parts = [united(trace, part, inside) for part in parts]
+    left, right = united(trace, parts[0], [rank - 1]), united(trace, parts[1], [rank - 2])
+    if left.shape[-1] > 1 or right.shape[-2] > 1 or (not heads and min(left.size, right.size) > 1):
+        return unknown(trace, node, args)
+    if heads or max(left.size, right.size) == 1:
+        trace.unite(left, right)
+        return np.broadcast_to(left, np.broadcast_shapes(left.shape, right.shape))
+    channels, other = (left, right) if left.size > 1 else (right, left)
+    trace.freeze(other)  # a map over H and W, the same for all channels: it can't go
+    return channels
+
+
 def retypes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Of the other tensor only the type counts."""
     return trace.get(args["self"])
@@ -468,17 +548,23 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], per_channel),
     **dict.fromkeys(["layer_norm", "group_norm", "rms_norm"], mixes),
     **dict.fromkeys(
-        ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "lerp", "addcmul", "where", "copy"], meets
+        ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "lerp", "addcmul", "where", "copy", "expand_as"],
+        meets,
     ),
     **dict.fromkeys(EACH_CHANNEL_BY_ITSELF.split(), passes),
     **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"], reshapes),
     **dict.fromkeys(["permute", "transpose"], permutes),
-    **dict.fromkeys(["expand", "expand_as"], expands),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var", "var_mean"], reduces),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var", "var_mean", "linalg_vector_norm"], reduces),
     **dict.fromkeys(["slice", "narrow", "select"], selects),
     **dict.fromkeys(["split", "split_with_sizes"], splits),
     **dict.fromkeys(["softmax", "log_softmax"], softmax),
+    **dict.fromkeys(["matmul", "bmm"], multiplies),
     "linear": linear,
+    "expand": expands,
+    "repeat_interleave": repeats,
+    "repeat": tiles,
+    "im2col": unfolds,
+    "col2im": folds,
     "cat": concatenates,
     "stack": stacks,
     "chunk": divides,

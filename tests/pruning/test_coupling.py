@@ -146,7 +146,7 @@ def test_channels_split_by_numbers_stay_and_are_named() -> None:
     assert list(summary(coupling)) == ["enter+1", "part.second"]
     assert coupling.frozen == (
         "channels of part.first can't be removed because of the sizes in split_with_sizes in part (Distill), "
-        "written as numbers: they don't follow a removal",
+        "which don't follow a removal",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -121,6 +122,111 @@ def test_the_parts_of_a_split_are_pruned_by_themselves_with_their_sizes(form: st
         assert (small(image) - reference(image)).abs().max() < 1e-10
 
 
+class Partial(nn.Module):
+    """PLKSR's block (Lee et al., 2024), smaller: slices to and from an attribute, one of them written to in place."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.first, self.part, self.last = conv(6, 8), conv(3, 3), conv(8, 6)
+        self.idx, self.form = 3, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        if self.form == "in place":
+            y[:, : self.idx] = self.part(y[:, : self.idx])
+        elif self.form == "narrow":
+            y = torch.cat([self.part(y.narrow(1, 0, self.idx)), y[:, self.idx :]], 1)
+        else:
+            y = torch.cat([self.part(y[:, : self.idx]), y[:, self.idx :]], 1)
+        return x + self.last(y)
+
+
+@pytest.mark.parametrize("form", ["in place", "slices", "narrow"])
+def test_slices_up_to_an_attribute_are_pruned_with_it(form: str) -> None:
+    network = unsettle(Frame(6, Partial(form)))
+    coupling = check(network)
+    assert coupling.frozen == ()
+    counted = [group for group in coupling.groups if any(slot.tensor == "part.idx" for slot in group.slots)]
+    assert [group.channels for group in counted] == [3]
+    assert remove(network, coupling, {counted[0].name: [1]}).part.idx == 2
+    assert sum(group.channels for group in coupling.groups if "part.last" in group.readers) == 8
+
+
+class Heads(nn.Module):
+    """Attention between channels, in heads (Restormer; Zamir et al., CVPR 2022): heads go, not single channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.temperature = nn.Parameter(torch.ones(3, 1, 1))
+        self.first, self.last = conv(6, 36, 1), conv(12, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = (part.reshape(b, self.heads, -1, h * w) for part in self.first(x).chunk(3, 1))
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+        mixed = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1) @ v
+        return x + self.last(mixed.reshape(b, -1, h, w))
+
+
+def test_heads_of_an_attention_go_as_a_whole_with_the_attribute_that_counts_them() -> None:
+    network = unsettle(Frame(6, Heads()))
+    coupling = check(network)
+    group = next(group for group in coupling.groups if any(slot.tensor == "part.heads" for slot in group.slots))
+    places = {slot.tensor: slot.index for slot in group.slots}
+    assert group.channels == 3
+    assert places["part.last.weight"] == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    assert places["part.first.weight"][1] == (4, 5, 6, 7, 16, 17, 18, 19, 28, 29, 30, 31)
+    assert places["part.temperature"] == ((0,), (1,), (2,))
+    assert remove(network, coupling, {group.name: [1]}).part.heads == 2
+
+
+class Context(nn.Module):
+    """MIRNet-v2's two parts (Zamir et al., TPAMI 2022): a product over pixels, and branches weighed by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.height = 2
+        self.mask, self.one, self.two, self.weigh = conv(6, 1, 1), conv(6, 6), conv(6, 6), conv(6, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        mask = self.mask(x).view(b, 1, h * w, 1).softmax(2)
+        x = x + (x.view(b, 1, c, h * w) @ mask).view(b, c, 1, 1)
+        both = torch.cat([self.one(x), self.two(x)], 1).view(b, self.height, c, h, w)
+        weights = self.weigh(both.sum(1).mean((2, 3), keepdim=True)).view(b, self.height, c, 1, 1).softmax(1)
+        return x + (both * weights).sum(1)
+
+
+def test_branches_that_a_softmax_weighs_and_a_product_over_pixels_cost_no_channel() -> None:
+    coupling = check(Frame(6, Context()))
+    # one family of them: trunk, branches and weights; the mask's one channel is a map for all of them
+    assert sorted(group.channels for group in coupling.groups) == [6]
+    assert not any("part.mask" in group.producers for group in coupling.groups)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda y: y.repeat_interleave(2, 1)[:, ::2] * y,
+        lambda y: y + y.repeat(1, 2, 1, 1).chunk(2, 1)[1],
+        lambda y: y + y.mean((2, 3), keepdim=True).expand_as(y),
+        lambda y: nn.functional.fold(nn.functional.unfold(y, 3, padding=1), y.shape[2:], 3, padding=1),
+    ],
+    ids=["repeat_interleave", "repeat", "expand_as", "im2col"],
+)
+def test_repeated_channels_and_patches_go_with_their_channel(way: Callable) -> None:
+    class Way(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = conv(6, 5), conv(5, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(way(torch.relu(self.first(x))))
+
+    assert {group.name: group.channels for group in check(Frame(6, Way())).groups} == {"enter+1": 6, "part.first": 5}
+
+
 def test_a_file_gives_the_sizes_back_and_is_exported(tmp_path: Path) -> None:
     network = distilling()
     coupling = find_groups(network, EXAMPLE)
@@ -177,7 +283,10 @@ def test_an_attribute_that_also_counts_elsewhere_is_refused_by_the_trial() -> No
     network = Frame(6, Counting())
     coupling = check(network)
     assert not [slot for group in coupling.groups for slot in group.slots if slot.tensor == "part.aside"]
-    assert "the sizes in split_with_sizes in part (Counting)" in coupling.frozen[0]
+    assert coupling.frozen == (
+        "channels of part.first can't be removed because of the sizes in split_with_sizes in part (Counting), "
+        "which don't follow a removal as the attribute part.aside counts it",
+    )
     assert network.part.aside == 4
 
 
