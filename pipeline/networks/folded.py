@@ -18,6 +18,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+from pipeline.errors import UserError
+
 # the names of a length, and of the direction and the kernel that belong to it, of torch's old weight norm and its new
 LENGTHS = (
     (re.compile(r"(.*)_g"), r"\1_v", r"\1"),
@@ -53,7 +55,7 @@ def fold(name: str, network: nn.Module) -> None:
 def folded(state: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
     """A file's tensors with plain kernels, where it holds lengths and directions of weight norms.
 
-    expected: the network's own names; what it has itself stays.
+    expected: the network's own names; what it has itself stays. UserError: a length that doesn't fit its direction.
     """
     result = dict(state)
     for key, length in state.items():
@@ -63,7 +65,16 @@ def folded(state: Mapping[str, Tensor], expected: Container[str]) -> dict[str, T
                 continue
             way = state.get(match.expand(direction))
             if way is not None and length.dim() in (0, way.dim()):
+                if any(one not in (1, size) for one, size in zip(length.shape, way.shape, strict=False)):
+                    shapes = f"{key} of shape {list(length.shape)}, {match.expand(direction)} of {list(way.shape)}"
+                    raise UserError(
+                        f"weight norm can't be folded: {shapes}; each size of a length is 1 or the kernel's"
+                    )
+                if not (length.is_floating_point() and way.is_floating_point()):
+                    raise UserError(f"weight norm can't be folded: {key} and its kernel must be floating-point numbers")
                 dims = [d for d in range(way.dim()) if not length.dim() or length.shape[d] == 1]
+                # without a dimension vector_norm takes the norm of everything: a vector's lengths are of single values
+                norm = torch.linalg.vector_norm(way, dim=dims, keepdim=True) if dims else way.abs()
                 del result[key], result[match.expand(direction)]
-                result[match.expand(kernel)] = way * (length / torch.linalg.vector_norm(way, dim=dims, keepdim=True))
+                result[match.expand(kernel)] = way * (length / norm)
     return result

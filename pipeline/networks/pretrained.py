@@ -140,7 +140,11 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         if meta["kept"] and any(key in state and state[key].shape != expected[key].shape for key in expected):
             raise UserError(f"{path} holds a pruned network, but a baseline must be whole")
         return state
-    return folded(unwrapped(_held(path, content), expected), expected)
+    found = _held(path, content)
+    try:
+        return folded(unwrapped(found, expected), expected)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
