@@ -29,8 +29,8 @@ def main() -> None:
     parser = Parser(prog="python benchmarks/larger_photographs.py", description=__doc__.partition("\n")[0])
     parser.add_argument("package", type=Path, help="the folder into which the Debian package was unpacked")
     parser.add_argument("output", type=Path, help="the folder to write; it must not be there yet")
-    options = parser.parse_args()
     with guarded("larger_photographs"):
+        options = parser.parse_args()
         print(write(options.package / LAND, options.output))
 
 

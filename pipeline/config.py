@@ -10,7 +10,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema import checked, read_yaml, shown
@@ -73,7 +73,7 @@ class Network(Section):
     # of the network's images: 3 (RGB) or 1 (luma, see data/luma.py); no key of low_light, which reads packed Bayer
     channels: int = 3
     # of a forward that returns several tensors, the one that is trained and judged: its place from 0, or its key
-    output: Annotated[int, Field(ge=0, le=999)] | Text | None = None
+    output: int | Text | None = None
     multiple: Annotated[int, Field(ge=1, le=128)] = 1  # `prepare` cuts pictures so that an input's sides are such
 
     @model_validator(mode="before")
@@ -86,6 +86,14 @@ class Network(Section):
             if values[key] != told[key]:
                 raise ValueError(f"file tells the network already; {key} isn't allowed beside it")
         return values | told
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _place_or_key(cls, output: Any) -> Any:
+        place = isinstance(output, int) and not isinstance(output, bool) and 0 <= output < 1000
+        if output is None or place or (isinstance(output, str) and output):
+            return output
+        raise ValueError(f"it is {output!r}, but must be a place from 0 or a key of what the forward returns")
 
     @model_validator(mode="after")
     def _fits(self) -> Network:

@@ -462,6 +462,14 @@ def test_numbers_are_what_dvc_takes_them_for(tmp_path: Path, text: str, value: f
     assert load_yaml(str(path))["gate"]["max_psnr_drop"] == value
 
 
+@pytest.mark.parametrize("output", [True, 1.5, -1, "", [0], 1000])
+def test_an_output_is_a_place_or_a_key(output: object) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["networks"]["edsr"]["output"] = output
+    with pytest.raises(UserError, match=r"networks\.edsr\.output: it is .*, but must be a place from 0 or a key"):
+        config.checked_params(values, "params.yaml")
+
+
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "1:30", "n", "2e-photos", "1.2.3"])
 def test_text_is_text_for_dvc_and_here(tmp_path: Path, text: str) -> None:
     source = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("folder: data/photos", f"folder: {text}")
