@@ -108,7 +108,8 @@ def _samples(results: Path, network: str, method: str, crop: int) -> list[Figure
     for reason in (reason for reason in crops.SAMPLES if reason in samples):
         (name, change), word = samples[reason], reason.replace(" ", "-")
         frames = f"evaluate/{network}/frames/{word}"
-        heading = f"Test image with the {_named(reason, change)}: {tables.escaped(name)}, {tables.signed(change)} dB"
+        changed = f"{tables.signed(change)} dB against the baseline"
+        heading = f"Test image with the {_named(reason, change)}: {tables.escaped(name)}, {changed}"
         draw = partial(pictures.sample, results / frames, method, crop)
         cut = partial(pictures.crops, results / frames, method, crop)
         sources = (frames, f"evaluate/{network}/samples.json")

@@ -121,7 +121,7 @@ def _section(
 
 
 NEXT = {
-    "Keep multiples of 8 channels, which many processors run faster": "dvc exp run -S prune.align=8",
+    "Prune again, keeping multiples of 8 channels, which many processors run faster": "dvc exp run -S prune.align=8",
     "See every step of the pruning in a browser": "make ui",
 }
 

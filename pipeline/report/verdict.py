@@ -40,7 +40,8 @@ def sentence(rows: Sequence[dict[str, Any]], methods: Sequence[str], method: str
         worst, image = row["against_baseline"]["worst"], tables.escaped(row["against_baseline"]["worst_name"])
         text = (
             f"**{name} computes {less(row['mac_percent'])}. {_outcome(row)}** {_compared(row, 'baseline')}, "
-            f"{_compared(row, 'control')}; {tables.signed(worst)} dB on the worst image, {image}."
+            f"{_compared(row, 'control')}; {tables.signed(worst)} dB against the baseline on "
+            f"the worst image, {image}."
         )
     text = _misled(by_solution) + text + _scale(by_solution)
     if by_solution[smallest]["mac"] < row["mac"]:
@@ -82,6 +83,8 @@ def less(percent: float) -> str:
 def _outcome(row: dict[str, Any]) -> str:
     """Whether quality changed, as far as both comparisons show it."""
     judged = {_judged(row[f"against_{other}"]) for other in tables.REFERENCES}
+    if judged == {WORSE, BETTER}:
+        return "Its quality rose against one and fell against the other:"
     if WORSE in judged:
         return "Its quality fell on average:"
     if judged == {BETTER}:
@@ -95,7 +98,7 @@ def _scale(by_solution: dict[str, dict[str, Any]]) -> str:
     if given is None or by_solution["baseline"]["psnr"] <= given["psnr"]:
         return ""
     gained = by_solution["baseline"]["psnr"] - given["psnr"]
-    return f" For scale: the baseline is {gained:.2f} dB better than its input ({given['solution']})."
+    return f" For scale: before pruning, the network was {gained:.2f} dB better than its input ({given['solution']})."
 
 
 def _misled(by_solution: dict[str, dict[str, Any]]) -> str:

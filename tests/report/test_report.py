@@ -42,7 +42,8 @@ TIMED = {
 def test_the_verdict_says_in_one_sentence_what_was_saved_and_what_became_of_quality() -> None:
     assert verdict.sentence(ROWS, ["A", "D"], "D", "edsr") == (
         "**edsr computes 37% less. No loss on average:** +0.125 dB against the baseline (no difference measured), "
-        "0.000 dB against the control (no difference measured); −0.375 dB on the worst image, a\\_b.png."
+        "0.000 dB against the control (no difference measured); "
+        "−0.375 dB against the baseline on the worst image, a\\_b.png."
     )
 
 
@@ -97,6 +98,9 @@ def test_the_verdict_says_what_the_interval_shows(low: float, high: float, judge
     rows[0]["against_control"] = rows[0]["against_baseline"]
     risen = "Its quality rose on average:" if low > 0 and low < high else outcome
     assert f" {risen}** " in verdict.sentence(rows, ["D"], "D", "edsr")
+    rows[0]["against_control"] = rows[0]["against_baseline"] | {"mean": -0.2, "low": -0.3, "high": -0.1}
+    mixed = "Its quality rose against one and fell against the other:" if judgement == "a gain" else "fell on average:"
+    assert mixed in verdict.sentence(rows, ["D"], "D", "edsr")
 
 
 def test_a_baseline_no_better_than_its_input_leads_the_verdict() -> None:
@@ -107,7 +111,7 @@ def test_a_baseline_no_better_than_its_input_leads_the_verdict() -> None:
     given["psnr"] = 28.75
     text = verdict.sentence(rows, ["D"], "D", "edsr")
     assert text.startswith("**edsr computes 50% less. ")
-    assert text.endswith(" For scale: the baseline is 1.25 dB better than its input (bicubic).")
+    assert text.endswith(" For scale: before pruning, the network was 1.25 dB better than its input (bicubic).")
 
 
 def test_a_verdict_on_nothing_says_so() -> None:
