@@ -211,7 +211,8 @@ def test_one_methods_parameter_reruns_that_method_alone(repro: Path) -> None:
     (repro / "params.yaml").write_text(yaml.safe_dump(params))
     stages = {line.split(":")[0] for line in run(repro, "dvc", "status").stdout.splitlines() if line[:1].isalpha()}
     run(repro, "git", "checkout", "-q", "params.yaml")
-    assert {name for name in stages if name.startswith(("prune", "train", "control", "analyze", "prepare"))} == {
+    # analyze, too, which takes seconds: methods say whether channels under a normalisation may go
+    assert {name for name in stages if name.startswith(("prune", "train", "control", "prepare"))} == {
         "prune@edsr-D",
         "prune@sid-D",
     }
