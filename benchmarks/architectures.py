@@ -250,7 +250,10 @@ def child(make: Make, method: str, limit: int, path: Path) -> None:
 
 def collections() -> dict[str, dict[str, Make]]:
     """Collection -> network's name -> its constructor with small arguments."""
-    spandrel, extra = importlib.import_module("spandrel"), importlib.import_module("spandrel_extra_arches")
+    try:
+        spandrel, extra = importlib.import_module("spandrel"), importlib.import_module("spandrel_extra_arches")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} isn't installed; benchmarks/requirements.txt has what is needed") from None
     extra.install(ignore_duplicates=True)
     found: dict[str, dict[str, Make]] = {"Spandrel": {}, "super-image": {}, "torchSR": {}}
     for support in spandrel.MAIN_REGISTRY.architectures("detection"):

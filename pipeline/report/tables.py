@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config, records
+from pipeline.evaluation.solutions import REFERENCES
+from pipeline.records import COSTS
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 PROTOCOL = """\
@@ -59,7 +61,9 @@ def markdown(table: list[dict[str, Any]]) -> str:
     )
     lines = [header, "| --- | --- |" + " ---: |" * 11]
     for row in table:
-        shares = [f"{row[f'{key}_percent']:.1f}" if key in row else "" for key in ("mac", "bw", *_COSTS[1:3])]
+        shares = [
+            f"{row[f'{key}_percent']:.1f}" if key in row else "" for key in ("mac", "bw", "weights", "activations")
+        ]
         changes = ["" if row["solution"] == other else change(row[f"against_{other}"]) for other in REFERENCES]
         validation = [f"{row[key]:+.4f}" if (key := f"validation_{other}") in row else "" for other in REFERENCES]
         cells = [row["network"], row["solution"], *changes, f"{row['psnr']:.3f}", f"{row['ssim']:.4f}", *shares]
@@ -108,7 +112,7 @@ def sets_markdown(table: list[dict[str, Any]]) -> str:
 
 def csv(table: list[dict[str, Any]]) -> list[list[Any]]:
     """CSV of the main table, with absolute costs too: MACs and elements. `psnr_change`: of the gate."""
-    columns = ["network", "solution", *_COSTS, *(f"{key}_percent" for key in _COSTS), "psnr", "ssim"]
+    columns = ["network", "solution", *COSTS, *(f"{key}_percent" for key in COSTS), "psnr", "ssim"]
     columns += ["psnr_change", *(f"validation_{other}" for other in REFERENCES), "steps"]
     differences = [(other, key) for other in REFERENCES for key in ("mean", "low", "high", "worst", "worst_name")]
     lines: list[list[Any]] = [[*columns, *(f"against_{other}_{key}" for other, key in differences)]]
@@ -116,10 +120,6 @@ def csv(table: list[dict[str, Any]]) -> list[list[Any]]:
         cells = [row.get(key, "") for key in columns]
         lines.append([*cells, *(row[f"against_{other}"][key] for other, key in differences)])
     return lines
-
-
-_COSTS = ("mac", "weights", "activations", "bw")
-REFERENCES = ("baseline", "control")  # what every solution is compared with on the test images
 
 
 def escaped(name: str) -> str:

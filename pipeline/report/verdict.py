@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import records
+from pipeline.evaluation.solutions import REFERENCES
 from pipeline.report import tables
 
 RULES = {  # in words, in the paper's order
@@ -82,7 +83,7 @@ def less(percent: float) -> str:
 
 def _outcome(row: dict[str, Any]) -> str:
     """Whether quality changed, as far as both comparisons show it."""
-    judged = {_judged(row[f"against_{other}"]) for other in tables.REFERENCES}
+    judged = {_judged(row[f"against_{other}"]) for other in REFERENCES}
     if judged == {WORSE, BETTER}:
         return "Its quality rose against one and fell against the other:"
     if WORSE in judged:
