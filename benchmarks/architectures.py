@@ -65,7 +65,7 @@ from pipeline.errors import UserError, first_line
 from pipeline.files import write_text
 from pipeline.networks import duplicate, folded, outputs
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, labels, removal, tracing, trials
+from pipeline.pruning import coupling, labels, rehearsal, removal, tracing
 
 RESULTS = Path(__file__).parent / "results"
 TABLE = RESULTS / "architectures.csv"
@@ -318,7 +318,7 @@ def ours(network: nn.Module, example: torch.Tensor, note: Callable[..., None]) -
     note(left=100 * macs(small, side) / macs(network, side), possible=possible(network, example))
     if not found.groups:
         return
-    rehearsed = trials.rehearse(network.requires_grad_(False), torch.rand(example.shape), torch.Generator())
+    rehearsed = rehearsal.rehearse(network.requires_grad_(False), torch.rand(example.shape), torch.Generator())
     if rehearsed is None:
         raise UserError("no output is finite with any weights")
     network, image = rehearsed[:2]

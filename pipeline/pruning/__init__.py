@@ -8,5 +8,6 @@ finetune.py        the last training, and channels given back where the gate ref
 importance.py      what a channel is worth; iterations.py is the log, analysis.py what is written of a baseline
 
 Then which channels go together: coupling.py, by tracing.py and labels.py, with the sizes of splits by sizes.py and
-normalisations by norms.py; removal.py takes them out, and trials.py keeps whole what a removal would get wrong.
+normalisations by norms.py; removal.py takes them out, and trials.py keeps whole what a removal would
+get wrong (rehearsal.py and ways.py: what is tried).
 """

@@ -13,8 +13,9 @@ from topologies import Frame, Residual, conv
 from torch import Tensor, nn
 
 from pipeline.pruning.coupling import find_groups
+from pipeline.pruning.rehearsal import scramble
 from pipeline.pruning.removal import Coupling, remove
-from pipeline.pruning.trials import OTHER, UNSEEN, difference, scramble
+from pipeline.pruning.trials import OTHER, UNSEEN, difference
 
 
 class Halves(nn.Module):
