@@ -73,13 +73,13 @@ def results() -> str:
 
 def register() -> str:
     """Put each network's pruned one into MLflow's registry, the one of report.method; their names there, by line."""
-    from pipeline.tracking import runs
+    from pipeline.tracking import registry
 
     params = config.read()
     method = params.report.method
     folder = RESULTS / "finetune"
     return "\n".join(
-        f"registered: {runs.register(network, method, folder / network / method / 'network.pt')}"
+        f"registered: {registry.register(network, method, folder / network / method / 'network.pt')}"
         for network in params.run.networks
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline import config, records
 from pipeline.files import write_json
 from pipeline.schema import flat
-from pipeline.tracking import runs
+from pipeline.tracking import registry, runs
+from pipeline.tracking.run import note
 from stages.command import main
 from stages.common import RESULTS, network_of
 
@@ -40,13 +41,13 @@ def evaluate(params: config.Params, network: str) -> None:
                 sets[name][solution] = metrics.measure_set(net, images, settings.task)
         write_json(folder / "sets.json", sets)
         for name, row in summary.items():
-            note = runs.note(name if name in ("input", "baseline", "control") else "solution", network, name)
-            child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **note})
+            about = note(name if name in ("input", "baseline", "control") else "solution", network, name)
+            child = run.child(f"{network} {name}", {"level": "solution", "network": network, "method": name, **about})
             figures = {key: value for key, value in row.items() if not isinstance(value, dict)}
             figures |= {f"psnr_change_{other}": row[f"against_{other}"]["mean"] for other in ("baseline", "control")}
             pruned = name in methods
             file = paths[name] / "network.pt" if pruned else None
-            child.metrics(figures, 0, runs.model_of(run, f"{network}-{name}", file) if file else None, dataset)
+            child.metrics(figures, 0, registry.model_of(run, f"{network}-{name}", file) if file else None, dataset)
             if pruned:
                 child.params(flat(params.settings(name, network)) | {"rules": " + ".join(params.methods[name].rules)})
             child.end()

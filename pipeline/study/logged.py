@@ -14,15 +14,16 @@ from pipeline.study import results, sampler, worker
 from pipeline.study.definition import Study
 from pipeline.study.trial import CannotWinError, Outcome, Report, Values, measure
 from pipeline.tracking import runs
+from pipeline.tracking.run import Run, note
 
 
-def begin(study: Study, command: str) -> runs.Run:
+def begin(study: Study, command: str) -> Run:
     """The study's run, made or continued. command: what begins or continues the study."""
     note = f"Optuna study: {runs.GOAL}; {study.network}, method {study.method}. Its trials are the runs below it."
     return runs.study(study.name, {"mlflow.note.content": note, "reproduce": command})
 
 
-def finish(run: runs.Run, rows: list[dict[str, Any]], best: FrozenTrial | None, files: list[Path]) -> None:
+def finish(run: Run, rows: list[dict[str, Any]], best: FrozenTrial | None, files: list[Path]) -> None:
     """End the study's run with its figures. rows: its table; best: the winner, if one holds; files: its artifacts."""
     for path in files:
         run.artifact(path)
@@ -40,7 +41,7 @@ def work(study: Study, control: list[records.Point], scratch: Path) -> None:
 
     def run(number: int, values: Values, report: Report) -> Outcome:
         tags = {"level": "trial", "network": study.network, "method": study.method}
-        child = parent.child(f"trial {number}", tags | runs.note("trial", study.network, study.method))
+        child = parent.child(f"trial {number}", tags | note("trial", study.network, study.method))
         child.params(values)
         folder = scratch / f"search-{digest(study.name, opened.user_attrs['baseline'], values)}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,14 @@ from topologies import conv, unsettle
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pipeline import config, cost, networks
+from pipeline import config, cost, networks, stores
 from pipeline.errors import UserError
 from pipeline.networks import checkpoint
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.importance import group_states, reference_magnitudes
 from pipeline.pruning.prune import Setup
 from pipeline.pruning.removal import Coupling, kept_indices, remove
-from pipeline.tracking import runs
+from pipeline.tracking.run import Run
 from pipeline.training.loop import fit
 
 
@@ -371,9 +371,9 @@ def test_a_network_that_cant_be_pickled_isnt_logged_as_a_model_and_the_run_says_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: dict[str, str] = {}
-    monkeypatch.setattr(runs.Run, "tags", lambda self, tags: said.update(tags))
-    monkeypatch.setattr(runs.stores, "probe", lambda uri: None)  # there is no store
-    runs.Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd", Path("network.pt"))
+    monkeypatch.setattr(Run, "tags", lambda self, tags: said.update(tags))
+    monkeypatch.setattr(stores, "probe", lambda uri: None)  # there is no store
+    Run(None, "", "").model(parametrizations.weight_norm(conv(3, 3)), 3, "odd", Path("network.pt"))
     assert said["model"].startswith("not logged, since it can't be pickled: Serialization of parametrized modules")
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.networks import checkpoint
 from pipeline.report import page
-from pipeline.tracking.runs import readable
+from pipeline.tracking.run import readable
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from spoiled import WAYS, spoil
 from pipeline import stores
 from pipeline.errors import UserError
 from pipeline.pruning import iterations
-from pipeline.tracking import processes, runs, store
+from pipeline.tracking import processes, registry, runs, store
+from pipeline.tracking.run import readable
 
 
 @pytest.fixture
@@ -357,7 +358,7 @@ def test_a_chain_says_what_differs_from_the_committed_parameters(
     ("value", "shown"), [(53.509280742, 53.5093), (-0.0069565168, -0.006957), (1.5e12, 1.5e12), (0, 0), (1e-6, 1e-6)]
 )
 def test_figures_are_rounded_where_people_read_them(value: float, shown: float) -> None:
-    assert runs.readable(value) == shown
+    assert readable(value) == shown
 
 
 def iteration(number: int, verdict: str = "accepted") -> iterations.Iteration:
@@ -405,7 +406,7 @@ def test_a_moved_folder_goes_on_with_its_runs_and_models(
     with runs.stage("finetune", "edsr", "D") as run:
         run.artifact(old / "network.pt")
         assert run.model(torch.nn.Conv2d(3, 3, 1), 3, "edsr-D", old / "network.pt")
-    assert runs.register("edsr", "D", old / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
+    assert registry.register("edsr", "D", old / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
 
     old.rename(new)
     monkeypatch.chdir(new)
@@ -417,7 +418,7 @@ def test_a_moved_folder_goes_on_with_its_runs_and_models(
     database.close()
     client = MlflowClient(f"sqlite:///{new}/mlflow.db")
     assert [file.path for file in client.list_artifacts(runs_of(client)["finetune edsr D"].info.run_id)]
-    assert runs.register("edsr", "D", new / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
+    assert registry.register("edsr", "D", new / "network.pt") == "edsr version 1, method D: models:/edsr@pruned"
     with runs.stage("prune", "edsr", "D") as run:
         run.artifact(new / "network.pt")
     assert not old.exists()
@@ -441,7 +442,7 @@ def test_a_models_figures_sort_the_list_of_models(ready: MlflowClient, tmp_path:
     (tmp_path / "pipeline").mkdir()  # goes with a model
     with runs.stage("finetune", "edsr", "D") as run:
         model = run.model(torch.nn.Conv2d(3, 3, 1), 3, "edsr-D", tmp_path / "network.pt")
-        assert runs.model_of(run, "edsr-D", tmp_path / "network.pt") == model
+        assert registry.model_of(run, "edsr-D", tmp_path / "network.pt") == model
         run.metrics({"mac_percent": 53.5}, 3, model)
     assert [(one.key, one.value) for one in ready.get_logged_model(model).metrics] == [("mac_percent", 53.5)]
 
