@@ -58,7 +58,7 @@ def build(name: str, args: dict[str, Any], output: outputs.Output | None = None)
 
 
 def unfolded(name: str, args: dict[str, Any]) -> nn.Module:
-    """What `build` builds, as its factory gives it: kernels that are computed stay so. Published weights are of this."""
+    """What `build` builds as its factory gives it, with its computed kernels: published weights are of this."""
     factory = _factory(name)
     _check_arguments(name, factory, args)
     if name in _INPUT_CHANNELS:

@@ -25,7 +25,7 @@ from pipeline.networks.rebuilt import aside
 
 METHODS = ("switch_to_deploy", "reparameterize", "rep_params")
 SAME = 1e-9  # of the largest output, in float64
-CHANNELS, SIDES = (3, 1, 4), (32, 48, 120, 126, 128)  # of the input: the first that the network takes
+CHANNELS, SIDES = (3, 1, 4), (16, 48, 64, 120, 126, 128)  # of the input: the first that the network takes
 
 
 def fold(network: nn.Module) -> tuple[int, list[str]]:
@@ -70,8 +70,9 @@ def _chosen(network: nn.Module, names: list[str]) -> tuple[list[str], list[str]]
             if found is None:
                 return [], names
             image, expected = found
-            if _tried(duplicate(shaken), names, image, expected) is not None:
-                return names, []
+            together = _tried(duplicate(shaken), names, image, expected)
+            if together is not None:
+                return (names if together else []), []
             chosen: list[str] = []
             left: list[str] = []
             for name in names:

@@ -103,6 +103,13 @@ class Wrong(Deployed):
         super().merge()
 
 
+class Flagged(Branches):
+    """A method that changes no layer."""
+
+    def switch_to_deploy(self) -> None:
+        self.deployed = True
+
+
 class Sampling(Branches):
     """As in a variational autoencoder."""
 
@@ -250,10 +257,14 @@ def test_a_block_whose_method_makes_another_one_of_it_stays_and_is_named(
     )
 
 
-def test_a_method_of_the_same_name_that_takes_arguments_is_not_called(capsys: pytest.CaptureFixture[str]) -> None:
-    network = nn.Sequential(Sampling(3, 3), conv(3, 3))
-    fold("sampling", network)
+@pytest.mark.parametrize("kind", [Sampling, Flagged])
+def test_a_method_that_takes_arguments_or_makes_nothing_plain_is_not_called(
+    kind: type[nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(kind(3, 3), conv(3, 3))
+    fold("another thing", network)
     assert not hasattr(network[0], "plain")
+    assert not hasattr(network[0], "deployed")
     assert not capsys.readouterr().err
 
 
