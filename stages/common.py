@@ -31,13 +31,13 @@ def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
     from pipeline.networks.pretrained import check_output, load_weights
     from pipeline.training.setup import example
 
-    recipe = params.train[network]
+    recipe, section = params.train[network], params.networks[network]
     try:
-        if recipe.checkpoint == params.networks[network].file:  # `net` has them
+        if recipe.checkpoint == section.file:  # `net` has them
             how = "recognised by spandrel"
         else:
-            how = load_weights(Path(recipe.checkpoint), net, params.networks[network].factory)
-        check_output(net, example(params.networks[network], recipe), recipe.checkpoint)
+            how = load_weights(Path(recipe.checkpoint), net, section.factory, section.args)
+        check_output(net, example(section, recipe), recipe.checkpoint)
         return how
     except UserError as error:
         raise UserError(f"train.{network}.checkpoint: {error}") from None

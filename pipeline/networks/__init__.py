@@ -2,7 +2,8 @@
 
 edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
 what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes, outputs.py
-chooses one of the tensors that a forward returns, folded.py makes kernels under weight norm plain.
+chooses one of the tensors that a forward returns, folded.py makes computed kernels plain, branches.py blocks of several
+branches.
 
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """
@@ -47,11 +48,22 @@ def build(name: str, args: dict[str, Any], output: outputs.Output | None = None)
     fails, or returns anything but a torch module. A factory is code that runs: never take its name from a file that
     is not trusted.
     """
+    network = unfolded(name, args)
+    if name not in _INPUT_CHANNELS:
+        from pipeline.networks.folded import estimate, fold
+
+        estimate(network)
+        fold(name, network)
+    return outputs.choose(network, output)
+
+
+def unfolded(name: str, args: dict[str, Any]) -> nn.Module:
+    """What `build` builds as its factory gives it, with its computed kernels: published weights are of this."""
     factory = _factory(name)
     _check_arguments(name, factory, args)
     if name in _INPUT_CHANNELS:
         affordable(name, args)
-        return outputs.choose(factory(**args), output)
+        return factory(**args)
     with explained(f"network factory '{name}' failed"):
         network = factory(**args)
     from torch import nn
@@ -71,10 +83,7 @@ def build(name: str, args: dict[str, Any], output: outputs.Output | None = None)
                     f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
                     "all must be on the CPU"
                 )
-    from pipeline.networks.folded import fold
-
-    fold(name, network)
-    return outputs.choose(network, output)
+    return network
 
 
 def affordable(name: str, args: dict[str, Any]) -> None:

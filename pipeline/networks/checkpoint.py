@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
-from pipeline.networks import build, duplicate, input_channels, outputs
+from pipeline.networks import duplicate, input_channels, outputs, unfolded
 from pipeline.networks.folded import fold, folded
 from pipeline.networks.sizes import sizes, write
 
@@ -81,8 +81,7 @@ def save(
     example = torch.zeros(1, input_channels(name), 48, 48) if example is None else example
     try:
         with rebuilt.aside(network):
-            loaded = _built(plain)
-            _fill(loaded, plain)
+            loaded = _filled(_whole(plain), plain)
         rebuilt.same(network, loaded, example)
     except UserError as error:
         raise UserError(f"{path} isn't written: {error}") from error
@@ -112,12 +111,10 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        if isinstance(name, nn.Module):
-            network = outputs.choose(_plain_copy(name), content.get("output"))
-        else:
-            network = _built(content)
+        given = name if isinstance(name, nn.Module) else None
+        network = _whole(content, given)
         with _remedied(path):
-            _fill(network, content)
+            network = _filled(network, content, given)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if content.get("trace") is not None:
@@ -160,22 +157,40 @@ def _remedied(path: Path) -> Iterator[None]:
         raise UserError(f"{error}; {again(path)}") from error
 
 
-def _built(content: dict[str, Any]) -> nn.Module:
-    """The whole network of a file's contents, as it is built; the random states are left as they were."""
+def _whole(content: dict[str, Any], given: nn.Module | None = None, plain: bool = True) -> nn.Module:
+    """The network of a file's contents before anything was removed: a copy of the one given on the CPU, or built.
+
+    plain: computed kernels are folded. The random states are left as they were.
+    """
     with torch.random.fork_rng(devices=[]):
-        return build(content["name"], content["args"], content.get("output"))
+        network = unfolded(content["name"], content["args"]) if given is None else duplicate(given).cpu()
+        if plain:
+            fold(_name(content, given), network)
+        return outputs.choose(network, content.get("output"))
 
 
-def _plain_copy(network: nn.Module) -> nn.Module:
-    """A copy on the CPU, as `build` would give it."""
-    copied = duplicate(network).cpu()
-    fold(type(network).__name__, copied)
-    return copied
+def _name(content: dict[str, Any], given: nn.Module | None) -> str:
+    return content["name"] if given is None else type(given).__name__
 
 
-def _fill(network: nn.Module, content: dict[str, Any]) -> None:
-    """Cut a whole network to a file's contents and put its tensors in; it is in eval mode then."""
+def _filled(network: nn.Module, content: dict[str, Any], given: nn.Module | None = None) -> nn.Module:
+    """The whole network cut to a file's contents, with its tensors, in eval mode.
+
+    Contents of a network whose kernels were computed when it was saved are filled into such a one, which is folded.
+    """
     state = folded(content["state_dict"], network.state_dict())
+    if state.keys() - network.state_dict().keys():
+        computed = _whole(content, given, plain=False)
+        if computed.state_dict().keys() == content["state_dict"].keys():
+            _fill(computed, content, content["state_dict"])
+            fold(_name(content, given), computed)
+            return computed.eval()
+    _fill(network, content, state)
+    return network
+
+
+def _fill(network: nn.Module, content: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Cut a whole network to a file's contents and put tensors in; it is in eval mode then."""
     resize(network, content["kept"])
     _check_state(network, state)
     try:

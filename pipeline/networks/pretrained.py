@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError, joined
 from pipeline.files import load_tensors
-from pipeline.networks import checkpoint, rebuilt
+from pipeline.networks import checkpoint, rebuilt, unfolded
 from pipeline.networks.edsr import RGB_MEAN
-from pipeline.networks.folded import folded
+from pipeline.networks.folded import fold, folded
 
 HOLDERS = (  # averaged weights come first
     "params_ema", "model_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model", "net", "net_g",
@@ -54,10 +54,12 @@ class _Layout:
     aside: frozenset[str] = frozenset()  # what else the file may hold, without a tensor of ours for it
 
 
-def load_weights(path: Path, network: nn.Module, factory: str) -> str:
+def load_weights(path: Path, network: nn.Module, factory: str, args: dict[str, Any] | None = None) -> str:
     """Put a file's weights into `network`, in place and in its precision; returns how the file was read, for the log.
 
     factory: the network's name in pipeline.networks; only its own keys are known for a package.module:function.
+    args: the factory's. With them, a file may also hold the network as the factory gives it, before its computed
+    kernels are folded: published weights do.
     Weights for images in 0..255 are rescaled for 0..1, so that the outputs are the published ones over 255.
 
     Raises UserError for a file that is missing, damaged, holds more than plain tensors or a pruned network, and for one
@@ -65,6 +67,12 @@ def load_weights(path: Path, network: nn.Module, factory: str) -> str:
     """
     expected = {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     state = _read(path, factory, expected)
+    computed = None if args is None else _computed(path, factory, args, expected.keys(), state.keys())
+    if computed is not None:
+        told = load_weights(path, computed, factory)
+        fold(factory, computed)
+        network.load_state_dict(computed.state_dict())
+        return f"{told}, folded"
     layouts = _layouts(factory, expected, state)
     layout = max(layouts, key=lambda known: len(state.keys() & set(known.keys.values())))  # the first of equals
     known = ", ".join(f"{one.name} (… {next(reversed(one.keys.values()), 'none')})" for one in layouts)
@@ -145,6 +153,22 @@ def _read(path: Path, factory: str, expected: dict[str, Tensor]) -> dict[str, Te
         return folded(unwrapped(found, expected), expected)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _computed(path: Path, factory: str, args: dict[str, Any], names: Set[str], found: Set[str]) -> nn.Module | None:
+    """The network before its computed kernels are folded, where a file's names are rather of that one.
+
+    names, found: the folded network's, and the file's as they were read for it.
+    """
+    if ":" not in factory or names <= found:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        network = unfolded(factory, args)
+    theirs = network.state_dict().keys()
+    if theirs == names:
+        return None
+    state = unwrapped(_held(path, load_tensors(path)), theirs)
+    return network if len(state.keys() & theirs) > len(names & found) else None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -338,7 +338,7 @@ def _built(
         if factory is None:
             return recognise(Path(network))
         net = networks.build(factory, args or {})
-        load_weights(Path(network), net, factory)
+        load_weights(Path(network), net, factory, args or {})
         return net, factory, args or {}
     if not isinstance(network, nn.Module):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__

@@ -208,8 +208,8 @@ def test_loading_needs_no_pruner(tmp_path: Path) -> None:
         "print(sorted(name for name in sys.modules if name.startswith('pipeline.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = ["errors", "files", "networks", "networks.checkpoint", "networks.edsr", "networks.folded"]
-    modules += ["networks.outputs", "networks.rebuilt", "networks.sizes", "pruning"]  # pruning: None
+    modules = ["errors", "files", "networks", "networks.branches", "networks.checkpoint", "networks.edsr"]
+    modules += ["networks.folded", "networks.outputs", "networks.rebuilt", "networks.sizes", "pruning"]  # pruning: None
     assert done.stdout.strip() == str([f"pipeline.{module}" for module in modules])
 
 

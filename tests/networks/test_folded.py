@@ -11,7 +11,7 @@ from topologies import conv
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from pipeline.networks import build, checkpoint
+from pipeline.networks import build, checkpoint, duplicate
 from pipeline.networks.folded import fold, folded
 from pipeline.networks.pretrained import load_weights
 from pipeline.pruning.coupling import find_groups
@@ -58,6 +58,14 @@ def test_a_network_with_weight_norm_is_built_plain_loaded_from_its_file_pruned_a
         assert torch.equal(checkpoint.load(tmp_path / "small.pt", name)[0](IMAGE), small(IMAGE))
 
 
+def test_a_copy_that_is_folded_leaves_the_network_that_was_given_as_it_is() -> None:
+    given = spelled(parametrizations.weight_norm)
+    expected, copied = given(IMAGE), duplicate(given)
+    fold("copied", copied)
+    assert torch.equal(copied(IMAGE), expected)
+    assert torch.equal(given(IMAGE), expected)
+
+
 def test_a_length_of_3_and_a_direction_of_norm_5_make_a_kernel() -> None:
     state = {"a.weight_g": torch.tensor([[3.0]]), "a.weight_v": torch.tensor([[3.0, 4.0]]), "b_g": torch.ones(1)}
     assert folded(state, {"a.weight", "b"})["a.weight"].tolist() == [[pytest.approx(1.8), pytest.approx(2.4)]]
@@ -76,8 +84,3 @@ def test_a_kernel_that_is_not_trained_stays_so(wrap: Callable) -> None:
     fold("frozen", network)
     assert len(network.state_dict()) == 5
     assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_spectral_norm_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topologies.spelled", lambda: spelled(parametrizations.spectral_norm), raising=False)
-    assert any("parametrizations" in key for key in build("topologies:spelled", {}).state_dict())
