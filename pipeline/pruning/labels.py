@@ -218,3 +218,16 @@ def describe(node: Node) -> str:
     path, kind = modules[-1] if modules else ("", "")
     kind = (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
     return f"{operation(node)} in {path or 'the forward of'}{f' ({kind})' if path else ' ' + kind}"
+
+
+def unknown(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """Freeze what goes in and what comes out. One label covers all that comes out."""
+    reason = f"the operation {describe(node)}, through which channels can't be followed"
+    outputs = trace.new(1)
+    for source in node.all_input_nodes:
+        value = trace.values.get(source)
+        for labels in value if isinstance(value, list) else [trace.get(source)]:
+            trace.freeze(labels, reason)
+            trace.carriers.append(("", labels, outputs))
+    trace.freeze(outputs, reason)
+    return outputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import config, cost, records
 from pipeline.networks import checkpoint
-from pipeline.pruning import analysis, tracing
+from pipeline.pruning import analysis, operations, tracing
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.norms import Statistics, over_kept
 from pipeline.pruning.removal import Coupling, kept_indices, masked, narrow, remove
@@ -232,7 +232,7 @@ def test_a_norm_whose_forward_does_more_than_leave_channels_out_stays_whole(way:
 @pytest.mark.parametrize("operation", ["flip", "roll"])
 def test_a_wrong_label_does_not_pass_as_a_norm_that_shrinks(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The channels arrive at the norm in another order than their labels say."""
-    monkeypatch.setitem(tracing.HANDLERS, operation, tracing.passes)
+    monkeypatch.setitem(operations.HANDLERS, operation, operations.passes)
     turn = {"flip": lambda x: x.flip(1), "roll": lambda x: x.roll(1, 1)}[operation]
     coupling = find_groups(Frame(6, nn.Sequential(Written(turn), LayerNorm2d(6))).eval(), EXAMPLE, norms=True)
     assert coupling.groups == ()
