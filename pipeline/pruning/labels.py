@@ -46,6 +46,7 @@ class Labels:
         # place -> (the labels that it counts, all of the dimension, operation)
         self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}
         self.shaped: list[tuple[Place, np.ndarray, Node]] = []  # (place, labels [its number, ...], reshape)
+        self.dealt: list[np.ndarray] = []  # [part, place in it]: channels that a transpose deals out in turn
 
     def new(self, *shape: int) -> np.ndarray:
         """Fresh labels, int64 array of this shape."""
@@ -116,6 +117,15 @@ class Labels:
                 self.unite(rows, rows[:, :1])
                 self.size(place, rows[:, 0], rows[:, 0], node)
             waiting = [entry for entry in waiting if not any(entry is done for done in ready)]
+
+    def deal(self) -> None:
+        """Let channels at one place of all parts go together where a view and a transpose shuffle them.
+
+        Only where nothing else ties them: the number of parts is fixed, so one alone couldn't go.
+        """
+        for parts in self.dealt:
+            if len({self.root(int(label)) for label in parts.flat}) == parts.size:
+                self.unite(parts, parts[:1])
 
     def get(self, node: Node) -> np.ndarray:
         """Labels of a tensor, with the tensor's rank."""

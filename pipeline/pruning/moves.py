@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from pipeline.pruning.labels import Labels, Place, describe, operation, shape_of, unknown
@@ -102,6 +103,25 @@ def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     return result
 
 
+def picks(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """index and index_select: places along H and W, the same for all channels.
+
+    Places of channels are numbers that a removal doesn't change: those of a list or a buffer would be of others then.
+    """
+    labels = trace.get(args["self"])
+    indices = args["indices"] if "indices" in args else [None] * (args["dim"] % labels.ndim) + [args["index"]]
+    given = {d: index for d, index in enumerate(indices) if index is not None}
+    if any(labels.shape[d] > 1 for d in given):
+        return unknown(trace, node, args)
+    for index in given.values():
+        stored = index in trace.owned or index in trace.constants
+        if index.meta["val"].dtype in (torch.bool, torch.uint8) or (not stored and trace.get(index).size > 1):
+            return unknown(trace, node, args)
+    # numpy puts the dimensions of an index where torch puts them
+    ones = {d: np.zeros((1,) * len(shape_of(index)), int) for d, index in given.items()}
+    return labels[tuple(ones.get(d, slice(None)) for d in range(len(indices)))]
+
+
 def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """view, flatten, squeeze ...: exact, by giving every element its label and seeing where they vary."""
     source = args["self"] if "self" in args else args["input"]
@@ -125,8 +145,13 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 def permutes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     labels = trace.get(args["self"])
     if operation(node) == "transpose":
-        return np.swapaxes(labels, args["dim0"], args["dim1"])
-    return np.transpose(labels, args["dims"])
+        made = np.swapaxes(labels, args["dim0"], args["dim1"])
+    else:
+        made = np.transpose(labels, args["dims"])
+    before, after = (part.reshape([size for size in part.shape if size > 1]) for part in (labels, made))
+    if before.ndim == 2 and np.array_equal(after, before.T):
+        trace.dealt.append(before)
+    return made
 
 
 def expands(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -154,12 +179,15 @@ def repeats(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 
 
 def tiles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
-    """repeat: all channels many times, one after the other; of a map, one label covers its copies."""
+    """repeat and tile: all channels many times, one after the other; of a map, one label covers its copies."""
     labels = trace.get(args["self"])
     if labels.size == 1:
         return unknown(trace, node, args)  # as in expands
-    labels = labels.reshape((1,) * (len(args["repeats"]) - labels.ndim) + labels.shape)
-    return np.tile(labels, [n if size > 1 else 1 for n, size in zip(args["repeats"], labels.shape, strict=True)])
+    rank = len(shape_of(node))
+    times = args["repeats"] if "repeats" in args else args["dims"]
+    times = [1] * (rank - len(times)) + list(times)  # tile may leave the first dimensions out
+    labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+    return np.tile(labels, [n if size > 1 else 1 for n, size in zip(times, labels.shape, strict=True)])
 
 
 def unfolds(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -195,6 +223,13 @@ def shuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     rows = trace.along(args["self"], 1).reshape(-1, args["upscale_factor"] ** 2)
     trace.unite(rows, rows[:, :1])
     return rows[:, 0].reshape(1, -1, 1, 1)
+
+
+def deals(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """channel_shuffle: a channel of each of so many parts in turn. Those at one place of all parts go together."""
+    parts = trace.along(args["self"], 1).reshape(args["groups"], -1)
+    trace.unite(parts, parts[:1])
+    return parts.T.reshape([-1 if d == 1 else 1 for d in range(len(shape_of(node)))])
 
 
 def unshuffles(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:

@@ -19,12 +19,14 @@ from torch.fx import Node
 from pipeline.pruning.labels import Labels, Value, describe, layer_of, operation, role_of, shape_of, unknown
 from pipeline.pruning.moves import (
     concatenates,
+    deals,
     divides,
     expands,
     flips,
     folds,
     pads,
     permutes,
+    picks,
     repeats,
     reshapes,
     rolls,
@@ -180,31 +182,97 @@ def softmax(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 
 
 def multiplies(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
-    """Products of matrices [..., I, K] and [..., K, J], as in attention.
-
-    A sum over K that are channels mixes them, unless another dimension tells heads: a head goes as a whole, with its
-    queries, keys and values. Rows or columns that are channels keep their labels.
-    """
-    sources = [args["self"], args.get("other", args.get("mat2"))]
-    rank = len(shape_of(node))
+    """Products of matrices [..., I, K] and [..., K, J], as in attention."""
+    sources = [args["self"], args["other"] if "other" in args else args["mat2"]]
     if any(len(shape_of(source)) < 2 for source in sources):
         return unknown(trace, node, args)
-    sizes = [(1,) * (rank - len(shape_of(source))) + shape_of(source) for source in sources]
-    parts = [trace.get(source) for source in sources]
-    parts = [part.reshape((1,) * (rank - part.ndim) + part.shape) for part in parts]
-    heads = [d for d in range(rank - 2) if any(part.shape[d] > 1 for part in parts) and all(s[d] > 1 for s in sizes)]
-    inside = [d for d in range(rank) if d not in heads]
-    if heads:  # each element is of a row's and of a column's channel, and both are of its head
-        parts = [united(trace, part, inside) for part in parts]
-    left, right = united(trace, parts[0], [rank - 1]), united(trace, parts[1], [rank - 2])
-    if left.shape[-1] > 1 or right.shape[-2] > 1 or (not heads and min(left.size, right.size) > 1):
+    batch = "".join(chr(ord("a") + d) for d in range(len(shape_of(node)) - 2))
+    left, right = (f"{batch[len(batch) + 2 - len(shape_of(source)) :]}" for source in sources)
+    return product(trace, node, sources, [f"{left}IK", f"{right}KJ"], f"{batch}IJ")
+
+
+def einsum(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """A product of two tensors, its equation written in full."""
+    inputs, _, made = args["equation"].replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2 or not "".join([*terms, made]).isalpha() or any(len(set(term)) < len(term) for term in terms):
         return unknown(trace, node, args)
+    return product(trace, node, args["tensors"], terms, made)
+
+
+def product(trace: Labels, node: Node, sources: Sequence[Node], terms: Sequence[str], made: str) -> np.ndarray:
+    """A product of two tensors, summed over the letters that its result doesn't have.
+
+    terms, made: a letter for each dimension, as in the equation of an einsum. A sum over channels mixes them, unless
+    another dimension of both tensors tells heads: a head goes as a whole, with its queries, keys and values. Rows or
+    columns that are channels keep their labels.
+    """
+    letters = made + "".join(dict.fromkeys(letter for letter in "".join(terms) if letter not in made))
+
+    def spread(values: np.ndarray, term: str) -> np.ndarray:
+        """Labels with a dimension for every letter."""
+        places = sorted(range(len(term)), key=lambda place: letters.index(term[place]))
+        return np.transpose(values, places).reshape([
+            values.shape[term.index(letter)] if letter in term else 1 for letter in letters
+        ])  # fmt: skip
+
+    parts = [spread(trace.get(source), term) for source, term in zip(sources, terms, strict=True)]
+    sizes = [dict(zip(term, shape_of(source), strict=True)) for source, term in zip(sources, terms, strict=True)]
+    heads = [
+        d
+        for d, letter in enumerate(made)
+        if any(part.shape[d] > 1 for part in parts) and all(size.get(letter, 1) > 1 for size in sizes)
+    ]
+    summed = range(len(made), len(letters))
+    if heads:  # each element is of a row's and of a column's channel, and both are of its head
+        parts = [united(trace, part, [d for d in range(len(letters)) if d not in heads]) for part in parts]
+    left, right = (united(trace, part, summed) for part in parts)
+    if any(part.shape[d] > 1 for part in (left, right) for d in summed):
+        return unknown(trace, node, {})
+    if not heads and min(left.size, right.size) > 1:
+        return unknown(trace, node, {})
     if heads or max(left.size, right.size) == 1:
         trace.unite(left, right)
-        return np.broadcast_to(left, np.broadcast_shapes(left.shape, right.shape))
-    channels, other = (left, right) if left.size > 1 else (right, left)
-    trace.freeze(other)  # a map over H and W, the same for all channels: it can't go
-    return channels
+        channels = np.broadcast_to(left, np.broadcast_shapes(left.shape, right.shape))
+    else:
+        channels, other = (left, right) if left.size > 1 else (right, left)
+        trace.freeze(other)  # a map over H and W, the same for all channels: it can't go
+    return channels.reshape(channels.shape[: len(made)])
+
+
+def attends(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+    """scaled_dot_product_attention: a product of queries and keys, a softmax, and a product with the values.
+
+    Its scale is by the channels of a head, so heads go as a whole; without heads only the values' channels can go.
+    """
+    sources = [args["query"], args["key"], args["value"]]
+    rank = len(shape_of(node))
+    if any(len(shape_of(source)) != rank for source in sources) or args["enable_gqa"]:
+        return unknown(trace, node, args)
+    queries, keys, values = (trace.get(source) for source in sources)
+    heads = [
+        d
+        for d in range(rank - 2)
+        if max(part.shape[d] for part in (queries, keys, values)) > 1
+        and min(shape_of(source)[d] for source in sources) > 1
+    ]
+    if args["attn_mask"] is not None:
+        mask = (1,) * (rank - len(shape_of(args["attn_mask"]))) + shape_of(args["attn_mask"])
+        if any(mask[d] > 1 for d in heads):
+            return unknown(trace, node, args)
+        trace.freeze(trace.get(args["attn_mask"]), f"the mask of {describe(node)}")
+    if not heads:
+        if any(size > 1 for size in values.shape[:-1]):
+            return unknown(trace, node, args)
+        for part in (queries, keys):
+            trace.freeze(part, f"the attention {describe(node)}, which adds channels up")
+        return values
+    queries, keys, values = (
+        united(trace, part, [d for d in range(rank) if d not in heads]) for part in (queries, keys, values)
+    )
+    trace.unite(queries, keys)
+    trace.unite(queries, values)
+    return np.broadcast_to(queries, np.broadcast_shapes(queries.shape, keys.shape, values.shape))
 
 
 def retypes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -239,10 +307,14 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["split", "split_with_sizes"], splits),
     **dict.fromkeys(["softmax", "log_softmax"], softmax),
     **dict.fromkeys(["matmul", "bmm"], multiplies),
+    "einsum": einsum,
+    "scaled_dot_product_attention": attends,
     "linear": linear,
     "expand": expands,
     "repeat_interleave": repeats,
-    "repeat": tiles,
+    **dict.fromkeys(["repeat", "tile"], tiles),
+    **dict.fromkeys(["index", "index_select"], picks),
+    "channel_shuffle": deals,
     "im2col": unfolds,
     "col2im": folds,
     "cat": concatenates,

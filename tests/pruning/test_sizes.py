@@ -210,10 +210,11 @@ def test_branches_that_a_softmax_weighs_and_a_product_over_pixels_cost_no_channe
     [
         lambda y: y.repeat_interleave(2, 1)[:, ::2] * y,
         lambda y: y + y.repeat(1, 2, 1, 1).chunk(2, 1)[1],
+        lambda y: y + nn.functional.avg_pool2d(y.tile(2, 2, 2).chunk(2, 1)[1], 2),
         lambda y: y + y.mean((2, 3), keepdim=True).expand_as(y),
         lambda y: nn.functional.fold(nn.functional.unfold(y, 3, padding=1), y.shape[2:], 3, padding=1),
     ],
-    ids=["repeat_interleave", "repeat", "expand_as", "im2col"],
+    ids=["repeat_interleave", "repeat", "tile", "expand_as", "im2col"],
 )
 def test_repeated_channels_and_patches_go_with_their_channel(way: Callable) -> None:
     class Way(nn.Module):
