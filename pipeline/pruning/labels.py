@@ -18,6 +18,7 @@ from torch.fx import Node
 
 Value = np.ndarray | list[np.ndarray]
 Place = tuple[str, int]  # (attribute, number in it), such as ("block.widths", 1); 0 where it holds a single number
+Size = tuple[tuple[Place, int], ...]  # a sum: attributes and their numbers, below 0 where one is taken away
 
 
 class Labels:
@@ -46,6 +47,7 @@ class Labels:
         # place -> (the labels that it counts, all of the dimension, operation)
         self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}
         self.shaped: list[tuple[Place, np.ndarray, Node]] = []  # (place, labels [its number, ...], reshape)
+        self.summed: list[tuple[Place, np.ndarray, np.ndarray, Node]] = []  # what `size` takes, of a sum's attributes
         self.dealt: list[np.ndarray] = []  # [part, place in it]: channels that a transpose deals out in turn
 
     def new(self, *shape: int) -> np.ndarray:
@@ -117,6 +119,13 @@ class Labels:
                 self.unite(rows, rows[:, :1])
                 self.size(place, rows[:, 0], rows[:, 0], node)
             waiting = [entry for entry in waiting if not any(entry is done for done in ready)]
+
+    def add_up(self) -> None:
+        """Let the attributes of sums count their parts, but for those that count channels by themselves too."""
+        alone = set(self.sized)
+        for place, part, whole, node in self.summed:
+            if place not in alone:
+                self.size(place, part, whole, node)
 
     def deal(self) -> None:
         """Let channels at one place of all parts go together where a view and a transpose shuffle them.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from pipeline.pruning.labels import Labels, Place, describe, operation, shape_of, unknown
+from pipeline.pruning.labels import Labels, Size, describe, operation, shape_of, unknown
 from pipeline.pruning.sizes import noted
 
 
@@ -67,17 +67,31 @@ def splits(trace: Labels, node: Node, args: dict[str, Any]) -> list[np.ndarray]:
     if labels.shape[dim] == 1:
         return [labels] * len(sizes)
     trace.suspect(labels, node)
-    parts = np.split(labels, np.cumsum(sizes)[:-1], axis=dim)
-    given = noted(node)
-    for number, part in enumerate(parts):
-        counts(trace, node, given.get(number, given.get(None)), part, labels)
-    return parts
+    ends, given = np.cumsum(sizes), noted(node)
+    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        counts(trace, node, given.get(number, given.get(None)), slice(end - size, end), labels)
+    return np.split(labels, ends[:-1], axis=dim)
 
 
-def counts(trace: Labels, node: Node, given: tuple[Place, int] | None, part: np.ndarray, labels: np.ndarray) -> None:
-    """Note an attribute that gives the size of a part of the channels, unless they lie in several dimensions."""
-    if given and part.size == given[1] and labels.size == max(labels.shape):
-        trace.size(given[0], part.reshape(-1), labels.reshape(-1), node)
+def counts(trace: Labels, node: Node, given: Size | None, place: slice, labels: np.ndarray) -> None:
+    """Note the attributes that give the size of a part of the channels, unless these lie in several dimensions.
+
+    Those of a sum count one after the other. Of a difference the first counts all channels, the second the other part.
+    """
+    if not given or labels.size != max(labels.shape):
+        return
+    whole = labels.reshape(-1)
+    part, numbers = whole[place], [abs(number) for _, number in given]
+    if len({number > 0 for _, number in given}) == 1 and part.size == sum(numbers):
+        parts = np.split(part, np.cumsum(numbers)[:-1])
+    elif len(given) == 2 and given[0][1] == whole.size and part.size == whole.size + given[1][1]:
+        parts = [whole, np.delete(whole, place)]
+    else:
+        return
+    if len(given) == 1 and given[0][1] > 0:
+        trace.size(given[0][0], part, whole, node)
+    else:
+        trace.summed += [(name, counted, whole, node) for (name, _), counted in zip(given, parts, strict=True)]
 
 
 def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -97,9 +111,12 @@ def selects(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     if labels.shape[dim] > 1 and result.size < labels.size:
         trace.suspect(labels, node)
         for key, given in noted(node).items():  # a bound counts the channels before it, the length of narrow its own
-            before = np.moveaxis(labels, dim, 0)[: given[1]]
+            bound = sum(number for _, number in given)
+            place = slice(bound) if bound >= 0 else slice(bound, None)  # below 0, those behind it
+            if key == "length" and isinstance(chosen, slice):
+                place = chosen
             if key in ((dim, "start"), (dim, "end"), "start", "length") and operation(node) != "select":
-                counts(trace, node, given, result if key == "length" else before, labels)
+                counts(trace, node, given, place, labels)
     return result
 
 
@@ -136,8 +153,9 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
         if (result == first).all():
             result = first
     before = args["dim"] % labels.ndim if operation(node) == "unflatten" else 0
-    for number, (place, size) in noted(node).items():
-        if size > 1 and result.shape[before + number] == size:
+    for number, given in noted(node).items():
+        place, size = given[0]
+        if len(given) == 1 and size > 1 and result.shape[before + number] == size:
             trace.shaped.append((place, np.moveaxis(result, before + number, 0).reshape(size, -1), node))
     return result
 

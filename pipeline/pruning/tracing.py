@@ -76,6 +76,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
         elif node.op == "call_function":
             result.values[node] = step(result, node)
     result.shape()
+    result.add_up()
     result.deal()
     for (tensor, _), (labels, _) in result.sites.items():
         if tensor in result.direct:
