@@ -239,9 +239,9 @@ def describe(node: Node) -> str:
     return f"{operation(node)} in {path or 'the forward of'}{f' ({kind})' if path else ' ' + kind}"
 
 
-def unknown(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
+def unknown(trace: Labels, node: Node, args: dict[str, Any], hint: str = "") -> np.ndarray:
     """Freeze what goes in and what comes out. One label covers all that comes out."""
-    reason = f"the operation {describe(node)}, through which channels can't be followed"
+    reason = f"the operation {describe(node)}, through which channels can't be followed{hint}"
     outputs = trace.new(1)
     for source in node.all_input_nodes:
         value = trace.values.get(source)

@@ -154,8 +154,8 @@ def reduces(trace: Labels, node: Node, args: dict[str, Any]) -> Value:
     labels = united(trace, labels, dims)
     if any(labels.shape[d] > 1 for d in dims):
         taken = takes(trace, node, labels, dims)
-        if taken is None:
-            return unknown(trace, node, args)
+        if isinstance(taken, str):
+            return unknown(trace, node, args, taken)
         labels = taken
     labels = labels if args.get("keepdim") else labels.squeeze(dims)
     return [labels, labels] if operation(node) == "var_mean" else labels
