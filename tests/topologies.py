@@ -222,6 +222,68 @@ class Resized(nn.Module):
         return x + F.dropout(self.leave(y), 0.5, self.training)
 
 
+class Attention(nn.Module):
+    """Between channels, in heads (Restormer; Zamir et al., CVPR 2022), or between pixels, in one of three forms."""
+
+    def __init__(self, width: int, form: str, mask: bool = False) -> None:
+        super().__init__()
+        self.heads, self.form, self.mask = 3, form, mask
+        self.qkv, self.project = conv(width, 36, 1), conv(12, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = (part.reshape(b, self.heads, -1, h * w) for part in self.qkv(x).chunk(3, 1))
+        if self.form == "matmul":
+            made = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        elif self.form == "einsum":
+            made = torch.einsum("bhij,bhjn->bhin", torch.einsum("bhin,bhjn->bhij", q, k).softmax(-1), v)
+        else:
+            q, k, v = (part.transpose(-2, -1) for part in (q, k, v))
+            before = torch.ones(h * w, h * w, dtype=torch.bool).tril() if self.mask else None
+            made = F.scaled_dot_product_attention(q, k, v, before).transpose(-2, -1)
+        return x + self.project(made.reshape(b, -1, h, w))
+
+
+class Scaled(nn.Module):
+    """Channels scaled by an einsum: with a parameter, then with the channels' own means."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw, nc -> nchw", torch.einsum("nchw,c->nchw", x, self.scale), x.mean((2, 3)))
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet's exchange between three conv groups (Zhang et al., CVPR 2018): by torch's operation or by a view."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "operation":
+            return F.channel_shuffle(x, 3)
+        n, c, h, w = x.shape
+        parts = x.view(n, 3, c // 3, h, w)
+        return (parts.transpose(1, 2) if self.form == "transpose" else parts.permute(0, 2, 1, 3, 4)).reshape(n, c, h, w)
+
+
+class Picked(nn.Module):
+    """Pixels in another order, by a list, by places computed for H and W, and by a buffer along one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([1, 0, 3, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(x.shape[2] - 1, -1, -1, device=x.device)
+        turned = x.index_select(3, torch.arange(x.shape[3], device=x.device).flip(0))[:, :, rows]
+        corner = x[:, :, [[0, 1], [1, 0]], [0, 1]] + x[:, :, self.order][:, :, :2, :2]
+        return x + turned + F.interpolate(corner, size=x.shape[2:])
+
+
 class Frame(nn.Module):
     """First convolution, one part, last convolution."""
 

@@ -7,7 +7,7 @@ gate.py            the verdict: what quality an iteration and the final network 
 finetune.py        the last training, and channels given back where the gate refuses its result
 importance.py      what a channel is worth; iterations.py is the log, analysis.py what is written of a baseline
 
-Then which channels go together: coupling.py, by tracing.py and labels.py, with the sizes of splits by sizes.py and
-normalisations by norms.py; removal.py takes them out, and trials.py keeps whole what a removal would
-get wrong (rehearsal.py and ways.py: what is tried).
+Then which channels go together: coupling.py, by tracing.py and labels.py; what an operation does with channels is in
+operations.py and moves.py, with the sizes of splits by sizes.py and normalisations by norms.py. removal.py takes them
+out, and trials.py keeps whole what a removal would get wrong (rehearsal.py and ways.py: what is tried).
 """

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 Value = np.ndarray | list[np.ndarray]
 Place = tuple[str, int]  # (attribute, number in it), such as ("block.widths", 1); 0 where it holds a single number
+Size = tuple[tuple[Place, int], ...]  # a sum: attributes and their numbers, below 0 where one is taken away
 
 
 class Labels:
@@ -46,6 +47,8 @@ class Labels:
         # place -> (the labels that it counts, all of the dimension, operation)
         self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}
         self.shaped: list[tuple[Place, np.ndarray, Node]] = []  # (place, labels [its number, ...], reshape)
+        self.summed: list[tuple[Place, np.ndarray, np.ndarray, Node]] = []  # what `size` takes, of a sum's attributes
+        self.dealt: list[np.ndarray] = []  # [part, place in it]: channels that a transpose deals out in turn
 
     def new(self, *shape: int) -> np.ndarray:
         """Fresh labels, int64 array of this shape."""
@@ -116,6 +119,22 @@ class Labels:
                 self.unite(rows, rows[:, :1])
                 self.size(place, rows[:, 0], rows[:, 0], node)
             waiting = [entry for entry in waiting if not any(entry is done for done in ready)]
+
+    def add_up(self) -> None:
+        """Let the attributes of sums count their parts, but for those that count channels by themselves too."""
+        alone = set(self.sized)
+        for place, part, whole, node in self.summed:
+            if place not in alone:
+                self.size(place, part, whole, node)
+
+    def deal(self) -> None:
+        """Let channels at one place of all parts go together where a view and a transpose shuffle them.
+
+        Only where nothing else ties them: the number of parts is fixed, so one alone couldn't go.
+        """
+        for parts in self.dealt:
+            if len({self.root(int(label)) for label in parts.flat}) == parts.size:
+                self.unite(parts, parts[:1])
 
     def get(self, node: Node) -> np.ndarray:
         """Labels of a tensor, with the tensor's rank."""
@@ -218,3 +237,16 @@ def describe(node: Node) -> str:
     path, kind = modules[-1] if modules else ("", "")
     kind = (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
     return f"{operation(node)} in {path or 'the forward of'}{f' ({kind})' if path else ' ' + kind}"
+
+
+def unknown(trace: Labels, node: Node, args: dict[str, Any], hint: str = "") -> np.ndarray:
+    """Freeze what goes in and what comes out. One label covers all that comes out."""
+    reason = f"the operation {describe(node)}, through which channels can't be followed{hint}"
+    outputs = trace.new(1)
+    for source in node.all_input_nodes:
+        value = trace.values.get(source)
+        for labels in value if isinstance(value, list) else [trace.get(source)]:
+            trace.freeze(labels, reason)
+            trace.carriers.append(("", labels, outputs))
+    trace.freeze(outputs, reason)
+    return outputs

@@ -28,6 +28,7 @@ from pipeline.cost import quiet
 from pipeline.pruning.labels import Labels, describe, operation
 
 STATISTICS = ("mean", "var", "std", "var_mean")  # of the trace; the ones that a norm written out is made of
+CLOSED = " (prune.norms: true may open them)"  # ends the reason why channels stay, where that is off
 RUN = (*STATISTICS, "native_layer_norm", "native_group_norm", "_fused_rms_norm")  # what these and norms run as
 
 Call = tuple[str, np.ndarray | None]  # operation, labels of its input where it is a statistic over channels
@@ -41,15 +42,16 @@ class Statistics:
     roots: Mapping[str, Sequence[int]]  # name of a group that isn't exact -> the label of each of its channels
 
 
-def takes(trace: Labels, node: Node, labels: np.ndarray, dims: Sequence[int]) -> np.ndarray | None:
-    """Labels of a statistic over channels, which has none itself; None where it isn't over channels alone.
+def takes(trace: Labels, node: Node, labels: np.ndarray, dims: Sequence[int]) -> np.ndarray | str:
+    """Labels of a statistic over channels, which has none itself; otherwise words on why it isn't followed, maybe none.
 
     labels: of what it is taken from; dims: those that it is over.
     """
     across = [d for d in dims if labels.shape[d] > 1]
-    known = trace.norms and operation(node) in STATISTICS
-    if not known or len(across) != 1 or labels.size != labels.shape[across[0]]:
-        return None
+    if operation(node) not in STATISTICS or len(across) != 1 or labels.size != labels.shape[across[0]]:
+        return ""
+    if not trace.norms:
+        return CLOSED
     trace.statistics[node] = labels
     return trace.new(*(1 if d in dims else size for d, size in enumerate(labels.shape)))
 
@@ -64,8 +66,10 @@ def mixes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     grouped = operation(node) == "group_norm"
     dims = (1,) if grouped else tuple(range(rank - len(args["normalized_shape"]), rank))
     across = [d for d in range(rank) if labels.shape[d] > 1]
-    if not trace.norms or len(across) != 1 or across[0] not in dims:
-        trace.freeze(labels, f"the normalisation {describe(node)}, which mixes channels")
+    alone = len(across) == 1 and across[0] in dims
+    if not trace.norms or not alone:
+        reason = f"the normalisation {describe(node)}, which mixes channels"
+        trace.freeze(labels, reason + (CLOSED if alone else ""))
         return labels
     flat = labels.reshape(-1)
     if grouped:

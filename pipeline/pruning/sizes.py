@@ -1,8 +1,9 @@
 """Which attribute of which module an operation takes its sizes from, so that they can follow a removal.
 
 The network is traced with attributes whose numbers know where they come from: a subclass of int arrives at a split,
-slice or view as it is, while whatever is computed from it (`width // 2`) is a plain int again and has no attribute.
-Where a call is given such a number, it is noted beside the nodes that the call makes in the graph.
+slice or view as it is. Their sums and differences know all of theirs; whatever else is computed (`width // 2`) is a
+plain int again and has no attribute. Where a call is given such a number, it is noted beside the nodes that the call
+makes in the graph.
 """
 
 from __future__ import annotations
@@ -17,22 +18,35 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.networks import duplicate
 from pipeline.networks.sizes import sizes, write
-from pipeline.pruning.labels import Place
+from pipeline.pruning.labels import Size
 
-Found = dict[Any, tuple[Place, int]]  # which of an operation's sizes -> the attribute and the number that it gave
+Found = dict[Any, Size]  # which of an operation's sizes -> the attributes that it is the sum of
 
 
 class Written(int):
-    """A number of an attribute that knows its place."""
+    """A number that knows which attributes it is the sum of."""
 
-    place: Place
+    size: Size
+
+    def __add__(self, other: int) -> int:
+        if isinstance(other, Written):
+            return _written((*self.size, *other.size))
+        return self if type(other) is int and other == 0 else int(self).__add__(other)
+
+    __radd__ = __add__  # the sum of a list begins with 0
+
+    def __neg__(self) -> int:
+        return _written(tuple((place, -number) for place, number in self.size))
+
+    def __sub__(self, other: int) -> int:
+        return self + -other if isinstance(other, Written) else int(self).__sub__(other)
 
 
 def tagged(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose attributes of whole numbers know their places."""
     copy = duplicate(network).eval()
     for name, numbers in sizes(copy).items():
-        write(copy, name, [_written(number, (name, place)) for place, number in enumerate(numbers)])
+        write(copy, name, [_written((((name, place), number),)) for place, number in enumerate(numbers)])
     return copy
 
 
@@ -59,7 +73,7 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         find = FINDERS.get(getattr(func, "__name__", ""))
         given = find(args, kwargs) if find else {}
-        found = {key: (size.place, int(size)) for key, size in given.items() if isinstance(size, Written)}
+        found = {key: number.size for key, number in given.items() if isinstance(number, Written)}
         with traceback.annotate({"sizes": found}) if found else nullcontext():
             return func(*args, **kwargs)
 
@@ -113,7 +127,7 @@ FINDERS: dict[str, Callable[[Sequence[Any], dict[str, Any]], dict[Any, Any]]] = 
 }
 
 
-def _written(number: int, place: Place) -> Written:
-    made = Written(number)
-    made.place = place
+def _written(size: Size) -> Written:
+    made = Written(sum(number for _, number in size))
+    made.size = size
     return made

@@ -99,6 +99,68 @@ def test_dense_blocks_give_each_layer_its_own_channels() -> None:
     assert places(coupling, "part.layers.1", "part.fuse.weight") == ((6,), (7,), (8,))
 
 
+@pytest.mark.parametrize(("form", "mask"), [("matmul", False), ("einsum", False), ("sdpa", False), ("sdpa", True)])
+def test_heads_go_whole_however_an_attention_is_written(form: str, mask: bool) -> None:
+    coupling = check(topologies.Frame(4, topologies.Attention(4, form, mask)))
+    assert summary(coupling) == {
+        "enter+1": (4, ("enter", "part.project"), ("part.qkv", "leave")),
+        "part.qkv": (3, ("part.qkv",), ("part.project",)),
+    }
+    assert places(coupling, "part.qkv", "part.heads") == ((0,), (1,), (2,))
+    assert coupling.frozen == ()
+
+
+def test_channels_that_an_einsum_scales_go_by_themselves() -> None:
+    network = topologies.Frame(5, topologies.Scaled(5))
+    coupling = check(network)
+    assert summary(coupling) == {"enter": (5, ("enter",), ("leave",))}
+    assert remove(network, coupling, {"enter": [1, 2]}).part.scale.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("equation", "of"),
+    [("nchw,oc->nohw", 2), ("nchw,ndhw->ncd", 4), ("...c,...c->...c", 4), ("nchw->nhwc", 4), ("nccw,nccw->nw", 4)],
+)
+def test_an_einsum_that_mixes_channels_or_is_written_otherwise_is_named(equation: str, of: int) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Parameter(torch.rand(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            others = (self.mix if of == 2 else x,) if "," in equation else ()
+            return x + torch.einsum(equation, x, *others).sum()
+
+    coupling = find_groups(topologies.Frame(8, Mixed()).eval(), EXAMPLE)
+    assert coupling.groups == ()
+    assert "the operation einsum in part (Mixed)" in coupling.frozen[0]
+
+
+@pytest.mark.parametrize("form", ["operation", "transpose", "permute"])
+def test_shuffled_channels_go_with_those_at_their_place_in_other_parts(form: str) -> None:
+    coupling = check(topologies.Frame(12, topologies.Shuffled(form)))
+    assert summary(coupling) == {"enter": (4, ("enter",), ("leave",))}
+    assert places(coupling, "enter", "enter.weight")[1] == (1, 5, 9)
+    assert places(coupling, "enter", "leave.weight")[1] == (3, 4, 5)
+
+
+def test_channels_whose_pixels_change_places_by_an_index_go_by_themselves() -> None:
+    coupling = check(topologies.Frame(4, topologies.Picked()))
+    assert summary(coupling) == {"enter": (4, ("enter",), ("leave",))}
+    assert coupling.frozen == ()
+
+
+@pytest.mark.parametrize("index", [[3, 0, 1, 2], [True, False, True, True]], ids=["places", "mask"])
+def test_channels_in_an_order_that_a_list_gives_stay_whole(index: list) -> None:
+    class Ordered(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x[:, index].sum(1, keepdim=True)
+
+    coupling = find_groups(topologies.Frame(4, Ordered()).eval(), EXAMPLE)
+    assert coupling.groups == ()
+    assert "the operation index in part (Ordered)" in coupling.frozen[0]
+
+
 def test_depthwise_convolutions_join_what_they_read_and_make() -> None:
     network = topologies.mobilenet()
     coupling = check(network)

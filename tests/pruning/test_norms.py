@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import config, cost, records
 from pipeline.networks import checkpoint
-from pipeline.pruning import analysis, tracing
+from pipeline.pruning import analysis, operations, tracing
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.norms import Statistics, over_kept
 from pipeline.pruning.removal import Coupling, kept_indices, masked, narrow, remove
@@ -126,10 +126,29 @@ def test_a_group_norm_loses_the_channels_in_one_place_of_each_of_its_groups() ->
         assert small(torch.ones(1, 3, 2, 2)).flatten() == pytest.approx([-1 + 10 - 2 + 20] * 12, rel=1e-5)
 
 
-def test_channels_before_a_norm_stay_whole_unless_norms_are_asked_for() -> None:
-    coupling = find_groups(normed(nn.GroupNorm(1, 3)), EXAMPLE)
+@pytest.mark.parametrize(
+    "part", [nn.GroupNorm(1, 3), ChannelsLast(nn.LayerNorm(3)), LayerNorm2d(3)], ids=["group", "last", "written"]
+)
+def test_channels_before_a_norm_stay_whole_unless_norms_are_asked_for(part: nn.Module) -> None:
+    coupling = find_groups(normed(part), EXAMPLE)
     assert coupling.groups == ()
-    assert "which mixes channels" in coupling.frozen[0]
+    named = "the operation mean in 1" if isinstance(part, LayerNorm2d) else "the normalisation"
+    assert f"because of {named}" in coupling.frozen[0]
+    assert "(prune.norms: true may open them)" in coupling.frozen[0]
+
+
+@pytest.mark.parametrize(
+    ("named", "norms"),
+    [("the operation amax in ", False), ("the operation amax in ", True), ("the operation mean in ", True)],
+)
+def test_the_norms_parameter_is_named_only_where_it_may_open_channels(named: str, norms: bool) -> None:
+    way = {
+        "the operation amax in ": lambda x: x / (1 + x.amax(1, keepdim=True)),
+        "the operation mean in ": lambda x: x / (1 + x.unflatten(1, (2, 3)).mean((1, 2)).abs()[:, None]),
+    }[named]
+    coupling = find_groups(Frame(6, Written(way)).eval(), EXAMPLE, norms=norms)
+    assert named in coupling.frozen[0]
+    assert "prune.norms" not in coupling.frozen[0]
 
 
 class Backbone(nn.Module):
@@ -232,7 +251,7 @@ def test_a_norm_whose_forward_does_more_than_leave_channels_out_stays_whole(way:
 @pytest.mark.parametrize("operation", ["flip", "roll"])
 def test_a_wrong_label_does_not_pass_as_a_norm_that_shrinks(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The channels arrive at the norm in another order than their labels say."""
-    monkeypatch.setitem(tracing.HANDLERS, operation, tracing.passes)
+    monkeypatch.setitem(operations.HANDLERS, operation, operations.passes)
     turn = {"flip": lambda x: x.flip(1), "roll": lambda x: x.roll(1, 1)}[operation]
     coupling = find_groups(Frame(6, nn.Sequential(Written(turn), LayerNorm2d(6))).eval(), EXAMPLE, norms=True)
     assert coupling.groups == ()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
 from removals import EXAMPLE, check
-from topologies import Frame, conv, unsettle
+from topologies import Attention, Frame, conv, unsettle
 from torch import Tensor, nn
 
 from pipeline import export
@@ -19,6 +19,7 @@ from pipeline.networks.sizes import sizes
 from pipeline.pruning import prune
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.removal import kept_indices, masked, remove
+from pipeline.pruning.sizes import tagged
 
 
 class Distilling(nn.Module):
@@ -152,6 +153,93 @@ def test_slices_up_to_an_attribute_are_pruned_with_it(form: str) -> None:
     assert sum(group.channels for group in coupling.groups if "part.last" in group.readers) == 8
 
 
+class Thirds(nn.Module):
+    """8 channels in parts of 2, 3 and 3 whose bounds are sums and differences of attributes."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.one, self.two, self.widths, self.form = 2, 3, [2, 3], form
+        self.first, self.last = conv(6, 8), conv(8, 6)
+        self.parts = nn.ModuleList([conv(2, 2), conv(3, 3), conv(3, 3)])
+
+    def divided(self, y: Tensor) -> Sequence[Tensor]:
+        one, two = self.one, self.two
+        if self.form == "sum":
+            return y[:, :one], y[:, one : one + two], y[:, one + two :]
+        if self.form == "sum of a list":
+            return y[:, : self.widths[0]], y[:, self.widths[0] : sum(self.widths)], y[:, sum(self.widths) :]
+        if self.form == "sums in a split":
+            front, rest = y.split([two + one, y.shape[1] - two - one], 1)
+            return *front.split([one, two], 1), rest  # which says that the two of the sum stand the other way round
+        if self.form == "narrow":
+            return y.narrow(1, 0, one), y.narrow(1, one, two), y[:, one + two :]
+        rest = y[:, :-two]  # "from the end"
+        return rest[:, :one], rest[:, one:], y[:, -two:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.parts, self.divided(torch.relu(self.first(x))), strict=True)
+        return x + self.last(torch.cat([layer(part) for layer, part in parts], 1))
+
+
+@pytest.mark.parametrize("form", ["sum", "sum of a list", "sums in a split", "narrow", "from the end"])
+def test_parts_whose_bounds_are_sums_of_attributes_are_pruned_by_themselves(form: str) -> None:
+    network = unsettle(Frame(6, Thirds(form)))
+    coupling = check(network)
+    assert coupling.frozen == ()
+    groups = {group.readers: group for group in coupling.groups if group.producers == ("part.first",)}
+    assert [groups[(f"part.parts.{number}",)].channels for number in range(3)] == [2, 3, 3]
+    small = remove(network, coupling, {groups[("part.parts.0",)].name: [0], groups[("part.parts.1",)].name: [0]})
+    counted = (1, 3) if form == "from the end" else (1, 2)
+    assert tuple(small.part.widths if form == "sum of a list" else (small.part.one, small.part.two)) == counted
+
+
+class Difference(nn.Module):
+    """8 channels, of which 3 stand at one end; the others are what is left of an attribute that counts all."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.aside, self.all, self.form = 3, 8, form
+        self.first, self.last, self.part = conv(6, 8), conv(8, 6), conv(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        if self.form == "split":
+            aside, rest = torch.split(y, [self.aside, self.all - self.aside], 1)
+        elif self.form == "bound":
+            rest, aside = y[:, : self.all - self.aside], y[:, self.all - self.aside :]
+        else:
+            rest, aside = y.narrow(1, 0, self.all - self.aside), y[:, -self.aside :]
+        return x + self.last(torch.cat([aside, self.part(rest)], 1))
+
+
+@pytest.mark.parametrize("form", ["split", "bound", "narrow"])
+def test_a_part_that_is_the_rest_of_an_attribute_is_pruned_with_both_attributes(form: str) -> None:
+    network = unsettle(Frame(6, Difference(form)))
+    coupling = check(network)
+    assert coupling.frozen == ()
+    groups = {group.readers: group for group in coupling.groups if group.producers == ("part.first",)}
+    aside, rest = groups[("part.last",)], groups[("part.part",)]
+    assert (aside.channels, rest.channels) == (3, 5)
+    small = remove(network, coupling, {aside.name: [0, 1], rest.name: [4]})
+    assert (small.part.aside, small.part.all) == (1, 5)
+
+
+def test_other_arithmetic_of_sizes_gives_plain_numbers() -> None:
+    class Width(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = 6, 4
+
+    module = tagged(Width())
+    a, b = module.a, module.b
+    plain = [a * b, a // 2, a + 1, 1 + a, a - 1, 9 - a, a % b, abs(a), a + 0.5, 0.5 + a, a - 0.5]
+    assert [type(number) for number in plain] == [int] * 8 + [float] * 3
+    assert plain == [24, 3, 7, 7, 5, 3, 2, 6, 6.5, 6.5, 5.5]
+    assert (a + b, a - b, -a, sum([a, b])) == (10, 2, -6, 10)
+    assert (a - b).size == ((("a", 0), 6), (("b", 0), -4))
+    assert torch.equal(a + torch.ones(2), torch.full((2,), 7.0))
+
+
 class Heads(nn.Module):
     """Attention between channels, in heads (Restormer; Zamir et al., CVPR 2022): heads go, not single channels."""
 
@@ -210,10 +298,11 @@ def test_branches_that_a_softmax_weighs_and_a_product_over_pixels_cost_no_channe
     [
         lambda y: y.repeat_interleave(2, 1)[:, ::2] * y,
         lambda y: y + y.repeat(1, 2, 1, 1).chunk(2, 1)[1],
+        lambda y: y + nn.functional.avg_pool2d(y.tile(2, 2, 2).chunk(2, 1)[1], 2),
         lambda y: y + y.mean((2, 3), keepdim=True).expand_as(y),
         lambda y: nn.functional.fold(nn.functional.unfold(y, 3, padding=1), y.shape[2:], 3, padding=1),
     ],
-    ids=["repeat_interleave", "repeat", "expand_as", "im2col"],
+    ids=["repeat_interleave", "repeat", "tile", "expand_as", "im2col"],
 )
 def test_repeated_channels_and_patches_go_with_their_channel(way: Callable) -> None:
     class Way(nn.Module):
@@ -244,6 +333,71 @@ def test_a_file_gives_the_sizes_back_and_is_exported(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(export.to_onnx(loaded, tuple(image.shape), Path("small.onnx")))
     made = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
     assert (torch.from_numpy(made) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+class Flattened(nn.Module):
+    """Pixels in a row, and back: the size of the channels is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 5
+        self.first, self.last = conv(6, 5), conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).view(len(x), self.width, -1)
+        return x + self.last((y - y.mean(2, keepdim=True)).reshape(len(x), self.width, *x.shape[2:]))
+
+
+class Unflattened(nn.Module):
+    """Channels as heads, of each of which the mean goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.first, self.last = conv(6, 6), conv(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(torch.relu(self.first(x)).unflatten(1, (self.heads, -1)).mean(2))
+
+
+FORMS: dict[str, Callable[[], nn.Module]] = {
+    "slices": lambda: Partial("slices"), "written in place": lambda: Partial("in place"),
+    "narrow": lambda: Partial("narrow"), "halves": Halves, "heads": Heads, "reshape": Flattened,
+    "unflatten": Unflattened, "sum": lambda: Thirds("sum"), "sum of a list": lambda: Thirds("sum of a list"),
+    "from the end": lambda: Thirds("from the end"), "difference": lambda: Difference("split"),
+    "einsum": lambda: Attention(6, "einsum"), "sdpa": lambda: Attention(6, "sdpa"),
+}  # fmt: skip
+
+
+def sized(form: str) -> nn.Module:
+    """A factory."""
+    torch.manual_seed(0)
+    return unsettle(Frame(6, FORMS[form]()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_gives_back_sizes_of_every_form(form: str, tmp_path: Path) -> None:
+    network = sized(form)
+    coupling = find_groups(network, EXAMPLE)
+    counted = [group for group in coupling.groups if any(slot.role == "size" for slot in group.slots)]
+    removed = {group.name: [group.channels - 1] for group in counted}
+    assert removed
+    small, kept = remove(network, coupling, removed), kept_indices(network, coupling, removed)
+    attributes = {slot.tensor for group in counted for slot in group.slots if slot.role == "size"}
+    assert attributes <= set(kept)
+    checkpoint.save(tmp_path / "small.pt", small, f"{__name__}:sized", {"form": form}, kept)
+    loaded, meta = checkpoint.load(tmp_path / "small.pt", f"{__name__}:sized")
+    assert meta["kept"] == kept
+    assert {name: sizes(loaded)[name] for name in attributes} == {name: sizes(small)[name] for name in attributes}
+    assert all(sizes(small)[name] != sizes(network)[name] for name in attributes)
+    image = torch.rand(2, 3, 10, 12)
+    with torch.no_grad():
+        expected = small(image)
+        assert torch.equal(loaded(image), expected)
+    if form == "heads":
+        session = onnxruntime.InferenceSession(export.to_onnx(loaded, tuple(image.shape), tmp_path / "small.onnx"))
+        made = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+        assert (torch.from_numpy(made) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_what_two_iterations_remove_is_loaded_at_once(tmp_path: Path) -> None:
