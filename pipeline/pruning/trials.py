@@ -128,12 +128,12 @@ def settle(
     if coarse or fault(accepted)[0]:
         wobble = wobble if doubtful else tremor(trial, image, full)
         tried, accepted, before = accepted, {}, full
-        for group, gone in tried.items():
-            reason, whole = fault(accepted | {group: gone}, before)
-            if reason and len(gone):
+        for group, part in tried.items():
+            reason, whole = fault(accepted | {group: part}, before)
+            if reason and len(part):
                 refused[group] = reason
             else:
-                accepted[group], before = gone, whole
+                accepted[group], before = part, whole
     for group in second_look(own, picture, tiny, trial, list(accepted), statistics):
         refused[group] = OTHER
         del accepted[group]

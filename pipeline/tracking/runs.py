@@ -176,8 +176,8 @@ def study(name: str, tags: dict[str, str]) -> Run:
                 return run
             save_missing_views(client, experiment, views.OF_STUDIES)
             marks |= {"mlflow.source.git.commit": _git("rev-parse", "HEAD")}
-            run = client.create_run(experiment, run_name=stores.text(name, LIMITS["name"]), tags=tagged(marks | own))
-            return Run(client, run.info.run_id, experiment)
+            made = client.create_run(experiment, run_name=stores.text(name, LIMITS["name"]), tags=tagged(marks | own))
+            return Run(client, made.info.run_id, experiment)
 
 
 def iteration_figures(done: Any, baseline_mac: int) -> dict[str, float]:
