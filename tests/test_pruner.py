@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipeline import Pruner, networks
 from pipeline.errors import UserError
 from pipeline.networks import checkpoint, duplicate
-from pipeline.pruner import Length, fitting
+from pipeline.pruner.length import Length, fitting
 from pipeline.training import control
 
 

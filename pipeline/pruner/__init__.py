@@ -11,11 +11,7 @@ presets/small.yaml; `minutes` says how many steps.
 
 from __future__ import annotations
 
-import itertools
-import math
 import shutil
-import statistics
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,70 +19,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
-from pipeline import checks, config, cost, export, networks, records
+from pipeline import checks, config, export, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
-from pipeline.networks import checkpoint, duplicate, given, outputs
-from pipeline.networks.folded import fold
-from pipeline.networks.pretrained import load_weights, measured_range
-from pipeline.networks.recognised import recognise
+from pipeline.networks import checkpoint, duplicate, outputs
+from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
 from pipeline.pruner import steps
+from pipeline.pruner.arguments import built, file_of, fit_sides, task_of, values_of
+from pipeline.pruner.length import Length, fitting, seconds
 from pipeline.report import page
-from pipeline.schema import read_yaml
 from pipeline.training import cache
-from pipeline.training.control import TRIED_STEPS
-from pipeline.training.loop import Teacher, fit
 from pipeline.training.setup import Setup, example, load_setup
 
-SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
-TASKS = ("super_resolution", "restoration", "low_light")
-TIMED = 10  # steps, of which the median counts
-LEAST = 10  # steps of an iteration: fewer teach nothing
-MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
-LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
-ATTEMPTS = 1.5  # fine-tunes that a network needs on average, where channels are given back
 LONGEST = 1_000_000  # minutes: two years
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long each part trains."""
-
-    iterations: int
-    each: int  # steps of an iteration
-    last: int  # steps of the fine-tune
-
-
-def fitting(minutes: float, step: float, quality: float) -> Length:
-    """What fits into so many minutes, when a training step and a measuring of the validation images take so many
-    seconds.
-
-    The control trains as long as the pruned network: all iterations and the fine-tune; before it come some two trials
-    of a rate. UserError when an iteration would have fewer than LEAST steps.
-    """
-
-    def fixed(iterations: int) -> float:  # s: each network is measured, and so are the trials
-        return quality * (2 * iterations + 6) + 2 * TRIED_STEPS * step
-
-    def parts(iterations: int) -> float:  # how many iterations' steps there are in all
-        return 2 * iterations + LAST * (1 + ATTEMPTS)
-
-    iterations = 4 if (60 * minutes - fixed(4)) / step < MANY else 6
-    each = int((60 * minutes - fixed(iterations)) / step / parts(iterations))
-    if each < LEAST:
-        needed = (fixed(4) + LEAST * parts(4) * step) / 60
-        raise UserError(
-            f"minutes is {minutes:g}, but at least {needed:.2g} are needed here: one training step of this network "
-            f"takes {step:.2g} s, and measuring it on the validation images {quality:.2g} s"
-        )
-    return Length(iterations, each, LAST * each)
 
 
 @dataclass(frozen=True)
@@ -109,12 +59,12 @@ class Result:
     def save(self, path: Path | str) -> None:
         """Write the network as a file of plain tensors, which checkpoint.load reads."""
         checkpoint.save(
-            _file(path), self.network, self.section.factory, self.section.args, self.kept, example=self.example
+            file_of(path), self.network, self.section.factory, self.section.args, self.kept, example=self.example
         )
 
     def export(self, path: Path | str) -> export.Exported:
         """Write the network as one ONNX file, once onnxruntime has computed from it what torch computes."""
-        return export.export(self.network, _file(path), (self.example.shape[1],))
+        return export.export(self.network, file_of(path), (self.example.shape[1],))
 
     def __str__(self) -> str:
         return f"{self.verdict}\n{self.attempts[-1]}\n{self.table.partition(chr(10) * 2)[0]}\nreport: {self.report}"
@@ -154,11 +104,11 @@ class Pruner:
         self.work = destination(Path(work), folder=True)
         if self.work.resolve() == Path(images).resolve():
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
-        net, factory, args = _built(network, factory, args)
+        net, factory, args = built(network, factory, args)
         self.network = outputs.choose(net, output)  # copies of it are made as long as it lives here
         name = type(net).__name__
         self.name = name if config.NAME.fullmatch(name) and name.lower() not in config.RESERVED else "network"
-        found_task, found_scale, found_channels = _task(net)
+        found_task, found_scale, found_channels = task_of(net)
         task = found_task if task is None else task
         if scale is None and task != "low_light":
             scale = found_scale if task == "super_resolution" else 1
@@ -169,12 +119,12 @@ class Pruner:
             section |= {"scale": scale, "channels": found_channels if channels is None else channels}
         elif channels is not None:
             raise UserError("channels is for the other tasks: low_light always makes RGB of packed Bayer")
-        self._values = _values(self.name, section, images, noise)
+        self._values = values_of(self.name, section, images, noise)
         self._values["prune"]["norms"] = norms
         with self._plainly():
             made = self._params("D", Length(1, 1, 1)).networks[self.name]
             made = made.model_copy(update={"scale": found_scale, "channels": found_channels})
-            _fit_sides(self._values, self.name, checks.multiple(made, net) or 1)
+            fit_sides(self._values, self.name, checks.multiple(made, net) or 1)
             params = self._params("D", Length(1, 1, 1))
             image = example(self._section, params.train[self.name], net)
             checks.check_output(self.name, self._section, image, net)  # before images, whose sides follow the scale
@@ -307,125 +257,9 @@ class Pruner:
         return Length(**read_json(path, "iterations", "each", "last"))
 
 
-def seconds(network: nn.Module, setup: Setup) -> tuple[float, float]:
-    """What a training step with its teacher takes here, and what measuring the validation images does."""
-    net, taught = duplicate(network).to(setup.machine.device), duplicate(network).to(setup.machine.device)
-    at: list[float] = []
-    recipe = setup.recipe.model_copy(update={"steps": TIMED + 2})
-    fit(
-        net, setup.train, recipe, setup.machine, seed=setup.seed, teacher=Teacher(taught, setup.retrain.teacher),
-        tick=lambda step, psnr: at.append(time.perf_counter()),
-    )  # fmt: skip
-    began = time.perf_counter()
-    setup.quality(taught)
-    measured = time.perf_counter() - began
-    # the first steps make buffers and choose kernels
-    return statistics.median(after - before for before, after in itertools.pairwise(at[1:])), measured
-
-
-# --- what is given ------------------------------------------------------------------------------------------------
-
-
-def _built(
-    network: nn.Module | Path | str, factory: str | None, args: dict[str, Any] | None
-) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The whole network in float32 on the CPU, and how it is built."""
-    if args is not None and factory is None:
-        raise UserError("args are those of a factory, which is missing: package.module:function")
-    if isinstance(network, str | Path):
-        if not Path(network).exists():
-            raise UserError(f"{network} can't be read: there is no such file")
-        if factory is None:
-            return recognise(Path(network))
-        net = networks.build(factory, args or {})
-        load_weights(Path(network), net, factory, args or {})
-        return net, factory, args or {}
-    if not isinstance(network, nn.Module):
-        kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
-        raise UserError(f"network must be a torch.nn.Module that is built, or a file of weights, not {kind}")
-    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        network = network.module
-    whole: nn.Module = network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[assignment]
-    wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
-    try:
-        net = duplicate(whole).cpu().float().eval()
-    except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
-        raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
-    fold(type(net).__name__, net)
-    if factory is None:
-        key = digest(cache.weights_digest(net), str(net))
-        given.hold(key, net)
-        return net, given.NAME, {"key": key}
-    whole = networks.build(factory, args or {})
-    try:
-        whole.load_state_dict(net.state_dict())
-    except RuntimeError as error:
-        raise UserError(f"factory {factory} builds another network than the one given: {error}") from None
-    return whole, factory, args or {}
-
-
-def _task(network: nn.Module) -> tuple[str, int, int]:
-    """Task, scale and channels of a network by what it makes of an image; the first of each where it makes none."""
-    for channels in (3, 1, 4):
-        for side in (48, 64, 120, 126, 128):
-            try:
-                made = cost.shape(network, (1, channels, side, side))
-            except UserError:
-                continue
-            scale = made[2] // side if len(made) == 4 else 0
-            if channels == 4:
-                return "low_light", 2, 3
-            return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
-    return TASKS[0], 2, 3
-
-
-def _values(name: str, section: dict[str, Any], images: Path | str, noise: float | None) -> dict[str, Any]:
-    """presets/small.yaml with this network alone; its images are told by their folder."""
-    values, task, folder = read_yaml(SETTINGS), section["task"], Path(images)
-    if task not in TASKS:
-        raise UserError(f"task is {task!r}; allowed are {', '.join(TASKS)}")
-    like = "sid" if task == "low_light" else "edsr"
-    paired = (folder / "inputs").is_dir() and (folder / "targets").is_dir()
-    prepare: dict[str, Any] = {"layout": "paired" if paired else "photographs", "folder": str(images)}
-    if task == "low_light":
-        prepare = values["prepare"]["sid"] | prepare
-    if noise is not None:
-        prepare["noise"] = noise
-    elif task == "restoration" and not paired:
-        raise UserError(
-            f"noise is missing: {folder} has no inputs/ and targets/, and of photographs alone, restoration takes away "
-            "noise made here (its standard deviation, in 8-bit levels)"
-        )
-    for key in ("train", "analyze", "retrain", "tolerance", "finetune"):
-        values[key] = {name: values[key][like]}
-    values["networks"], values["prepare"] = {name: section}, {name: prepare}
-    values["threads"] = torch.get_num_threads()
-    return values
-
-
-def _fit_sides(values: dict[str, Any], name: str, multiple: int) -> None:
-    """Sides of images, patches, and of what is counted and timed that are multiples of what the network takes."""
-    section, train = values["networks"][name], values["train"][name]
-    section["multiple"] = multiple
-    train["patch"] = multiple * math.ceil(train["patch"] / multiple)
-    height, width = values["analyze"][name]["size"]
-    values["analyze"] = {name: {"size": [max(multiple, side - side % multiple) for side in (height, width)]}}
-    step = math.lcm(16, multiple)
-    side = step * math.ceil(64 / step)
-    values["latency"] = {"sides": [side, 2 * side], "repeats": 5}
-
-
 def _paths(source: pairs.Source) -> list[Path]:
     return [path for path in (source.target, source.input) if path is not None]
 
 
 def _existing(folder: Path) -> Path:
     return next(above for above in (folder, *folder.parents) if above.is_dir())
-
-
-def _file(path: Path | str) -> Path:
-    if not Path(path).name:  # "." and "" are folders
-        raise UserError(f"{path} is a folder; the name of a file to write is needed")
-    return destination(Path(path))

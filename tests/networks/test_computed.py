@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.networks import build, checkpoint, folded
 from pipeline.networks.folded import fold
 from pipeline.networks.pretrained import load_weights
-from pipeline.pruner import _built
+from pipeline.pruner.arguments import built
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.removal import kept_indices, remove
 
@@ -196,7 +196,7 @@ def test_it_is_built_plain_loaded_from_its_file_pruned_and_saved(
     with torch.no_grad():
         expected = given(IMAGE)
         assert torch.allclose(network(IMAGE), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
-        assert torch.equal(_built(given, None, None)[0](IMAGE), network(IMAGE))  # as Pruner takes it
+        assert torch.equal(built(given, None, None)[0](IMAGE), network(IMAGE))  # as Pruner takes it
 
     coupling = find_groups(network, IMAGE)
     assert [group.name for group in coupling.groups] == groups

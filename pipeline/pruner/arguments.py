@@ -1,0 +1,121 @@
+"""What `Pruner` is given, as params.yaml would say it: the network, its task, its images, sides that it takes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from pipeline import cost, networks
+from pipeline.errors import UserError
+from pipeline.files import destination, digest
+from pipeline.networks import duplicate, given
+from pipeline.networks.folded import fold
+from pipeline.networks.pretrained import load_weights
+from pipeline.networks.recognised import recognise
+from pipeline.schema import read_yaml
+from pipeline.training import cache
+
+SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
+TASKS = ("super_resolution", "restoration", "low_light")
+
+
+def built(
+    network: nn.Module | Path | str, factory: str | None, args: dict[str, Any] | None
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The whole network in float32 on the CPU, and how it is built."""
+    if args is not None and factory is None:
+        raise UserError("args are those of a factory, which is missing: package.module:function")
+    if isinstance(network, str | Path):
+        if not Path(network).exists():
+            raise UserError(f"{network} can't be read: there is no such file")
+        if factory is None:
+            return recognise(Path(network))
+        net = networks.build(factory, args or {})
+        load_weights(Path(network), net, factory, args or {})
+        return net, factory, args or {}
+    if not isinstance(network, nn.Module):
+        kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+        raise UserError(f"network must be a torch.nn.Module that is built, or a file of weights, not {kind}")
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
+    whole: nn.Module = network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[assignment]
+    wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
+    try:
+        net = duplicate(whole).cpu().float().eval()
+    except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
+        raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
+    fold(type(net).__name__, net)
+    if factory is None:
+        key = digest(cache.weights_digest(net), str(net))
+        given.hold(key, net)
+        return net, given.NAME, {"key": key}
+    whole = networks.build(factory, args or {})
+    try:
+        whole.load_state_dict(net.state_dict())
+    except RuntimeError as error:
+        raise UserError(f"factory {factory} builds another network than the one given: {error}") from None
+    return whole, factory, args or {}
+
+
+def task_of(network: nn.Module) -> tuple[str, int, int]:
+    """Task, scale and channels of a network by what it makes of an image; the first of each where it makes none."""
+    for channels in (3, 1, 4):
+        for side in (48, 64, 120, 126, 128):
+            try:
+                made = cost.shape(network, (1, channels, side, side))
+            except UserError:
+                continue
+            scale = made[2] // side if len(made) == 4 else 0
+            if channels == 4:
+                return "low_light", 2, 3
+            return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
+    return TASKS[0], 2, 3
+
+
+def values_of(name: str, section: dict[str, Any], images: Path | str, noise: float | None) -> dict[str, Any]:
+    """presets/small.yaml with this network alone; its images are told by their folder."""
+    values, task, folder = read_yaml(SETTINGS), section["task"], Path(images)
+    if task not in TASKS:
+        raise UserError(f"task is {task!r}; allowed are {', '.join(TASKS)}")
+    like = "sid" if task == "low_light" else "edsr"
+    paired = (folder / "inputs").is_dir() and (folder / "targets").is_dir()
+    prepare: dict[str, Any] = {"layout": "paired" if paired else "photographs", "folder": str(images)}
+    if task == "low_light":
+        prepare = values["prepare"]["sid"] | prepare
+    if noise is not None:
+        prepare["noise"] = noise
+    elif task == "restoration" and not paired:
+        raise UserError(
+            f"noise is missing: {folder} has no inputs/ and targets/, and of photographs alone, restoration takes away "
+            "noise made here (its standard deviation, in 8-bit levels)"
+        )
+    for key in ("train", "analyze", "retrain", "tolerance", "finetune"):
+        values[key] = {name: values[key][like]}
+    values["networks"], values["prepare"] = {name: section}, {name: prepare}
+    values["threads"] = torch.get_num_threads()
+    return values
+
+
+def fit_sides(values: dict[str, Any], name: str, multiple: int) -> None:
+    """Sides of images, patches, and of what is counted and timed that are multiples of what the network takes."""
+    section, train = values["networks"][name], values["train"][name]
+    section["multiple"] = multiple
+    train["patch"] = multiple * math.ceil(train["patch"] / multiple)
+    height, width = values["analyze"][name]["size"]
+    values["analyze"] = {name: {"size": [max(multiple, side - side % multiple) for side in (height, width)]}}
+    step = math.lcm(16, multiple)
+    side = step * math.ceil(64 / step)
+    values["latency"] = {"sides": [side, 2 * side], "repeats": 5}
+
+
+def file_of(path: Path | str) -> Path:
+    if not Path(path).name:  # "." and "" are folders
+        raise UserError(f"{path} is a folder; the name of a file to write is needed")
+    return destination(Path(path))

@@ -1,0 +1,72 @@
+"""How many steps fit into so many minutes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.networks import duplicate
+from pipeline.training.control import TRIED_STEPS
+from pipeline.training.loop import Teacher, fit
+from pipeline.training.setup import Setup
+
+TIMED = 10  # steps, of which the median counts
+LEAST = 10  # steps of an iteration: fewer teach nothing
+MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
+LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
+ATTEMPTS = 1.5  # fine-tunes that a network needs on average, where channels are given back
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long each part trains."""
+
+    iterations: int
+    each: int  # steps of an iteration
+    last: int  # steps of the fine-tune
+
+
+def fitting(minutes: float, step: float, quality: float) -> Length:
+    """What fits into so many minutes, when a training step and a measuring of the validation images take so many
+    seconds.
+
+    The control trains as long as the pruned network: all iterations and the fine-tune; before it come some two trials
+    of a rate. UserError when an iteration would have fewer than LEAST steps.
+    """
+
+    def fixed(iterations: int) -> float:  # s: each network is measured, and so are the trials
+        return quality * (2 * iterations + 6) + 2 * TRIED_STEPS * step
+
+    def parts(iterations: int) -> float:  # how many iterations' steps there are in all
+        return 2 * iterations + LAST * (1 + ATTEMPTS)
+
+    iterations = 4 if (60 * minutes - fixed(4)) / step < MANY else 6
+    each = int((60 * minutes - fixed(iterations)) / step / parts(iterations))
+    if each < LEAST:
+        needed = (fixed(4) + LEAST * parts(4) * step) / 60
+        raise UserError(
+            f"minutes is {minutes:g}, but at least {needed:.2g} are needed here: one training step of this network "
+            f"takes {step:.2g} s, and measuring it on the validation images {quality:.2g} s"
+        )
+    return Length(iterations, each, LAST * each)
+
+
+def seconds(network: nn.Module, setup: Setup) -> tuple[float, float]:
+    """What a training step with its teacher takes here, and what measuring the validation images does."""
+    net, taught = duplicate(network).to(setup.machine.device), duplicate(network).to(setup.machine.device)
+    at: list[float] = []
+    recipe = setup.recipe.model_copy(update={"steps": TIMED + 2})
+    fit(
+        net, setup.train, recipe, setup.machine, seed=setup.seed, teacher=Teacher(taught, setup.retrain.teacher),
+        tick=lambda step, psnr: at.append(time.perf_counter()),
+    )  # fmt: skip
+    began = time.perf_counter()
+    setup.quality(taught)
+    measured = time.perf_counter() - began
+    # the first steps make buffers and choose kernels
+    return statistics.median(after - before for before, after in itertools.pairwise(at[1:])), measured
