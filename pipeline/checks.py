@@ -75,7 +75,7 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
     except UserError as error:
         if hint := _other_channels(name, section, example, network):
             raise UserError(hint) from error
-        raise UserError(f"{error}{_multiple_of(section, network)}") from error
+        raise UserError(f"{error}{_multiple_of(name, section, network, f', as train.{name}.patch must be')}") from error
     if not isinstance(output, Tensor):
         several = isinstance(output, list | tuple | dict) and section.output is None
         hint = "; output: 0, or a key, says which of its tensors is trained and judged" if several else ""
@@ -143,16 +143,14 @@ def multiple(section: config.Network, network: nn.Module) -> int | None:
     return cost.multiple(takes) if promising else None
 
 
-def _multiple_of(section: config.Network, network: nn.Module) -> str:
-    """What the sides must be multiples of, in words; empty when that isn't the reason."""
+def _multiple_of(name: str, section: config.Network, network: nn.Module, more: str = "") -> str:
+    """What the sides must be multiples of, in words, and the key that says so; empty when that isn't the reason."""
     number = multiple(section, network)
-    return f"; the network takes heights and widths that are multiples of {number}" if number and number > 1 else ""
-
-
-def _cut(name: str, hint: str) -> str:
-    """How to make images fit, where a multiple is all that they lack."""
-    number = hint.rpartition(" ")[2]
-    return f", and networks.{name}.multiple: {number} makes `prepare` cut images to such" if hint else ""
+    if not number or number == 1:
+        return ""
+    told = section.multiple % number == 0
+    key = "" if told else f", and networks.{name}.multiple: {number} makes `prepare` cut images to such"
+    return f"; the network takes heights and widths that are multiples of {number}{more}{key}"
 
 
 def check_patch(name: str, section: config.Network, recipe: config.Train, network: nn.Module) -> None:
@@ -162,7 +160,7 @@ def check_patch(name: str, section: config.Network, recipe: config.Train, networ
     pixels = 4 * batch * side**2 * (channels + section.channels * section.scale**2)  # bytes of inputs and targets
     reason = misfit(section, (1, side, side), network)
     if reason:
-        raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(section, network)}")
+        raise UserError(f"train.{name}.patch is {side}, but {reason}{_multiple_of(name, section, network)}")
     spent = cost.measure(network, (side, side), channels)
     weights = 4 * sum(p.nbytes for p in network.parameters() if p.requires_grad)  # with gradients, and Adam's two
     # What goes into each convolution waits for the way back: about half of the activations, 2 bytes each in bfloat16.
@@ -180,16 +178,15 @@ def check_images(
     for height, width in some:
         image, reason = first[height, width], misfit(section, (1, height, width), network)
         if reason:
-            hint = _multiple_of(section, network)
             raise UserError(
                 f"networks.{name}: of {image}, an input of {width}×{height} pixels, nothing can be made: {reason}"
-                f"{hint}{_cut(name, hint)}"
+                f"{_multiple_of(name, section, network)}"
             )
     (height, width), image = max(first.items(), key=lambda one: one[0][0] * one[0][1])
     _fits_memory(f"networks.{name}: {image}", _frame(section, (height, width), network))
 
 
-def check_sides(section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
+def check_sides(name: str, section: config.Network, sides: Sequence[int], network: nn.Module) -> None:
     """UserError unless the network takes square images of these sides, in pixels, which are to be timed.
 
     Those of a network with a `multiple` are rounded up to it first, as `latency` does.
@@ -197,7 +194,7 @@ def check_sides(section: config.Network, sides: Sequence[int], network: nn.Modul
     for side in section.sides(tuple(sides)):
         reason = misfit(section, (1, side, side), network)
         if reason:
-            raise UserError(f"latency.sides has {side}: {reason}{_multiple_of(section, network)}")
+            raise UserError(f"latency.sides has {side}: {reason}{_multiple_of(name, section, network)}")
         _fits_memory(f"latency.sides: {side}", _frame(section, (side, side), network))
 
 
@@ -205,7 +202,7 @@ def check_size(name: str, section: config.Network, size: tuple[int, int], networ
     """UserError unless the network takes an image of the size, height and width, at which costs are counted."""
     reason = misfit(section, (1, *size), network)
     if reason:
-        raise UserError(f"analyze.{name}.size is {list(size)}, but {reason}{_multiple_of(section, network)}")
+        raise UserError(f"analyze.{name}.size is {list(size)}, but {reason}{_multiple_of(name, section, network)}")
 
 
 def _frame(section: config.Network, size: tuple[int, int], network: nn.Module) -> int:
@@ -235,7 +232,7 @@ def tried(params: config.Params, network: str, parts: Mapping[str, Part]) -> nn.
     rebuilt.check(section.factory, section.args, net, image)
     check_patch(network, section, recipe, net)
     check_size(network, section, params.analyze[network].size, net)
-    check_sides(section, params.latency.sides, net)
+    check_sides(network, section, params.latency.sides, net)
     if "apoz" in {params.settings(method, network).criterion for method in params.run.methods}:
         criteria.check("apoz", net, find_groups(net, image, params.norms(network)), image, network)
     for split, part in parts.items():

@@ -25,7 +25,7 @@ def latency(params: config.Params, network: str) -> None:
         sides = network_settings.sides(settings.sides)
         fitted = settings.model_copy(update={"sides": sides})
         baseline = network_of(RESULTS / "train" / network / "network.pt", network_settings, pruned=False)
-        checks.check_sides(network_settings, settings.sides, baseline)
+        checks.check_sides(network, network_settings, settings.sides, baseline)
         pruned, meta = checkpoint.load(RESULTS / "finetune" / network / method / "network.pt", network_settings.factory)
         image = example(network_settings, params.train[network], baseline)
         timings = network_times.timings(baseline, pruned, meta["kept"], method, image, fitted, params.threads)

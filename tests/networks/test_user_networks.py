@@ -371,14 +371,19 @@ def test_a_patch_and_pictures_that_dont_fit_say_the_multiple_and_the_key(recipe:
         UserError, match=r"train\.mine\.patch is 8, .* takes heights and widths that are multiples of 6"
     ):
         checks.check_patch("mine", SECTION, recipe, network)
+    said = r"multiples of 6, as train\.mine\.patch must be, and networks\.mine\.multiple: 6 makes `prepare` cut images"
+    with pytest.raises(UserError, match=said):
+        checks.check("mine", SECTION, torch.zeros(1, 3, 16, 16), network)
+    with pytest.raises(UserError, match=r"multiples of 6, as train\.mine\.patch must be$"):
+        checks.check("mine", SECTION.model_copy(update={"multiple": 12}), torch.zeros(1, 3, 16, 16), network)
     checks.check_images("mine", SECTION, [(48, 60)], ["a.png"], network)
     with pytest.raises(UserError, match=r"of b\.png, an input of 50×48 pixels, .* networks\.mine\.multiple: 6 makes"):
         checks.check_images("mine", SECTION, [(48, 60), (48, 50)], ["a.png", "b.png"], network)
     with pytest.raises(UserError, match=r"analyze\.mine\.size is \[48, 50\], but .* multiples of 6"):
         checks.check_size("mine", SECTION, (48, 50), network)
-    with pytest.raises(UserError, match=r"latency\.sides has 64: .* multiples of 6"):
-        checks.check_sides(SECTION, (48, 64), network)
-    checks.check_sides(SECTION.model_copy(update={"multiple": 6}), (48, 64), network)  # 66 pixels are timed
+    with pytest.raises(UserError, match=r"latency\.sides has 64: .* multiples of 6, and networks\.mine\.multiple: 6"):
+        checks.check_sides("mine", SECTION, (48, 64), network)
+    checks.check_sides("mine", SECTION.model_copy(update={"multiple": 6}), (48, 64), network)  # 66 pixels are timed
 
 
 @pytest.mark.parametrize(("multiple", "sides"), [(1, (64, 128, 256)), (6, (66, 132, 258)), (7, (70, 133, 259)),
@@ -408,9 +413,9 @@ def test_what_cant_fit_in_memory_is_named_with_its_key_and_bytes(
     checks.check_patch("mine", section, recipe, network)
     with pytest.raises(UserError, match=r"train\.mine: batch 1000000 of patch 8 takes at least 1\.9 GB of memory, but"):
         checks.check_patch("mine", section, recipe.model_copy(update={"batch": 10**6}), network)
-    checks.check_sides(section, (4096,), network)
+    checks.check_sides("mine", section, (4096,), network)
     with pytest.raises(UserError, match=r"latency\.sides: 8192 takes at least 1\.6 GB of memory, but this .* 1\.0 GB"):
-        checks.check_sides(section, (4096, 8192), network)
+        checks.check_sides("mine", section, (4096, 8192), network)
     with pytest.raises(UserError, match=r"networks\.mine: b\.png takes at least 2\.4 GB"):
         checks.check_images("mine", section, [(9, 9), (10**4, 10**4)], ["a.png", "b.png"], network)
 
