@@ -75,7 +75,10 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
     except UserError as error:
         if hint := _other_channels(name, section, example, network):
             raise UserError(hint) from error
-        raise UserError(f"{error}{_multiple_of(name, section, network, f', as train.{name}.patch must be')}") from error
+        sentence = str(error) if str(error).startswith(needed) else f"networks.{name}: {error}"
+        raise UserError(
+            f"{sentence}{_multiple_of(name, section, network, f', as train.{name}.patch must be')}"
+        ) from error
     if not isinstance(output, Tensor):
         several = isinstance(output, list | tuple | dict) and section.output is None
         hint = "; output: 0, or a key, says which of its tensors is trained and judged" if several else ""

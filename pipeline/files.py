@@ -243,7 +243,7 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
     except OSError as error:
         needed = f"; {first(path)}" if stage_of(path) else ""
         raise UserError(f"{path} can't be read: {error.strerror or error}{needed}") from None
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _safetensors(path, packed)
     try:
         if packed.startswith(b"PK\x03\x04"):

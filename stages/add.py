@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+from pipeline import config, networks
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
@@ -27,6 +27,12 @@ def main() -> None:
         given = parser.parse_args()
         if not Path(given.images).is_dir():
             raise UserError(f"--images is {given.images}, which is no folder; one of photographs is needed")
+        if not Path(given.factory).is_file():
+            try:
+                networks.input_channels(given.factory)
+            except UserError as error:
+                raise UserError(f"{error}, or a file of weights, and there is no such file") from None
+        params_file = PARAMS.absolute()  # a factory may change the working folder
         read_yaml(PARAMS)  # a sentence for what is no YAML
         before, asked = PARAMS.read_text(encoding="utf-8"), (given.factory, given.images, given.scale, given.channels)
         text = extended(before, sections(*asked), given.name)
@@ -34,8 +40,11 @@ def main() -> None:
         if (multiple := sides_of(params.networks[given.name])) > 1:
             text = extended(before, sections(*asked, multiple), given.name)
             params = config.checked_params(_yaml().load(text), str(PARAMS))
+        from pipeline.prepare import layouts
+
+        layouts.checked(params, given.name)
         print(prunable(params, given.name))
-        write_bytes(PARAMS, text.encode())
+        write_bytes(params_file, text.encode())
         print(f"add: {PARAMS} has {given.name} now, alone in run.networks; next: make repro")
 
 
@@ -77,6 +86,8 @@ def extended(text: str, added: dict[str, Any], name: str) -> str:
     ]
     if lacking:
         raise UserError(f"{PARAMS} has no section {', '.join(lacking)}; presets/small.yaml is a whole one")
+    if not isinstance(content["run"].get("networks"), list):
+        raise UserError(f"{PARAMS}: run.networks must be a list of names, as in presets/small.yaml")
     if name in content["networks"]:
         raise UserError(f"{PARAMS}: networks has {name} already; another name is needed")
     for section, values in added.items():

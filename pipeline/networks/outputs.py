@@ -35,6 +35,10 @@ class _Choice:
             raise UserError(
                 f"output is {self.output!r}, but the forward of {type(network).__name__} returns {listed or 'nothing'}"
             )
+        if made[self.output] is None:  # torch would take it for a hook that changes nothing
+            raise UserError(
+                f"output is {self.output!r}, for which the forward of {type(network).__name__} returns None"
+            )
         return made[self.output]
 
 

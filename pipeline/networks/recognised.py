@@ -35,13 +35,14 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
 
     UserError without spandrel, and for a file that no architecture fits, or more than one.
     """
+    state = read_state(path)  # first: a file that can't be read needs no package
     try:
         spandrel = importlib.import_module("spandrel")
     except Exception as error:  # a torchvision that doesn't fit torch raises RuntimeError
         missing = isinstance(error, ModuleNotFoundError) and error.name == "spandrel"
         reason = "" if missing else f" (spandrel can't be imported: {first_line(error)})"
         raise UserError(f"{path}: factory is missing, package.module:function; {_NEEDED}{reason}") from None
-    state = spandrel.canonicalize_state_dict(read_state(path))
+    state = spandrel.canonicalize_state_dict(state)
     fitting: dict[str, Any] = {}
     reasons = {}
     for support in spandrel.MAIN_REGISTRY.architectures("detection"):

@@ -164,8 +164,9 @@ class Pruner:
             yield
         except UserError as error:
             sentence = str(error)
-            for key in (f"networks.{self.name}: ", f"Pruner: networks.{self.name}.", f"Pruner: prepare.{self.name}: "):
-                sentence = sentence.removeprefix(key)
+            sentence = sentence.removeprefix("Pruner: ")
+            for section in ("networks", "prepare"):
+                sentence = sentence.removeprefix(f"{section}.{self.name}: ").removeprefix(f"{section}.{self.name}.")
             raise UserError(sentence) from error
 
     def run(self, method: str = "D", minutes: float = 20) -> Result:

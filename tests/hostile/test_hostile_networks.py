@@ -44,6 +44,7 @@ def build():
     return network
 """
 MINE = {"factory": "mine:build", "args": {}, "task": "super_resolution", "scale": 2}
+FILE = {"task": "super_resolution", "scale": 2}
 RUN, BUILT, MADE = "mine.py:16", "mine.py:12", "mine.py:27"
 
 
@@ -74,6 +75,20 @@ CASES = [
     Hostile("a module that exits", "stages.check", ("'mine:build' cannot be imported: SystemExit", "mine.py:1"),
             {"networks__edsr": MINE}, lambda folder: (folder / "mine.py").write_text("raise SystemExit(0)\n")),
     mine("infinite values", ("networks.edsr", "infinite values or NaN"), run="y = y / 0"),
+    mine("an output that isn't there", ("networks.edsr: output is 2", "the forward of Mine returns 0, 1"),
+         run="return [y, y]", params={"networks__edsr": MINE | {"output": 2}}),
+    mine("an output that is None", ("networks.edsr: output is 1, for which the forward of Mine returns None",),
+         run="return [y, None]", params={"networks__edsr": MINE | {"output": 1}}),
+    Hostile("a network's file that isn't there", "stages.check", ("gone.pth can't be read: No such file",),
+            {"networks__edsr": FILE | {"file": "gone.pth"}, "run__networks": ["edsr"]}),
+    Hostile("a network's file that is a folder", "stages.check", ("data can't be read: Is a directory",),
+            {"networks__edsr": FILE | {"file": "data"}, "run__networks": ["edsr"]}),
+    Hostile("a network added by a file that isn't there", "stages.add mine gone.pth --images data/photos",
+            ("unknown network 'gone.pth'", "a file of weights, and there is no such file")),
+    Hostile("a network added without photographs", "stages.add mine edsr --images examples",
+            ("prepare.mine", "examples")),
+    Hostile("a network added to one name", "stages.add mine edsr --images data/photos",
+            ("run.networks must be a list of names",), {"run__networks": "edsr"}),
     mine("a detached output", ("networks.edsr", "training can't go back"),
          run="y = y.detach(); self.last.requires_grad_(False)"),
     mine("gradients switched off", ("networks.edsr", "training can't go back"), run="torch.set_grad_enabled(False)"),

@@ -54,7 +54,7 @@ def test_the_chosen_tensor_is_the_networks_output_and_the_others_come_back(named
 @pytest.mark.parametrize("output", [2, "image"])
 def test_an_output_that_isnt_there_is_refused_before_training(two: nn.Module, output: int | str) -> None:
     section = config.Network(factory=f"{__name__}:Two", task="super_resolution", output=output)
-    with pytest.raises(UserError, match=rf"^output is {output!r}, but the forward of Two returns 0, 1"):
+    with pytest.raises(UserError, match=rf"^networks.mine: output is {output!r}, but the forward of Two returns 0, 1"):
         checks.check("mine", section, IMAGE, outputs.choose(two, output))
 
 

@@ -32,6 +32,12 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.M
     return tmp_path / "weights.safetensors", network.float()
 
 
+def test_a_name_in_capitals_is_one_of_such_a_file_too(weights: tuple[Path, nn.Module]) -> None:
+    path, network = weights
+    path = path.rename(path.with_suffix(".SAFETENSORS"))
+    assert read_state(path).keys() == network.state_dict().keys()
+
+
 def test_its_tensors_are_put_into_the_network_without_what_wrappers_put_before_their_names(
     weights: tuple[Path, nn.Module],
 ) -> None:
