@@ -267,7 +267,6 @@ class Stranger(nn.Module):
         (Stranger(), "cumsum in part.1 (Stranger)"),
         (nn.GroupNorm(2, 4), "group_norm in part.1 (GroupNorm)"),
         (nn.Softmax(dim=1), "softmax in part.1 (Softmax)"),
-        (nn.ChannelShuffle(2), "channel_shuffle in part.1 (ChannelShuffle)"),
     ],
 )
 def test_an_operation_that_mixes_channels_or_is_unknown_freezes_and_is_named(part: nn.Module, named: str) -> None:
