@@ -329,7 +329,7 @@ def test_what_stays_is_named_while_the_rest_is_pruned(network: nn.Module, stays:
         (lambda y: F.adaptive_avg_pool2d(y.permute(0, 2, 3, 1), (8, 6)).permute(0, 3, 1, 2), "adaptive_avg_pool2d"),
         (lambda y: F.avg_pool3d(y.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1), "avg_pool3d"),
         (lambda y: F.max_pool1d(y.mean(3).transpose(1, 2), 3, 1, 1).transpose(1, 2)[..., None] + y, "max_pool1d"),
-        (lambda y: y + F.pixel_shuffle(y.tile(1, 2, 1, 1)[:, None], 2).mean((1, 2))[:, None, ::2, ::2], "pixel_shuffle"),
+        (lambda y: y + F.pixel_shuffle(y.tile(2, 1, 1)[:, None], 2).mean((1, 2))[:, None, ::2, ::2], "pixel_shuffle"),
         (lambda y: y * F.pixel_shuffle(torch.cat([y, y[:, :2]], 1)[:, None], 2).mean(), "pixel_shuffle"),
         (lambda y: F.pixel_shuffle(F.pixel_unshuffle(y.unsqueeze(2), 2).flatten(1, 2), 2), "pixel_unshuffle"),
     ],
