@@ -16,6 +16,8 @@ convolutions (pipeline/cost.py) and linear layers, in percent; products of two c
 network's own: colours, and what becomes the picture without another layer. A grouped one loses half of its groups once.
 *Difference* is the largest one between the smaller and the masked network's output, as a share of the output's largest
 value, in float64 (float32 where a forward can't do that), with weights drawn anew, at another size than the traced one.
+*With prune.norms* are the MACs left where normalisations over channels lose channels too; such a network is another
+one than the masked network, and the pipeline's quality gate judges it.
 Torch-Pruning (Fang et al., CVPR 2023) removes half of every group by its own magnitudes. It is told which layers make
 the picture, and nothing else by hand; version 1.6.1 fails at a PixelShuffle in front of a layer ("index 64 is out of
 bounds"). Its network *works* if it gives an output of the same shape; what it computes isn't compared with anything.
@@ -45,102 +47,31 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-import torch.nn.functional as F
+from layers import called, macs, makers, possible
+from published import ATTENTION, Make, collections, shapes, suited
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pipeline import cost
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, first_line
 from pipeline.files import write_text
-from pipeline.networks import duplicate, folded, outputs
+from pipeline.networks import folded
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, labels, rehearsal, removal, tracing
+from pipeline.pruning import coupling, rehearsal, removal, tracing
 
 RESULTS = Path(__file__).parent / "results"
 TABLE = RESULTS / "architectures.csv"
-SIDES = (16, 32, 48, 64, 128, 256, 512)  # pixels; the first that a network runs on is taken
 EQUAL = {"float64": 1e-10, "float32": 1e-4}
 CLOSE = 1.5  # points of the MACs: as good as what is possible
-
-# Arguments that make a network small, or that it can't be built without.
-SMALL: dict[str, dict[str, Any]] = {
-    "AuraSR": {"dim": 16, "image_size": 64, "input_image_size": 16, "up_dim_mults": (1, 2, 4), "down_dim_mults": (2,),
-               "style_network": {"dim_in": 16, "dim_out": 32, "depth": 2}, "full_attn": (False, False, True),
-               "attn_depths": (1, 1, 1), "mid_attn_depth": 1},
-    "ATD": {"depths": (2, 2), "num_heads": (6, 6), "upscale": 2, "upsampler": "pixelshuffle"},
-    "CRAFT": {"depths": [2], "num_heads": [6]},
-    "CodeFormer": {"n_layers": 2},
-    "DDColor": {"encoder_name": "convnext-t", "nf": 64, "num_queries": 10, "dec_layers": 3},
-    "DAT": {"embed_dim": 60, "depth": [2], "num_heads": [2]},
-    "DRCT": {"embed_dim": 60, "depths": (6,), "num_heads": (6,), "upscale": 2, "upsampler": "pixelshuffle"},
-    "DRUNet": {"in_nc": 3, "out_nc": 3, "nc": [16, 32, 64, 128], "nb": 2},
-    "DnCNN": {"in_nc": 3, "out_nc": 3, "nb": 8},
-    "ESRGAN": {"num_blocks": 2},
-    "FBCNN": {"nb": 1},
-    "FDAT": {"embed_dim": 60, "num_groups": 1},
-    "FFTformer": {"dim": 24, "num_blocks": [1, 1, 2], "num_refinement_blocks": 1},
-    "GFPGAN": {"out_size": 64, "num_style_feat": 64, "channel_multiplier": 1, "narrow": 0.25},
-    "GRL": {"embed_dim": 48, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2], "upscale": 2,
-            "upsampler": "pixelshuffle"},
-    "HAT": {"embed_dim": 48, "depths": (2,), "num_heads": (6,), "window_size": 8, "upscale": 2},
-    "IPT": {"n_feats": 16, "num_heads": 4, "num_layers": 1, "patch_size": 48, "scale": [2]},
-    "KBNet_l": {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1},
-    "KBNet_s": {"width": 16, "middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 1], "dec_blk_nums": [1, 1, 1, 1]},
-    "M3SNet": {"width": 16, "enc_blk_nums": [1, 1, 1, 2]},
-    "MIRNet2": {"n_feat": 32, "n_MRB": 1},
-    "MMRealSR": {"num_in_ch": 3, "num_out_ch": 3, "num_block": 2, "num_feats": [16, 32, 64, 128]},
-    "MPRNet": {"num_cab": 2},
-    "MoESR": {"n_blocks": 2, "n_block": 2},
-    "MoSR": {"n_block": 4},
-    "NAFNet": {"width": 16, "enc_blk_nums": [1, 1, 1], "dec_blk_nums": [1, 1, 1]},
-    "PLKSR": {"n_blocks": 4},
-    "RCAN": {"n_resgroups": 2, "n_resblocks": 3},
-    "RGT": {"embed_dim": 60, "depth": [2], "num_heads": [2]},
-    "RealPLKSR": {"n_blocks": 4},
-    "Restormer": {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1},
-    "SAFMN": {"dim": 36},
-    "SAFMNBCIE": {"dim": 36},
-    "SCUNet": {"config": [2, 2, 2, 2, 2, 2, 2]},
-    "SPAN": {"num_in_ch": 3, "num_out_ch": 3},
-    "SRFormer": {"embed_dim": 48, "depths": (2,), "num_heads": (6,), "window_size": 8, "upscale": 2,
-                 "upsampler": "pixelshuffle"},
-    "SeemoRe": {"num_layers": 2},
-    "Swin2SR": {"embed_dim": 48, "depths": [2], "num_heads": [6], "window_size": 8, "upsampler": "pixelshuffle"},
-    "SwinIR": {"embed_dim": 48, "depths": [2], "num_heads": [6], "window_size": 8, "upscale": 2,
-               "upsampler": "pixelshuffle"},
-    "SwiftSRGAN": {"num_blocks": 4},
-    "Uformer": {"embed_dim": 16, "depths": [1] * 9},
-    "Drn": {"n_blocks": 4},
-    "Edsr": {"n_resblocks": 8},
-    "Han": {"n_resblocks": 2},
-    "Physicssr": {"n_resblocks": 4, "n_feats": 64},
-    "Rcan": {"n_resgroups": 2, "n_resblocks": 3},
-    "Rnan": {"n_resgroups": 2},
-    "Smsr": {"n_resblocks": 4},
-}  # fmt: skip
-TORCHSR = [
-    *("edsr_baseline", "edsr_r32f256", "vdsr", "rdn_a", "rdn_b", "rcan"),
-    *("ninasr_b0", "ninasr_b1", "ninasr_b2", "carn", "carn_m"),
-]
-# Those that weigh places or channels by products of computed tensors; the others are convolutional.
-ATTENTION = """
-    ATD AuraSR CRAFT CodeFormer DAT DCTLSA DDColor DITN DRCT FDAT FFTformer GRL HAT HVICIDNet IPT KBNet_l MAT OmniSR
-    RGT RestoreFormer Restormer RetinexFormer Rnan SCUNet SRFormer Swin2SR SwinIR Uformer
-"""
-
-
-Make = Callable[[], nn.Module]
+# How a network is pruned -> the field that says why it wasn't, and what part of --limit it gets.
+METHODS = {"ours": ("untraced", 1), "norms": ("", 1), "theirs": ("theirs_fails", 4)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +87,7 @@ class Row:
     seconds: float = math.nan  # of processor time, of find_groups
     groups: int = 0
     left: float = math.nan  # % of the MACs
+    with_norms: float = math.nan  # % of the MACs, where normalisations over channels take part
     possible: float = math.nan  # % of the MACs
     difference: float = math.nan  # of the smaller network to the masked one
     effect: float = math.nan  # of the masked network to the whole one
@@ -193,10 +125,10 @@ def run(options: argparse.Namespace) -> None:
     progress = Progress("architectures", len(wanted))
     for collection, name in wanted:
         row = Row(collection, name, "attention" if name in ATTENTION.split() else "convolutional")
-        for method, key, limit in (("ours", "untraced", options.limit), ("theirs", "theirs_fails", options.limit // 4)):
-            if not row.built:
-                found, fault = apart(everything[collection, name], method, limit)
-                row = replace(row, **(found | ({key: fault} if fault else {})))
+        for method, (key, share) in METHODS.items():
+            if not row.built and (method != "norms" or row.left - row.possible > CLOSE):
+                found, fault = apart(everything[collection, name], method, options.limit // share)
+                row = replace(row, **(found | ({key: fault} if fault and key else {})))
         done[collection, name] = row
         write(TABLE, [done[key] for key in sorted(done)])
         write_text(TABLE.with_suffix(".md"), summary([done[key] for key in sorted(done)], len(everything)))
@@ -243,60 +175,9 @@ def child(make: Make, method: str, limit: int, path: Path) -> None:
             return
         note(side=side)
         try:
-            (ours if method == "ours" else theirs)(network, torch.zeros(1, 3, side, side), note)
+            {"ours": ours, "norms": with_norms, "theirs": theirs}[method](network, torch.zeros(1, 3, side, side), note)
         except (Exception, SystemExit) as error:
             note(fault=fault_of(error))
-
-
-def collections() -> dict[str, dict[str, Make]]:
-    """Collection -> network's name -> its constructor with small arguments."""
-    try:
-        spandrel, extra = importlib.import_module("spandrel"), importlib.import_module("spandrel_extra_arches")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} isn't installed; benchmarks/requirements.txt has what is needed") from None
-    extra.install(ignore_duplicates=True)
-    found: dict[str, dict[str, Make]] = {"Spandrel": {}, "super-image": {}, "torchSR": {}}
-    for support in spandrel.MAIN_REGISTRY.architectures("detection"):
-        module = importlib.import_module(type(support.architecture).__module__)
-        for name in module.__all__:
-            kind = getattr(module, name)
-            if isinstance(kind, type) and issubclass(kind, nn.Module):
-                found["Spandrel"][name] = partial(kind, **SMALL.get(name, {}))
-    images = importlib.import_module("super_image.models")
-    for name in (word.removesuffix("Model") for word in dir(images) if word.endswith("Model")):
-        found["super-image"][name] = partial(super_image, images, name)
-    models = importlib.import_module("torchsr.models")
-    for name in TORCHSR:
-        found["torchSR"][name] = partial(getattr(models, name), 2)
-    return found
-
-
-def super_image(models: ModuleType, name: str) -> nn.Module:
-    return getattr(models, f"{name}Model")(getattr(models, f"{name}Config")(**{"scale": 2, **SMALL.get(name, {})}))
-
-
-def suited(network: nn.Module) -> int:
-    """The first side that the network runs on; the largest of its outputs is chosen. What it raises on the last one."""
-    for side in SIDES:
-        try:
-            with torch.no_grad(), cost.quiet():
-                made = duplicate(network)(torch.rand(1, 3, side, side))
-            if not shapes(made):
-                raise TypeError(f"it gives {type(made).__name__}")
-            if isinstance(made, list | tuple):
-                sizes = [part.numel() if isinstance(part, torch.Tensor) else 0 for part in made]
-                outputs.choose(network, sizes.index(max(sizes)))
-            return side
-        except TypeError:  # other arguments than one image
-            raise
-        except Exception as error:
-            fault = error
-    raise fault
-
-
-def shapes(made: Any) -> list[tuple[int, ...]]:
-    """Of the tensors that a network gives."""
-    return [tuple(leaf.shape) for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
 
 
 def fault_of(error: BaseException) -> str:
@@ -311,8 +192,7 @@ def ours(network: nn.Module, example: torch.Tensor, note: Callable[..., None]) -
         note(untraced=re.sub(r"/\S*site-packages/", "", str(error)))
         return
     note(seconds=time.process_time() - began, groups=len(found.groups), whole=common(found.frozen))
-    chance = random.Random(1)
-    removed = {group.name: chance.sample(range(group.channels), group.channels // 2) for group in found.groups}
+    removed = halved(found)
     small = removal.remove(network, found, removed)
     side = example.shape[-1]
     note(left=100 * macs(small, side) / macs(network, side), possible=possible(network, example))
@@ -338,6 +218,18 @@ def ours(network: nn.Module, example: torch.Tensor, note: Callable[..., None]) -
         return
 
 
+def with_norms(network: nn.Module, example: torch.Tensor, note: Callable[..., None]) -> None:
+    """As `prune.norms: true` has it: statistics over channels are then taken over those that are left."""
+    found = coupling.find_groups(network, example, norms=True)
+    small, side = removal.remove(network, found, halved(found)), example.shape[-1]
+    note(with_norms=100 * macs(small, side) / macs(network, side))
+
+
+def halved(found: removal.Coupling) -> dict[str, list[int]]:
+    chance = random.Random(1)
+    return {group.name: chance.sample(range(group.channels), group.channels // 2) for group in found.groups}
+
+
 def result(network: nn.Module, picture: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(3)  # some add noise
     with torch.no_grad():
@@ -353,7 +245,7 @@ def theirs(network: nn.Module, example: torch.Tensor, note: Callable[..., None])
     try:
         kept = set(makers(network, example))
     except Exception:  # it can't be traced by torch.export: the last layer then
-        kept = {list(layers(network, example))[-1]}
+        kept = {called(network, example)[-1]}
     kept |= {name.rpartition(".")[0] for name in tracing.untrained(network)}
     for parameter in network.parameters():
         parameter.requires_grad_(True)
@@ -374,105 +266,6 @@ def theirs(network: nn.Module, example: torch.Tensor, note: Callable[..., None])
         note(theirs=100 * macs(network, side) / before)
     except (Exception, SystemExit) as error:
         note(theirs_fails=fault_of(error))
-
-
-class Linears(TorchFunctionMode):
-    """Counts the multiply-adds of linear layers, however they are called."""
-
-    macs = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func is F.linear:
-            self.macs += made.numel() * args[0].shape[-1]
-        return made
-
-
-def macs(network: nn.Module, side: int) -> int:
-    """Of 2-D convolutions and linear layers, for one image of that side."""
-    with torch.no_grad(), cost.quiet(), Linears() as linears:
-        duplicate(network)(torch.rand(1, 3, side, side))
-    return cost.measure(network, (side, side), 3).mac + linears.macs
-
-
-def layers(network: nn.Module, example: torch.Tensor) -> Iterator[str]:
-    """Names of the convolutions and linear layers in the order in which they run."""
-    called: list[str] = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
-    with torch.no_grad():
-        network(example.clone())
-    return iter(called)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer of a traced network."""
-
-    name: str
-    macs: float
-    inputs: int
-    outputs: int
-    grouped: bool
-    reads_image: bool  # nothing learned lies between the image and it
-    makes_image: bool  # nothing learned lies between it and the output
-    fixed: bool  # training doesn't change its kernel
-
-
-def graph_layers(network: nn.Module, example: torch.Tensor) -> list[Layer]:
-    """The layers of the graph that torch.export gives, which follows what each reads and makes."""
-    with torch.no_grad(), cost.quiet():
-        program = tracing.exported(network, example)
-    signature, nodes = program.graph_signature, list(program.graph.nodes)
-    owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
-    still = tracing.untrained(network) | set(signature.inputs_to_buffers.values())
-    found: dict[Any, tuple[Any, Any, str, bool]] = {}  # node -> input, kernel, name, fixed
-    for node in nodes:
-        operation = labels.operation(node) if node.op == "call_function" else ""
-        if re.fullmatch(r"conv_transpose2d|conv2d|linear", operation):
-            args = labels.arguments(node)
-            name = owned.get(args["weight"].name, "")
-            found[node] = args["input"], args["weight"], name.rpartition(".")[0], name in still
-    learned = {node for node, (_, _, _, fixed) in found.items() if not fixed}
-    behind, before = set(), set()  # what has learned layers above it; what reaches the output without one
-    for node in nodes:
-        if any(source in behind or source in learned for source in node.all_input_nodes):
-            behind.add(node)
-    for node in reversed(nodes):
-        if any(user.op == "output" or (user in before and user not in learned) for user in node.users):
-            before.add(node)
-    result = []
-    for node, (read, kernel, name, fixed) in found.items():
-        shape, places = labels.shape_of(kernel), labels.shape_of(node)
-        wide = "transpose" in labels.operation(node)
-        groups = labels.arguments(node).get("groups") or 1
-        positions = labels.shape_of(read) if wide else places
-        count = math.prod(shape) * positions[0] * math.prod(positions[1:-1] if len(shape) == 2 else positions[2:])
-        channel = -1 if len(shape) == 2 else 1
-        sides = labels.shape_of(read)[channel], places[channel]
-        early = read not in behind and read not in learned
-        result.append(Layer(name, count, *sides, groups > 1, early, node in before, fixed))
-    return result
-
-
-def possible(network: nn.Module, example: torch.Tensor) -> float:
-    """% of the MACs that would be left if every layer lost half of what it reads and makes, but for the image."""
-
-    def share(count: int, whole: bool) -> float:
-        return 1.0 if whole else 1 - count // 2 / count
-
-    left = total = 0.0
-    for layer in graph_layers(network, example):
-        total += layer.macs
-        reads = share(layer.inputs, layer.reads_image or layer.fixed)
-        makes = share(layer.outputs, layer.makes_image or layer.fixed)
-        left += layer.macs * (max(reads, makes) if layer.grouped else reads * makes)
-    return 100 * left / total if total else math.nan
-
-
-def makers(network: nn.Module, example: torch.Tensor) -> list[str]:
-    return [layer.name for layer in graph_layers(network, example) if layer.makes_image or layer.fixed]
 
 
 def common(frozen: tuple[str, ...]) -> str:
@@ -523,6 +316,12 @@ def overall(rows: list[Row], total: int) -> Iterator[str]:
                 f"- {kind}, {len(own)} traced: {left:.1f}% of the MACs left on average, {most:.1f}% would be possible; "
                 f"{close} are within {CLOSE} points of what is possible."
             )
+            opened = [row.left if math.isnan(row.with_norms) else row.with_norms for row in own]
+            near = sum(left - row.possible <= CLOSE for left, row in zip(opened, own, strict=True))
+            yield (
+                f"- {kind}, with `prune.norms`: {statistics.mean(opened):.1f}% left on average; {near} are within "
+                f"{CLOSE} points of what is possible."
+            )
         both = [row for row in runs if row.kind == kind]
         working = [row for row in both if row.theirs == row.theirs]
         if both and working:
@@ -545,10 +344,11 @@ def overall(rows: list[Row], total: int) -> Iterator[str]:
 
 def table(rows: list[Row]) -> Iterator[str]:
     yield (
-        "| collection | network | kind | traced | seconds | groups | MACs left (%) | possible (%) | difference "
+        "| collection | network | kind | traced | seconds | groups | MACs left (%) "
+        "| with prune.norms (%) | possible (%) | difference "
         "| layers that stay whole: reasons | Torch-Pruning: MACs left (%) |"
     )
-    yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |"
+    yield f"|{' --- |' * 4}{' ---: |' * 6} --- | --- |"
     for row in rows:
         if row.built:
             continue
@@ -558,6 +358,7 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield (
             f"| {row.collection} | {row.name} | {row.kind} | {'yes' if row.traced else 'no'} "
             f"| {number(row.seconds, '.1f')} | {row.groups or ''} | {number(row.left, '.1f')} "
+            f"| {number(row.with_norms, '.1f')} "
             f"| {number(row.possible, '.1f')} | {same.removeprefix('float64 ')} | {reason} | {theirs} |"
         )
 
