@@ -1,11 +1,13 @@
 """Blocks that train with several branches, and have a method that makes them one plain kernel.
 
-Known methods: `switch_to_deploy` (RepVGG and what follows it), `reparameterize` (MobileOne), and `rep_params` (ECBSR),
-which gives kernel and bias of a 3x3 convolution that an activation `act` may follow. What a block's batch norms do is
-folded in as evaluation mode does it. A method is taken only where the network computes the same afterwards.
+Known methods: `switch_to_deploy` (RepVGG and what follows it), `reparameterize` (MobileOne), `rep_params` (ECBSR),
+which gives kernel and bias of a 3x3 convolution that an activation `act` may follow, and `update_params` (SPAN), which
+writes them into the block's `eval_conv`; a leaky ReLU follows that where the block says `has_relu`. What a block's
+batch norms do is folded in as evaluation mode does it. A method is taken only where the network computes the same
+afterwards.
 
 Sources: Ding et al., RepVGG (CVPR 2021); Vasu et al., MobileOne (CVPR 2023); Zhang et al., Edge-oriented Convolution
-Block (ACM MM 2021).
+Block (ACM MM 2021); Wan et al., Swift Parameter-free Attention Network (CVPRW 2024).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from pipeline.networks import duplicate
 from pipeline.networks.rebuilt import aside
 
-METHODS = ("switch_to_deploy", "reparameterize", "rep_params")
+METHODS = ("switch_to_deploy", "reparameterize", "rep_params", "update_params")
+LEAK = 0.05  # slope of the leaky ReLU in SPAN's blocks
 SAME = 1e-9  # of the largest output, in float64
 CHANNELS, SIDES = (3, 1, 4), (16, 48, 64, 120, 126, 128)  # of the input: the first that the network takes
 
@@ -121,26 +125,32 @@ def _parameters(module: nn.Module) -> dict[int, tuple[nn.Parameter, bool]]:
 
 def _call(network: nn.Module, name: str) -> None:
     block = network.get_submodule(name)
-    method = _method(block)
-    if method != "rep_params":
-        getattr(block, str(method))()
-        return
-    kernel, bias = block.rep_params()  # type: ignore[operator]
-    sides = tuple(kernel.shape[2:])
-    conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], sides, padding=(sides[0] // 2, sides[1] // 2))
-    conv.weight, conv.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
-    plain = nn.Sequential()
-    plain.add_module("conv", conv)
-    if isinstance(getattr(block, "act", None), nn.Module):
-        plain.add_module("act", block.act)  # type: ignore[arg-type]
-    network.set_submodule(name, plain)
+    method = str(_method(block))
+    made = getattr(block, method)()
+    layers: dict[str, Any] = {}
+    if method == "rep_params":
+        kernel, bias = made
+        sides = tuple(kernel.shape[2:])
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], sides, padding=(sides[0] // 2, sides[1] // 2))
+        conv.weight, conv.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
+        layers = {"conv": conv, "act": getattr(block, "act", None)}
+    elif method == "update_params":
+        leaky = nn.LeakyReLU(LEAK) if getattr(block, "has_relu", False) else None
+        layers = {"eval_conv": block.eval_conv, "act": leaky}
+    if layers:
+        plain = nn.Sequential()
+        for key, layer in layers.items():
+            if isinstance(layer, nn.Module):
+                plain.add_module(key, layer)
+        network.set_submodule(name, plain)
 
 
 def _settled(block: nn.Module, before: dict[int, tuple[nn.Parameter, bool]]) -> bool:
     """Train what a block has now as it was trained before: many methods detach everything. Whether it has changed."""
     trained = any(flag for _, flag in before.values())
+    written = isinstance(block, nn.Sequential) and hasattr(block, "eval_conv")  # its kernel wasn't trained itself
     for key, (parameter, _) in _parameters(block).items():
-        parameter.requires_grad_(before[key][1] if key in before else trained)
+        parameter.requires_grad_(before[key][1] if key in before and not written else trained)
     return _parameters(block).keys() != before.keys()
 
 

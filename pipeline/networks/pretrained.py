@@ -160,7 +160,7 @@ def _computed(path: Path, factory: str, args: dict[str, Any], names: Set[str], f
 
     names, found: the folded network's, and the file's as they were read for it.
     """
-    if ":" not in factory or names <= found:
+    if ":" not in factory or names == found:
         return None
     with torch.random.fork_rng(devices=[]):
         network = unfolded(factory, args)

@@ -93,6 +93,29 @@ class Computed(nn.Module):
         return kernel, self.second.bias
 
 
+class Written(Computed):
+    """Evaluation mode writes the kernel into a convolution of its own each time, as in SPAN."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.has_relu = inputs == 3
+        self.eval_conv = conv(inputs, outputs).requires_grad_(False)
+        del self.act
+
+    def update_params(self) -> None:
+        self.eval_conv.weight.data, self.eval_conv.bias.data = (one.detach() for one in Computed.rep_params(self))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            made = self.second(self.first(x))
+        else:
+            self.update_params()
+            made = self.eval_conv(x)
+        return F.leaky_relu(made, 0.05) if self.has_relu else made
+
+    rep_params = None
+
+
 class Wrong(Deployed):
     """A method that forgets the statistics: right for a network that isn't trained yet."""
 
@@ -162,6 +185,10 @@ CASES = {
         branched(Computed), ["0.0.conv", "0.1.conv"],
         "branches of 2 blocks are folded into plain kernels, as in evaluation mode",
     ),
+    "SPAN": (
+        branched(Written), ["0.0.eval_conv", "0.1.eval_conv"],
+        "branches of 2 blocks are folded into plain kernels, as in evaluation mode",
+    ),
 }  # fmt: skip
 
 
@@ -208,7 +235,7 @@ def test_it_is_built_plain_loaded_from_its_file_pruned_and_saved(
         assert torch.equal(checkpoint.load(tmp_path / "small.pt", name)[0](IMAGE), small(IMAGE))
 
 
-@pytest.mark.parametrize("case", ["spectral norm", "old spectral norm", "RepVGG", "ECBSR"])
+@pytest.mark.parametrize("case", ["spectral norm", "old spectral norm", "RepVGG", "ECBSR", "SPAN"])
 def test_a_file_of_the_network_before_it_was_folded_is_read_plain(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
