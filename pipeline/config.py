@@ -462,8 +462,8 @@ class Params(Section):
         for key, names in (("run.networks", self.run.networks), ("run.methods", self.run.methods)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} names {max(names, key=names.count)!r} twice")
-        for key, names in (("networks", self.networks), ("methods", self.methods)):
-            _names(names, key, RESERVED)  # they become folders, DVC stages and names of runs
+        for key, named in (("networks", self.networks), ("methods", self.methods)):
+            _names(named, key, RESERVED)  # they become folders, DVC stages and names of runs
         for network, section in self.prepare.items():  # each is a stage of dvc.yaml, which needs train.NETWORK too
             for key, owner in (("networks", self.networks), ("train", self.train)):
                 if network not in owner:
@@ -496,18 +496,18 @@ class Params(Section):
                 raise ValueError(
                     f"run.methods names {shown(method)}, which methods doesn't have; it has {_listed(self.methods)}"
                 )
-        for key, name, owner, allowed in (
+        for key, name, where, allowed in (
             ("report.method", self.report.method, "run.methods", self.run.methods),
             ("search.network", self.search.network, "networks", self.networks),
             ("search.method", self.search.method, "methods", self.methods),
         ):
             if name not in allowed:
-                raise ValueError(f"{key} is {shown(name)}, which {owner} doesn't have; it has {_listed(allowed)}")
+                raise ValueError(f"{key} is {shown(name)}, which {where} doesn't have; it has {_listed(allowed)}")
         return self
 
     def require(self, network: str, *keys: str) -> None:
         """UserError unless a network has its section in each of these keys; all that stages read when none is named."""
-        sections = {
+        sections: dict[str, dict[str, Any]] = {
             "prepare": self.prepare, "train": self.train, "analyze": self.analyze,
             "retrain": self.retrain, "tolerance": self.tolerance, "finetune": self.finetune,
         }  # fmt: skip

@@ -54,13 +54,14 @@ def expected(fault: Any) -> str:
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
     """The model that a path of keys leads to; dictionaries count as their values."""
     for part in path:
-        field = model.model_fields.get(str(part)) if model else None
+        field = model.model_fields.get(str(part))
         if field is None:
             continue  # a key of a dictionary: the values' model was already entered
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if model is None:
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
             return None
+        model = inner
     return model
 
 

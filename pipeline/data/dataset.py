@@ -73,12 +73,11 @@ class Images:
             return self._unit(self._read(self.low, grid.inputs())), target
         if self.noise is not None:
             return add_noise(target, self.noise, rng), target
-        if self._real_raw:
-            samples = self.raw[grid.samples()].to(self.device)
-            return amplify(samples, self.ratio[grid.images].to(self.device)), target
-        # The turned full-resolution RGB is sampled by the mosaic, and not a mosaic turned: the latter would move red
-        # away from the corner of the 2×2 cell.
-        return amplify(*darken(pixels, rng, self.exposures)), target
+        if self.exposures is not None:
+            # The turned full-resolution RGB is sampled by the mosaic, and not a mosaic turned: the latter would move
+            # red away from the corner of the 2×2 cell.
+            return amplify(*darken(pixels, rng, self.exposures)), target
+        return self._amplified(grid.samples(), grid.images, patch, patch), target
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         """Image `i` whole, always the same: input [1, C, h, w], target [1, 3, scale·h, scale·w], float32 in 0 … 1.
@@ -93,8 +92,7 @@ class Images:
             rng = np.random.default_rng((self.seed, zlib.crc32(self.names[i].encode())))
             return add_noise(target.cpu(), self.noise, rng).to(self.device), target
         start = 4 * int(self.first[i])
-        samples = self.raw[start : start + 4 * h * w].view(1, 4, h, w)
-        return amplify(samples.to(self.device), self.ratio[i : i + 1].to(self.device)), target
+        return self._amplified(slice(start, start + 4 * h * w), slice(i, i + 1), h, w), target
 
     def reference(self, i: int) -> Tensor:
         """What to beat on image `i`, like its target: bicubic, the amplified input in RGB, or the input."""
@@ -124,6 +122,12 @@ class Images:
     @property
     def _real_raw(self) -> bool:
         return self.raw is not None and self.exposures is None
+
+    def _amplified(self, samples: Tensor | slice, images: Tensor | slice, h: int, w: int) -> Tensor:
+        """Stored raw samples of images, amplified by these images' ratios: [N, 4, h, w]."""
+        assert self.raw is not None  # low light with a fixed exposure has both
+        assert self.ratio is not None
+        return amplify(self.raw[samples].to(self.device).view(-1, 4, h, w), self.ratio[images].to(self.device))
 
     def _whole(self, pixels: Tensor, start: int, h: int, w: int) -> Tensor:
         return pixels[start : start + h * w].to(self.device).view(1, h, w, 3).permute(0, 3, 1, 2)
@@ -232,9 +236,7 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
     device = torch.device(device)
     home = device if bytes_of(prepared) <= RESIDENT else torch.device("cpu")
 
-    def moved(key: str) -> Tensor | None:
-        if key not in prepared:
-            return None
+    def moved(key: str) -> Tensor:
         array = prepared[key]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a file mapped for reading can't be written to: nor is it
@@ -252,9 +254,9 @@ def load_images(source: Path | Prepared, device: torch.device | str) -> Images:
         first=np.cumsum(pixels) - pixels,
         first_high=(np.cumsum(targets) - targets)[target_of],
         high=moved("high"),
-        low=moved("low"),
-        raw=moved("raw"),
-        ratio=moved("ratio"),
+        low=moved("low") if "low" in prepared else None,
+        raw=moved("raw") if "raw" in prepared else None,
+        ratio=moved("ratio") if "ratio" in prepared else None,
         exposures=_exposures(prepared),
         noise=float(prepared["noise"]) if "noise" in prepared else None,
         channels=int(prepared.get("channels", 3)),
@@ -268,4 +270,4 @@ def _exposures(prepared: Prepared) -> Exposures | None:
     if "exposures" not in prepared:
         return None
     ratio, shot = (tuple(pair) for pair in prepared["exposures"].tolist())
-    return Exposures(ratio, shot, str(prepared.get("cameras", "random")))
+    return Exposures(ratio, shot, "one" if prepared.get("cameras") == "one" else "random")

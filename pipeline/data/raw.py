@@ -59,7 +59,8 @@ def sample_noise(rng: np.random.Generator, count: int, shot: tuple[float, float]
 
     Fit to the Darmstadt set's cameras by Brooks et al., "Unprocessing Images for Learned Raw Denoising" (CVPR 2019).
     """
-    log_shot = rng.uniform(*np.log(shot), size=count)
+    low, high = np.log(shot)
+    log_shot = rng.uniform(low, high, size=count)
     log_read = 2.18 * log_shot + 1.20 + rng.normal(0.0, 0.26, size=count)
     return np.exp(log_shot), np.exp(log_read)
 

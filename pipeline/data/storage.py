@@ -134,10 +134,10 @@ def load_split(folder: Path) -> Prepared:
     """
     index = folder / INDEX
     values = records.index(index)
-    read_sealed(index)
+    small = read_sealed(index)
     if values.get("split", folder.name) != folder.name:
         raise UserError(f"{folder}: holds the images of {values['split']}, not those of {folder.name}; {again(index)}")
-    split = {key: np.array(values[key], dtype=kind) for key, kind in SMALL.items() if key in values}
+    split: Prepared = {key: np.array(small[key], dtype=kind) for key, kind in SMALL.items() if key in small}
     for key in LARGE:
         if key in values["content"]:
             path = folder / f"{key}.npy"

@@ -30,7 +30,7 @@ ORIENTATION = 0x0112  # EXIF: 1 is upright, 5 to 8 are turned by a quarter
 # TIFF: the forms that the tests hold against another reader's pixels, by photometric interpretation: bits of each
 # sample, and the kinds of extra samples (0 none in particular, 1 premultiplied alpha, 2 alpha). Others are refused:
 # Pillow reads some of them with wrong pixels and says nothing (planar RGB of 16 bits, 16-bit grey with white as 0).
-TIFF_FORMS = {
+TIFF_FORMS: dict[int, set[tuple[tuple[int, ...], tuple[int, ...]]]] = {
     0: {((1,), ()), ((8,), ())},  # grey, 0 is white
     1: {((1,), ()), ((8,), ()), ((16,), ()), ((8, 8), (2,))},  # grey, 0 is black
     2: {((bits,) * (3 + len(extra)), extra) for bits in (8, 16) for extra in ((), (0,), (1,), (2,))},  # RGB
@@ -115,7 +115,7 @@ def load_image(path: Path) -> np.ndarray:
         image.load()
         if image.format in ("JPEG", "MPO"):
             _whole_jpeg(path, image)
-        return np.ascontiguousarray(_turned(_to_rgb8(image), turn))
+        return np.ascontiguousarray(_turned(_to_rgb8(image, path), turn))
 
 
 _whole: dict[str, tuple[int, int]] = {}  # files that were decoded without an error: size and time of change
@@ -151,7 +151,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises UserError, naming the file, for one whose header can't be read, or whose form isn't read right.
     """
     with _opened(path) as image:
-        tags = image.tag_v2 if image.format == "TIFF" else {}
+        tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
         width, height = (tags[256], tags[257]) if tags else image.size  # Pillow's size of a TIFF is turned already
         return (width, height) if _orientation(image, path) >= 5 else (height, width)
 
@@ -185,7 +185,7 @@ def _allowed(image: Image.Image, path: Path) -> None:
 
 
 def _allowed_tiff(image: Image.Image) -> None:
-    tags = image.tag_v2
+    tags = image.tag_v2  # type: ignore[attr-defined]
     photometric, bits, extra = tags.get(262), tuple(tags.get(258, (1,))), tuple(tags.get(338, ()))
     compression, planar, order = tags.get(259, 1), tags.get(284, 1), tags.get(266, 1)
     jpeg = compression == TIFF_JPEG and photometric in (1, 2, 6) and set(bits) == {8} and not extra
@@ -366,7 +366,7 @@ def _lengthened(content: bytes) -> bytes:
     return b""
 
 
-def _to_rgb8(image: Image.Image) -> np.ndarray:
+def _to_rgb8(image: Image.Image, path: Path) -> np.ndarray:
     """[H, W, 3] uint8 of a decoded image; ValueError for sample types without a known range."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16-bit grey; for RGB, Pillow itself keeps only the high bytes
@@ -382,7 +382,7 @@ def _to_rgb8(image: Image.Image) -> np.ndarray:
         if image.mode == "RGB":
             pixels[(pixels == clear).all(axis=2)] = 0
         else:
-            pixels[pixels == _level(image, clear)] = 0
+            pixels[pixels == _level(image, path, clear)] = 0
         return pixels
     if "A" in image.getbands() or "a" in image.getbands() or clear is not None:
         image = image.convert("RGBA")
@@ -390,7 +390,7 @@ def _to_rgb8(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _level(image: Image.Image, sample: int) -> int:
+def _level(image: Image.Image, path: Path, sample: int) -> int:
     """What 0 … 255 a sample of grey becomes; a PNG's may have 1, 2 or 4 bits."""
-    depth = _png(Path(image.filename))[b"IHDR"][8] if image.format == "PNG" else 8
+    depth = _png(path)[b"IHDR"][8] if image.format == "PNG" else 8
     return min(sample * 255 // (2**depth - 1), 255)  # of 1 bit Pillow says 255 itself

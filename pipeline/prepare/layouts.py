@@ -151,7 +151,8 @@ def _shared(parts: dict[str, Part]) -> list[str]:
     for name, part in parts.items():
         for path in dict.fromkeys(source.target for source in part.sources if source.ratio is None):
             sizes.setdefault(path.stat().st_size, []).append((name, path))
-    errors, seen = [], {}
+    seen: dict[bytes, tuple[str, Path]] = {}
+    errors = []
     for alike in sizes.values():
         if len({name for name, _ in alike}) < 2:
             continue

@@ -59,6 +59,7 @@ def measure(source: Source, making: Making) -> tuple[int, int]:
     scale, path = making.scale, source.target
     step = scale * making.multiple  # target pixels
     if source.ratio is not None:
+        assert source.input is not None  # a pair has both
         short, long = sid.place(source.input), sid.place(path)
         if short != long:
             sizes = " and ".join(f"{2 * w}×{2 * h} from row {top}, column {left}" for h, w, top, left in (short, long))
@@ -132,6 +133,7 @@ def _images(sources: list[Source], sizes: list[tuple[int, int]], making: Making)
     developed = set()
     for source, (h, w) in zip(sources, sizes, strict=True):
         if source.ratio is not None:
+            assert source.input is not None  # a pair has both
             samples = sid.read_packed(source.input)[:, :h, :w]
             piece = {"ratio": np.array([source.ratio], dtype=np.float32), "raw": samples.ravel()}
             if source.target not in developed:
@@ -141,11 +143,11 @@ def _images(sources: list[Source], sizes: list[tuple[int, int]], making: Making)
             continue
         high = _read(source.target, h * making.scale, w * making.scale, making.scale * making.multiple)
         piece = {"high": high.reshape(-1, 3)}
-        if making.task == "low_light":
+        if making.exposures is not None:
             if making.fixed:
                 rng = np.random.default_rng((making.seed, zlib.crc32(source.name.encode())))
-                samples, ratio = darken(_tensor(high), rng, making.exposures)
-                piece |= {"ratio": ratio.numpy(), "raw": samples.to(torch.int16).numpy().ravel()}
+                dark, ratio = darken(_tensor(high), rng, making.exposures)
+                piece |= {"ratio": ratio.numpy(), "raw": dark.to(torch.int16).numpy().ravel()}
         elif making.noise is None:
             low = (
                 bicubic_downscale(high, making.scale)

@@ -114,7 +114,7 @@ def _runs(names: list[str], length: int) -> list[list[str]]:
     for name in sorted(names):
         same.setdefault(Path(name).stem.casefold(), []).append(name)
     runs: list[list[str]] = [[]]
-    for stem in sorted(same, key=lambda stem: (int("0" + re.search(r"(\d*)\)?$", stem)[1]), stem)):
+    for stem in sorted(same, key=lambda stem: (int("0" + re.findall(r"(\d*)\)?$", stem)[0]), stem)):
         if len(runs[-1]) >= length:
             runs.append([])
         runs[-1] += same[stem]

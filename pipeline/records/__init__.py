@@ -23,6 +23,7 @@ from pipeline.records.types import (
     CurveRow,
     Figure,
     Finite,
+    Group,
     Groups,
     ImageRow,
     Index,
@@ -44,10 +45,10 @@ from pipeline.records.types import (
 from pipeline.schema import expected
 
 __all__ = [
-    "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Groups", "ImageRow", "Index", "Latency", "LayerRow", "Number",
-    "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole", "Widths",
-    "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate", "read",
-    "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
+    "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index", "Latency", "LayerRow",
+    "Number", "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole",
+    "Widths", "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate",
+    "read", "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -112,15 +113,15 @@ def index(path: Path) -> Index:
         if low > high:
             wrong(path, f"has a lowest value, {low:g}, above its highest, {high:g}", name)
     kind, has = split["task"], split.keys() | split["content"].keys()
-    needed = {
+    needed: dict[str, list[tuple[str, ...]]] = {
         "super_resolution": [("high",), ("low",)],
         "low_light": [("high",), ("exposures", "raw"), *[("ratio",), ("raw",)] * bool(has & {"ratio", "raw"})],
         "restoration": [("high",), ("low", "noise")],
-    }[kind]
+    }
     scale = {"low_light": 2, "restoration": 1}.get(kind, split["scale"])
     if split["scale"] != scale:
         wrong(path, f"is {split['scale']}, but {kind} has {scale}", "scale")
-    missing = [" or ".join(ways) for ways in needed if not has & set(ways)]
+    missing = [" or ".join(ways) for ways in needed[kind] if not has & set(ways)]
     if missing:
         wrong(path, f"lacks {', '.join(missing)}, which {kind} needs")
     return split
@@ -257,14 +258,14 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], fl
     path = results / "prune" / network / method / "path.csv"
     path_rows = rows(path, PathRow)
     for number, row in enumerate(path_rows):
-        accepted = row["verdict"] == "accepted"
-        if row["number"] != number or not (number or accepted) or row["mac"] > path_rows[0]["mac"]:
+        passed = row["verdict"] == "accepted"
+        if row["number"] != number or not (number or passed) or row["mac"] > path_rows[0]["mac"]:
             wrong(path, "isn't the log of a pruning: iterations from 0 on, the accepted baseline first, none larger")
-        if accepted and not abs(row["psnr_change"]) <= 100:  # also NaN
+        if passed and not abs(row["psnr_change"]) <= 100:  # also NaN
             wrong(path, f"is {row['psnr_change']:g} but should be a finite number of dB", f"row {number + 1}",
                   "psnr_change")  # fmt: skip
     tuned = results / "finetune" / network / method / "metrics.json"
-    percent = read(tuned, Tuned)["mac_percent"]
+    percent: float = read(tuned, Tuned)["mac_percent"]
     accepted = [row for row in path_rows if row["verdict"] == "accepted"]
     shares = [100 * row["mac"] / path_rows[0]["mac"] for row in accepted]
     same = [row["number"] for row, share in zip(accepted, shares, strict=True) if _equal(share, percent)]
@@ -300,9 +301,9 @@ def latency(results: Path, network: str, method: str) -> Latency:
         wrong(path, f"has other layers of baseline than of {method}", "layers")
     if len({row["layer"] for row in first}) < len(first) or len(first) + len(second) != len(own):
         wrong(path, f"has other rows than one for each layer of baseline and {method}", "layers")
-    for number, row in enumerate(own):
-        costs = row.keys() & {"mac", "bw", "inputs", "outputs"}
-        if len(costs) != (0 if row["layer"] == own[len(first) - 1]["layer"] else 4):
+    for number, layer in enumerate(own):
+        costs = layer.keys() & {"mac", "bw", "inputs", "outputs"}
+        if len(costs) != (0 if layer["layer"] == own[len(first) - 1]["layer"] else 4):
             wrong(path, "has costs where it should have none, or lacks some", "layers", number)
     return timings
 
@@ -331,7 +332,8 @@ def samples(results: Path, network: str, method: str) -> dict[str, tuple[str, fl
 def trials(folder: Path) -> list[Trial]:
     """A study's trials that were finished or given up."""
     path = folder / "trials.json"
-    ended: list[Trial] = [trial for trial in read(path, list[Trial]) if trial["state"] in ("complete", "pruned")]
+    listed: list[Trial] = read(path, list[Trial])
+    ended = [trial for trial in listed if trial["state"] in ("complete", "pruned")]
     for trial in ended:
         needed = {"mac_percent"} | ({"feasible", "psnr_change"} if trial["state"] == "complete" else set())
         if needed - trial.keys():

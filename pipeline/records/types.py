@@ -156,7 +156,7 @@ class Solution(Measured):
     bw_percent: Percent
 
 
-class Solutions(TypedDict, extra_items=Solution):
+class Solutions(TypedDict, extra_items=Solution):  # type: ignore[call-arg]
     """evaluate/NETWORK/metrics.json; a method is a further key."""
 
     input: Measured
@@ -173,7 +173,7 @@ class SetQuality(TypedDict):
     ssim_y: Ssim
 
 
-class SetSolutions(TypedDict, extra_items=SetQuality):
+class SetSolutions(TypedDict, extra_items=SetQuality):  # type: ignore[call-arg]
     """One extra test set of evaluate/NETWORK/sets.json; a method is a further key."""
 
     images: Count
@@ -182,7 +182,7 @@ class SetSolutions(TypedDict, extra_items=SetQuality):
     control: SetQuality
 
 
-class Widths(TypedDict, extra_items=dict[Text, Count]):
+class Widths(TypedDict, extra_items=dict[Text, Count]):  # type: ignore[call-arg]
     """evaluate/NETWORK/widths.json: output channels by layer; a method is a further key."""
 
     baseline: dict[Text, Count]
