@@ -126,6 +126,7 @@ def to_onnx(network: nn.Module, example: Shape, path: Path) -> bytes:
                 dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
                 verbose=False,
             )
+            assert program is not None  # with dynamo=True there is one
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch.onnx names its errors in modules that are private, and a forward raises any
         raise UserError(f"{path} can't be made: {raised(error.__cause__ or error)}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -99,7 +99,7 @@ def _clocked(network: nn.Module) -> Iterator[dict[str, float]]:
             hook.remove()
 
 
-def falling_short(rows: Sequence[dict[str, Any]], network: str, simd_width: int) -> list[dict[str, Any]]:
+def falling_short(rows: Sequence[Mapping[str, Any]], network: str, simd_width: int) -> list[dict[str, Any]]:
     """The layers of a pruned network that take more than SLOW times their share of the MACs, slowest first, and why.
 
     rows: from `measure`. Of each layer: layer, mac, bw and time (shares of the baseline's), seconds over (what it takes
@@ -121,7 +121,7 @@ def falling_short(rows: Sequence[dict[str, Any]], network: str, simd_width: int)
     return sorted(slow, key=lambda one: -one["over"])
 
 
-def _why(row: dict[str, Any], before: dict[str, Any], bw: float, simd_width: int) -> str:
+def _why(row: Mapping[str, Any], before: Mapping[str, Any], bw: float, simd_width: int) -> str:
     """What a layer's shape says of its time."""
     odd = [
         f"{row[key]} {word} channels" for key, word in (("inputs", "input"), ("outputs", "output"))

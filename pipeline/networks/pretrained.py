@@ -69,10 +69,10 @@ def load_weights(path: Path, network: nn.Module, factory: str, args: dict[str, A
     state = _read(path, factory, expected)
     computed = None if args is None else _computed(path, factory, args, expected.keys(), state.keys())
     if computed is not None:
-        told = load_weights(path, computed, factory)
+        how = load_weights(path, computed, factory)
         fold(factory, computed)
         network.load_state_dict(computed.state_dict())
-        return f"{told}, folded"
+        return f"{how}, folded"
     layouts = _layouts(factory, expected, state)
     layout = max(layouts, key=lambda known: len(state.keys() & set(known.keys.values())))  # the first of equals
     known = ", ".join(f"{one.name} (… {next(reversed(one.keys.values()), 'none')})" for one in layouts)
@@ -225,8 +225,8 @@ def _layouts(factory: str, expected: dict[str, Tensor], state: dict[str, Tensor]
             levels = [(rf"^encoder\.{level}\.conv", f"conv{level + 1}_") for level in range(5)]
             levels += [(rf"^decoder\.{level}\.conv", f"conv{level + 6}_") for level in range(4)]
             levels += [(rf"^upsample\.{level}\.", f"{up}{level + 6}.") for level in range(4)]
-            idle = (f"{up}{level}.bias" for level in range(6, 10))  # a bias of zeros may be dropped
-            idle = frozenset(key for key in idle if key in state and not state[key].any())
+            biases = (f"{up}{level}.bias" for level in range(6, 10))  # one of zeros may be dropped
+            idle = frozenset(key for key in biases if key in state and not state[key].any())
             known.append(_Layout(name, _renamed(list(expected), *levels, ("^tail", last)), idle))
     return known
 

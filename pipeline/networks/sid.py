@@ -59,10 +59,9 @@ class SID(nn.Module):
             if isinstance(module, nn.ConvTranspose2d):
                 # TensorFlow cuts a truncated normal at two standard deviations.
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.ConvTranspose2d | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:

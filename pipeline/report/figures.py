@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,10 +26,9 @@ COLOURS = {
 OTHERS = ("#CC79A7", "#0072B2", "#F0E442")  # of methods with other names, and of coupled groups
 NUMBERED = 9  # iterations, above which a map of thresholds has no room for its numbers
 WIDTH = 4.8  # inches at 100 pixels of the page, of every chart: a phone has three quarters of that
-STYLE = {"font.size": 8.0, "axes.titlesize": 9.0, "legend.fontsize": 8.0, "figure.titlesize": 9.0}  # points
 
 
-def blank(size: tuple[float, float], layout: str | None = "constrained", dpi: int = 160) -> Any:
+def blank(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained", dpi: int = 160) -> Any:
     """An empty figure of `size` inches at `dpi` pixels each: more than the page shows, for screens that have them."""
     from matplotlib.figure import Figure
 
@@ -40,7 +39,9 @@ def styled() -> AbstractContextManager[None]:
     """Charts that are drawn within have the report's sizes of letters."""
     import matplotlib
 
-    return matplotlib.rc_context(STYLE)  # type: ignore[no-any-return]
+    return matplotlib.rc_context(
+        {"font.size": 8.0, "axes.titlesize": 9.0, "legend.fontsize": 8.0, "figure.titlesize": 9.0}  # points
+    )
 
 
 def plain(names: Iterable[str]) -> list[str]:
@@ -86,14 +87,13 @@ def architecture(results: Path, network: str, size: tuple[int, int], output: Pat
     names = [row["layer"] for row in layers]
     figure = blank((WIDTH, 1.3 + 0.17 * len(names)))
     panels = figure.subplots(1, 3, sharey=True)
-    titles = {"mac": "MAC (10⁹)", "weights": "weights (10³)", "mac_per_weight": "MAC/weight (10³)"}
-    for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        scale = 1e9 if key == "mac" else 1e3
-        bars = axes.barh(
-            plain(names),
-            [row[key] / scale for row in layers],
-            color=[colours.get(name, "0.6") for name in names],
-        )
+    columns = {
+        "MAC (10⁹)": [row["mac"] / 1e9 for row in layers],
+        "weights (10³)": [row["weights"] / 1e3 for row in layers],
+        "MAC/weight (10³)": [row["mac_per_weight"] / 1e3 for row in layers],
+    }
+    for axes, (title, values) in zip(panels, columns.items(), strict=True):
+        bars = axes.barh(plain(names), values, color=[colours.get(name, "0.6") for name in names])
         for bar, name in zip(bars, names, strict=True):
             if name not in prunable:
                 bar.set_hatch("///")
@@ -118,7 +118,7 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-def _groups_in_words(shared: list[dict[str, Any]]) -> str:
+def _groups_in_words(shared: list[records.Group]) -> str:
     if not shared:
         return "no layers share their channels"
     first = [

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pipeline import records
 from pipeline.latency import layer_times
 from pipeline.report.tables import short
 
 SHOWN = 6  # layers that are named one by one
 
 
-def table(measured: dict[str, Any]) -> str:
+def table(measured: records.Latency) -> str:
     """Measured time and memory of pruned networks, in percent of the baseline's, beside their percent of the MACs."""
     lines = [
         "| runtime | input | network | MAC (%) | time (%) | time / MAC | baseline (ms) | this one (ms) | range (ms) "
         "| memory (%) |",
         "| --- | --- | --- |" + " ---: |" * 7,
     ]
-    baseline: dict[str, Any] = {}
+    baseline = measured["networks"][0]
     for row in measured["networks"]:
         if row["network"] == "baseline":
             baseline = row
             continue
         mac, time = measured["mac_percent"][row["network"]], 100 * row["ratio"]
-        known = row["memory"] is not None and baseline["memory"]
-        memory = f"{100 * row['memory'] / baseline['memory']:.0f}" if known else ""
+        memory = ""
+        if row["memory"] is not None and baseline["memory"]:
+            memory = f"{100 * row['memory'] / baseline['memory']:.0f}"
         lines.append(
             f"| {row['runtime']} | {row['side']}×{row['side']} | {row['network']} | {mac:.1f} "
             f"| {time:.0f} | {time / mac:.2f} | {short(1e3 * baseline['seconds'])} | {short(1e3 * row['seconds'])} "
@@ -34,7 +34,7 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def alignment(measured: dict[str, Any], method: str) -> str:
+def alignment(measured: records.Latency, method: str) -> str:
     """What `prune.align` would have left of a pruned network on this processor, whose SIMD width it rounds up to."""
     width, percents = measured["simd_width"], measured["mac_percent"]
     rounded = percents[f"{method}, to {width}"]
@@ -51,7 +51,7 @@ def alignment(measured: dict[str, Any], method: str) -> str:
     return f'{text}It would leave {rounded:.1f}% of the MACs: "{method}, to {width}" in the table.'
 
 
-def slow_layers(measured: dict[str, Any], method: str) -> str:
+def slow_layers(measured: records.Latency, method: str) -> str:
     """Which layers take more time than their share of the MACs, and why; and the time spent outside convolutions."""
     rows, side = measured["layers"], measured["side"]
     slow = layer_times.falling_short(rows, method, measured["simd_width"])
