@@ -45,7 +45,7 @@ def seconds(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tenso
 def main() -> None:
     modes = list(itertools.product((False, True), (1, 2)))
     for label, (name, args, shape) in CASES.items():
-        network = networks.build(name, args).to(memory_format=torch.channels_last)
+        network = networks.build(name, args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         targets = torch.rand(shape[0], 3, 2 * shape[2], 2 * shape[3])
         times: dict[tuple[bool, int], list[float]] = {mode: [] for mode in modes}

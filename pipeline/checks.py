@@ -56,7 +56,7 @@ def check(name: str, section: config.Network, example: Tensor, network: nn.Modul
             raise UserError(f"networks.{name}: parameter {key} holds {parameter.dtype}; a buffer may, but no parameter")
     check_output(name, section, example, network)
     with under(f"networks.{name}"):
-        if not cost.measure(network, tuple(example.shape[2:]), example.shape[1]).mac:
+        if not cost.measure(network, (example.shape[2], example.shape[3]), example.shape[1]).mac:
             raise UserError(f"the network of {section.factory!r} has no 2-D convolution: there are no MACs to save")
         _step(network, section, example, bf16)
         follow(network, example)
@@ -117,7 +117,7 @@ def _varied(example: Tensor) -> Tensor:
 def _step(network: nn.Module, section: config.Network, example: Tensor, bf16: bool) -> None:
     """A training step of two images as `training.fit` does it, up to the update, on a copy of the network."""
     with explained(f"the network {type(network).__name__} can't be copied and put into training mode"):
-        network = duplicate(network).to(memory_format=torch.channels_last).train()
+        network = duplicate(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     image = _varied(example).repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     target = torch.zeros(2, section.channels, section.scale * example.shape[2], section.scale * example.shape[3])
     state = random.getstate()

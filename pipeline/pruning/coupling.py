@@ -45,9 +45,9 @@ def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) 
     whole: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)  # layers -> why they stay whole
     fixed: set[int] = set()
     for part, reason in labels.freezes:
-        roots = {labels.root(int(label)) for label in np.unique(part)}
-        fixed |= roots
-        layers = tuple(dict.fromkeys(layer for layer, outputs in makers if roots & outputs))
+        frozen = {labels.root(int(label)) for label in np.unique(part)}
+        fixed |= frozen
+        layers = tuple(dict.fromkeys(layer for layer, outputs in makers if frozen & outputs))
         if reason and layers:
             whole[layers][reason] = None
     pictured, through = image_channels(labels)

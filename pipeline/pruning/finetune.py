@@ -141,7 +141,9 @@ def finetune(
             bad, too_small = middle, one.mac
         else:
             best, good, largest = result, middle, one.mac
-    return best or attempt(candidate(Fraction(0)))
+    best = best or attempt(candidate(Fraction(0)))
+    assert best is not None  # the baseline is delivered in any case
+    return best
 
 
 def partial(

@@ -139,7 +139,7 @@ class Labels:
     def get(self, node: Node) -> np.ndarray:
         """Labels of a tensor, with the tensor's rank."""
         if node in self.owned or node in self.constants:
-            return self.tensor(node, np.array(shape_of(node)) > 1)
+            return self.tensor(node, [size > 1 for size in shape_of(node)])
         value = self.values[node]
         assert isinstance(value, np.ndarray)
         rank = len(shape_of(node))

@@ -36,7 +36,7 @@ class Current:
     network: nn.Module
     groups: removal.Coupling
     kept: dict[str, dict[int, list[int]]]  # tensor -> dimension -> channels of the baseline that are left
-    cuts: tuple[dict[str, tuple[int, ...]], ...] = ()  # what each accepted iteration removed
+    cuts: tuple[removal.Removed, ...] = ()  # what each accepted iteration removed
 
     @property
     def lineage(self) -> int:
@@ -70,9 +70,8 @@ def prune(
     whole = setup.cost(baseline)
     total = (whole.mac, whole.weights)
 
-    current, state, log = _restore(scratch, baseline, all_groups, setup)
+    current, state, log = _restore(scratch, baseline, all_groups, setup, settings)
     if not log:
-        state = rules.State(alpha=settings.threshold_scale, step=settings.threshold_growth)
         log = [_record(0, "accepted", "the baseline", current, setup, setup.quality(current.network), target)]
         _keep(scratch, current, setup, state, log)
     for iteration in log:
@@ -208,10 +207,11 @@ def _keep(scratch: Path, current: Current, setup: Setup, state: rules.State, log
 
 
 def _restore(
-    scratch: Path, baseline: nn.Module, groups: removal.Coupling, setup: Setup
-) -> tuple[Current, rules.State | None, list[Iteration]]:
+    scratch: Path, baseline: nn.Module, groups: removal.Coupling, setup: Setup, settings: config.Settings
+) -> tuple[Current, rules.State, list[Iteration]]:
     """How far an earlier process came, or the beginning. A damaged folder is emptied, and a line says so."""
-    start = Current(duplicate(baseline), groups, {}), None, []
+    state = rules.State(alpha=settings.threshold_scale, step=settings.threshold_growth)
+    start: tuple[Current, rules.State, list[Iteration]] = Current(duplicate(baseline), groups, {}), state, []
     if not (scratch / "log.json").exists():
         return start
     try:

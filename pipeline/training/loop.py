@@ -122,7 +122,7 @@ def follow(
 ) -> list[Point]:
     """The steps of a training, as `fit` says; every device takes them, and rank 0 alone validates and saves."""
     network, recipe, seed, teacher = training.network, training.recipe, training.seed, training.teacher
-    network.to(machine.device, memory_format=torch.channels_last).train()
+    network.to(machine.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
     average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
     start, curve = 0, []
@@ -142,10 +142,11 @@ def follow(
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
             outputs = forward(parallel, inputs, targets, step)
-            taught = _taught(teacher, inputs)
         loss = error = (outputs.float() - targets).abs().mean()
-        if taught is not None:
-            loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught).abs().mean()
+        if teacher is not None and teacher.weight:
+            with torch.no_grad(), torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
+                taught = teacher.network(inputs)
+            loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught.float()).abs().mean()
         if training.penalty is not None:
             loss = loss + training.penalty(network)
         optimiser.zero_grad(set_to_none=True)
@@ -198,12 +199,6 @@ def backward(network: nn.Module, loss: Tensor) -> None:
     name = type(devices.own(network)).__name__
     with explained(f"training can't go back through the forward of {name}"), devices.connected():
         loss.backward()
-
-
-@torch.no_grad()
-def _taught(teacher: Teacher | None, inputs: Tensor) -> Tensor | None:
-    """What the teacher makes of the inputs, as float32."""
-    return teacher.network(inputs).float() if teacher is not None and teacher.weight else None
 
 
 def batches(images, recipe: Train, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
