@@ -113,7 +113,7 @@ def best_by_trial(problem: Problem, folder: Path, seed: int, sampler: str) -> tu
     best, path = 100.0, []
     for trial in slots.slots(study, TRIALS).values():
         if trial.state == optuna.trial.TrialState.COMPLETE and slots.feasible(trial):
-            best = min(best, trial.value)
+            best = min(best, slots.kept(trial))
         path.append(best)
     return path, inside, around
 

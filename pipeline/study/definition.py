@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +69,13 @@ class Study:
         params, network = self.params, self.network
         searched = params.search.space
         fixed = self.settings.model_dump(exclude_none=True, exclude=set(searched))
-        sections = [params.networks, params.train, params.retrain, params.tolerance, params.finetune]
+        sections: list[Mapping[str, config.Section]] = [
+            params.networks,
+            params.train,
+            params.retrain,
+            params.tolerance,
+            params.finetune,
+        ]
         return digest(
             "mac_percent", "beyond_limit", network, self.method, fixed, params.seed, params.methods[self.method].rules,
             params.gate.model_dump(), {key: limits.model_dump() for key, limits in searched.items()},

@@ -17,7 +17,7 @@ def draw(folder: Path) -> list[Path]:
     measured = [trial for trial in trials if trial["state"] == "complete"]
     if not measured:
         return []
-    ranked = records.read(folder / "importances.json", dict[records.Text, records.Number])
+    ranked: dict[str, float] = records.read(folder / "importances.json", dict[records.Text, records.Number])
     figures = {"history": _history(trials), "tradeoff": _tradeoff(measured)}
     keys = sorted(measured[0]["params"], key=lambda key: -ranked.get(key, 0.0))
     if len(keys) > 1:
@@ -32,7 +32,7 @@ def draw(folder: Path) -> list[Path]:
 FEASIBLE, INFEASIBLE, GIVEN_UP = "#0072B2", "#D55E00", "#999999"  # and as marks: circle, cross, triangle
 
 
-def _kinds(trials: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+def _kinds(trials: list[records.Trial]) -> list[tuple[str, str, str, list[records.Trial]]]:
     """Label, mark, colour and trials of each kind that there is."""
     kinds = [
         ("holds", "o", FEASIBLE, [t for t in trials if t["state"] == "complete" and t["feasible"]]),
@@ -42,7 +42,7 @@ def _kinds(trials: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[
     return [kind for kind in kinds if kind[3]]
 
 
-def _history(trials: list[dict[str, Any]]) -> Any:
+def _history(trials: list[records.Trial]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
@@ -63,7 +63,7 @@ def _history(trials: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _tradeoff(measured: list[dict[str, Any]]) -> Any:
+def _tradeoff(measured: list[records.Trial]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
@@ -77,7 +77,7 @@ def _tradeoff(measured: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _contour(trials: list[dict[str, Any]], first: str, second: str) -> Any:
+def _contour(trials: list[records.Trial], first: str, second: str) -> Any:
     """MACs kept over two parameters, drawn through the trials' own points; kinds as marks."""
     from matplotlib.figure import Figure
 

@@ -12,6 +12,7 @@ from pipeline import records
 from pipeline.files import digest
 from pipeline.study import results, sampler, worker
 from pipeline.study.definition import Study
+from pipeline.study.slots import kept
 from pipeline.study.trial import CannotWinError, Outcome, Report, Values, measure
 from pipeline.tracking import runs
 from pipeline.tracking.run import Run, note
@@ -28,7 +29,7 @@ def finish(run: Run, rows: list[dict[str, Any]], best: FrozenTrial | None, files
     for path in files:
         run.artifact(path)
     figures = {"trials": float(len(results.finished(rows))), "saved_share": results.saved_share(rows)}
-    run.metrics(figures | ({"mac_percent": best.value} if best else {}))
+    run.metrics(figures | ({"mac_percent": kept(best)} if best else {}))
     run.end()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import optuna
@@ -17,7 +18,8 @@ from pipeline.study.trial import Values
 STARTUP = 6  # trials at random, the default parameters' included, before the sampler has something to learn from
 DIGITS = 4  # significant ones of a proposed number: what a person reads, and what `dvc exp run -S` is given
 
-Space = dict[str, BaseDistribution]
+Limits = FloatDistribution | IntDistribution
+Space = dict[str, Limits]
 
 
 def distributions(space: dict[str, config.Range]) -> Space:
@@ -48,10 +50,12 @@ class Proposals(optuna.samplers.BaseSampler):
     ) -> None:
         self.space, self.seed, self.defaults, self.make = space, seed, defaults, make or gaussian_process
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Space:
-        return self.space
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {**self.space}
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> Values:
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Values:
         trials = study.get_trials(deepcopy=False)
         place = len({slot(past) for past in trials if slot(past) < slot(trial) and not past.user_attrs.get("surplus")})
         if place == 0:
@@ -62,7 +66,7 @@ class Proposals(optuna.samplers.BaseSampler):
                 copied = _as_known(past)
                 if copied is not None:
                     known.add_trial(copied)
-        return {key: rounded(value, self.space[key]) for key, value in known.ask(self.space).params.items()}
+        return {key: rounded(value, self.space[key]) for key, value in known.ask(search_space).params.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
         raise ValueError(f"{param_name} isn't in the search space")  # every number of it is proposed at once, above
@@ -75,7 +79,7 @@ def gaussian_process(seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True, n_startup_trials=STARTUP)
 
 
-def rounded(value: float, limits: BaseDistribution) -> float:
+def rounded(value: float, limits: Limits) -> float:
     """A proposed number in few digits, still inside its range."""
     if isinstance(limits, IntDistribution):
         return int(value)
@@ -84,13 +88,13 @@ def rounded(value: float, limits: BaseDistribution) -> float:
 
 def _as_known(trial: FrozenTrial) -> FrozenTrial | None:
     """A trial as the sampler is to see it; None for one that tells it nothing."""
-    common = {"params": trial.params, "distributions": trial.distributions}
+    copied = partial(create_trial, params=trial.params, distributions=trial.distributions)
     if trial.state == TrialState.COMPLETE and trial.constraints:
-        return create_trial(**common, value=trial.value, constraints=constraints_of(trial))
+        return copied(value=trial.value, constraints=constraints_of(trial))
     if trial.state == TrialState.PRUNED and "mac_percent" in trial.user_attrs:
         # it removes less than the best: it probably holds the gate, and nothing depends on whether it does
         names = trial.user_attrs["constraints"]
-        return create_trial(**common, value=trial.user_attrs["mac_percent"], constraints=dict.fromkeys(names, 0.0))
+        return copied(value=trial.user_attrs["mac_percent"], constraints=dict.fromkeys(names, 0.0))
     if trial.state in (TrialState.RUNNING, TrialState.WAITING):
-        return create_trial(**common, state=TrialState.RUNNING)
+        return copied(state=TrialState.RUNNING)
     return None

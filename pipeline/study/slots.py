@@ -38,6 +38,12 @@ def over(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and len(trial.system_attrs.get("retry_history", [])) >= RETRIES
 
 
+def kept(trial: FrozenTrial) -> float:
+    """The MACs that a complete trial keeps, in percent."""
+    assert trial.value is not None
+    return trial.value
+
+
 def constraints_of(trial: FrozenTrial) -> dict[str, float]:
     """A trial's constraints by name, without the list of them that the dashboard reads."""
     return {name: value for name, value in trial.constraints.items() if not name.isdecimal()}
@@ -57,7 +63,7 @@ def feasible(trial: FrozenTrial) -> bool:
 def winner(study: optuna.Study) -> FrozenTrial | None:
     """The feasible trial that keeps fewest MACs."""
     candidates = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(t)]
-    return min(candidates, key=lambda trial: (trial.value, trial.number), default=None)
+    return min(candidates, key=lambda trial: (kept(trial), trial.number), default=None)
 
 
 def nearest(study: optuna.Study) -> FrozenTrial | None:

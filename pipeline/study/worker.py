@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from pipeline import stores
 from pipeline.errors import UserError
 from pipeline.study.sampler import Proposals, Space
-from pipeline.study.slots import by_number, constraints_of, over, show_constraints, slot, slots, try_again, winner
+from pipeline.study.slots import by_number, constraints_of, kept, over, show_constraints, slot, slots, try_again, winner
 from pipeline.study.storage import GRACE, HEARTBEAT, LOST, note_reason
 from pipeline.study.trial import CannotWinError, Outcome, Report, Values
 
@@ -61,7 +61,8 @@ def _take_up_stale(study: optuna.Study, grace: float) -> None:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "begun" not in trial.user_attrs and datetime.now() - trial.datetime_start > timedelta(seconds=grace):
+        asked = trial.datetime_start
+        if asked and "begun" not in trial.user_attrs and datetime.now() - asked > timedelta(seconds=grace):
             with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # it ended meanwhile
                 note_reason(study._storage, trial._trial_id, "its worker was killed before it began")
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -79,11 +80,12 @@ def run_one(
         begun.append(trial.number)
         # Optuna's thread may not have come to the first beat when the worker is killed, and to Optuna a trial without
         # one is never stale: `begun` says that there is one
-        study._storage.record_heartbeat(trial._trial_id)
+        study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
         trial.set_user_attr("begun", True)
         if slot(by_number(study, trial.number)) not in slots(study, total):
             trial.set_user_attr("surplus", True)  # workers that began the last trial at the same moment: one too many
             raise optuna.TrialPruned
+        assert isinstance(study.sampler, Proposals)  # work put it there
         started = time.monotonic()
         try:
             values = _suggested(trial, study.sampler.space)
@@ -137,8 +139,10 @@ def _suggested(trial: optuna.Trial, space: Space) -> Values:
     """The trial's parameters, as the sampler proposes them."""
     values: Values = {}
     for key, limits in space.items():
-        suggest = trial.suggest_int if isinstance(limits, IntDistribution) else trial.suggest_float
-        values[key] = suggest(key, limits.low, limits.high, log=limits.log)
+        if isinstance(limits, IntDistribution):
+            values[key] = trial.suggest_int(key, limits.low, limits.high, log=limits.log)
+        else:
+            values[key] = trial.suggest_float(key, limits.low, limits.high, log=limits.log)
     return values
 
 
@@ -154,7 +158,7 @@ def _known(study: optuna.Study, number: int, values: Values) -> Outcome | None:
             continue
         notes = {key: value for key, value in past.user_attrs.items() if key not in ("seconds", *INTERNAL)}
         if past.state == TrialState.COMPLETE and past.constraints:
-            return Outcome(past.value, constraints_of(past), notes | {"same_as": past.number})
+            return Outcome(kept(past), constraints_of(past), notes | {"same_as": past.number})
         if past.state == TrialState.PRUNED and "mac_percent" in past.user_attrs:
             raise CannotWinError(past.user_attrs["mac_percent"], {"same_as": past.number})
     return None
@@ -171,7 +175,7 @@ def _reporter(study: optuna.Study, trial: optuna.Trial) -> Report:
             reported.add(iteration)
             trial.report(mac_percent, iteration)
         best = winner(study)
-        if best is not None and at_least >= best.value:
+        if best is not None and at_least >= kept(best):
             raise CannotWinError(mac_percent)
 
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Run:
         self.client, self.id, self.experiment = client, run_id, experiment
 
     def metrics(
-        self, values: dict[str, float], step: int = 0, model: str | None = None, data: Dataset | None = None
+        self, values: Mapping[str, float], step: int = 0, model: str | None = None, data: Dataset | None = None
     ) -> None:
         """Figures of a step; `model`: the id of the logged model that they are of, whose list they then sort."""
         self._log_metrics([_metric(key, value, step, model, data) for key, value in values.items()])
