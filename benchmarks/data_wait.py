@@ -52,8 +52,10 @@ class Timed:
         self.making.append(time.perf_counter() - began)
         return made
 
-    def batches(self, *arguments: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        coming = MAKE_BATCHES(*arguments)
+    def batches(
+        self, images: Any, recipe: config.Train, seed: int, start: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        coming = MAKE_BATCHES(images, recipe, seed, start)
         while True:
             self.asked.append(time.perf_counter())
             made = next(coming, None)

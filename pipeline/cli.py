@@ -37,8 +37,9 @@ def guarded(name: str = "") -> Iterator[None]:
     """
     located, printed = warnings.formatwarning, set()
 
-    def plain(message: Warning | str, kind: type[Warning], *rest: Any) -> str:
-        text = f"{name}: warning: {one_line(str(message))}\n" if kind is UserWarning else located(message, kind, *rest)
+    def plain(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> str:
+        ours = category is UserWarning
+        text = f"{name}: warning: {one_line(str(message))}\n" if ours else located(message, category, *rest, **named)
         if text in printed:  # two networks may have one folder
             return ""
         printed.add(text)

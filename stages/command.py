@@ -32,7 +32,7 @@ def main(stage: Callable[..., None], *arguments: str, trains: bool = False) -> N
 
     A stage that `trains` does so on several devices, when params.yaml says so or torchrun has begun it.
     """
-    name = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
+    name = Path(sys.argv[0]).stem  # of `python -m`, the module's file
     parser = Parser(prog=f"python -m stages.{name}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument, help=f"a {argument} of params.yaml")

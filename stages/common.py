@@ -27,11 +27,13 @@ def scratch(stage: str, params: config.Params, *key: Any) -> Path:
 
 
 def given_weights(params: config.Params, network: str, net: nn.Module) -> str:
-    """Put the weights of train.NETWORK.checkpoint into `net`, in place; how they were read. UserError names the key."""
+    """Put weights of train.NETWORK.checkpoint, if any, into `net`, in place; how they were read. UserError names it."""
     from pipeline.networks.pretrained import check_output, load_weights
     from pipeline.training.setup import example
 
     recipe, section = params.train[network], params.networks[network]
+    if not recipe.checkpoint:
+        return ""
     try:
         if recipe.checkpoint == section.file:  # `net` has them
             how = "recognised by spandrel"

@@ -33,7 +33,7 @@ def evaluate(params: config.Params, network: str) -> None:
         costs = {name: cost.measure(net, size, channels) for name, net in nets.items()}
         folder = RESULTS / "evaluate" / network
         summary = solutions.evaluate(nets, costs, images, params, network, folder)
-        sets = {}
+        sets: dict[str, dict[str, int | dict[str, float]]] = {}
         for name in test_sets:
             images = load_images(data / "sets" / name, machine.device)
             sets[name] = {"images": len(images)}

@@ -31,13 +31,13 @@ def train(params: config.Params, network: str) -> None:
             run.data(RESULTS / "prepare" / network / split, split)
         torch.manual_seed(params.seed)
         net = networks.build(section.factory, section.args, section.output)
-        how = given_weights(params, network, net) if recipe.checkpoint else ""
+        how = given_weights(params, network, net)
         checks.check_trainable(setup, net)
         rebuilt.check(section.factory, section.args, net, setup.example())
         work = scratch("train", params, network, flat(recipe), flat(section), *images_of(network))
         progress = Progress(f"train {network}", 0 if how else recipe.steps)
         curve, source = [], {}
-        if how:
+        if recipe.checkpoint:
             progress.say(f"{recipe.checkpoint} instead of training: {how}")
             source = {"checkpoint": recipe.checkpoint, "digest": digest(Path(recipe.checkpoint))}
             run.tags(source | {"weights": how})
