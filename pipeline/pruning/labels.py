@@ -46,6 +46,7 @@ class Labels:
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may not follow them
         # place -> (the labels that it counts, all of the dimension, operation)
         self.sized: dict[Place, tuple[np.ndarray, np.ndarray, Node]] = {}
+        self.made_by: dict[int, Node] = {}  # number of a call in the forward -> the last operation that it ran
         self.shaped: list[tuple[Place, np.ndarray, Node]] = []  # (place, labels [its number, ...], reshape)
         self.summed: list[tuple[Place, np.ndarray, np.ndarray, Node]] = []  # what `size` takes, of a sum's attributes
         self.dealt: list[np.ndarray] = []  # [part, place in it]: channels that a transpose deals out in turn

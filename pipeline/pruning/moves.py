@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from pipeline.pruning.labels import Labels, Size, describe, operation, shape_of, unknown
-from pipeline.pruning.sizes import noted
+from pipeline.pruning.sizes import noted, read_sizes
 
 
 def concatenates(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
@@ -157,6 +157,13 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
         place, size = given[0]
         if len(given) == 1 and size > 1 and result.shape[before + number] == size:
             trace.shaped.append((place, np.moveaxis(result, before + number, 0).reshape(size, -1), node))
+    for number, (call, dim) in read_sizes(node).items():  # as many as another tensor has: they go with that one's
+        theirs = trace.values[trace.made_by[call]] if call in trace.made_by else None
+        if not isinstance(theirs, np.ndarray) or theirs.shape[dim : dim + 1] != (theirs.size,):
+            continue
+        held, other = ({trace.root(int(label)) for label in part.flat} for part in (result, theirs))
+        if 1 < theirs.size == result.size == result.shape[before + number] and not held & other:
+            trace.unite(theirs.reshape(-1), result.reshape(-1))
     return result
 
 

@@ -1,18 +1,19 @@
-"""Which attribute of which module an operation takes its sizes from, so that they can follow a removal.
+"""Which attribute of which module an operation takes its sizes from, or which tensor's shape, so that they can follow.
 
 The network is traced with attributes whose numbers know where they come from: a subclass of int arrives at a split,
 slice or view as it is. Their sums and differences know all of theirs; whatever else is computed (`width // 2`) is a
-plain int again and has no attribute. Where a call is given such a number, it is noted beside the nodes that the call
-makes in the graph.
+plain int again and has no attribute. Numbers that are read from a tensor's shape know the call that made the tensor.
+Where a call is given such a number, it is noted beside the nodes that the call makes in the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import Node, traceback
 from torch.overrides import TorchFunctionMode
 
@@ -42,6 +43,12 @@ class Written(int):
         return self + -other if isinstance(other, Written) else int(self).__sub__(other)
 
 
+class Read(int):
+    """A number of a tensor's shape that knows which call made the tensor, and which of its dimensions it is."""
+
+    source: tuple[int, int]
+
+
 def tagged(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose attributes of whole numbers know their places."""
     copy = duplicate(network).eval()
@@ -66,16 +73,48 @@ def noted(node: Node) -> Found:
     return node.meta.get("custom", {}).get("sizes", {})
 
 
+def call_of(node: Node) -> int:
+    """The number of the call that made a traced operation, counted from 1; 0 where it isn't known."""
+    return node.meta.get("custom", {}).get("call", 0)
+
+
+def read_sizes(node: Node) -> dict[int, tuple[int, int]]:
+    """Of a traced view, reshape or unflatten: number in its shape -> (call, dimension) whose size was read for it."""
+    return node.meta.get("custom", {}).get("read", {})
+
+
 class _Calls(TorchFunctionMode):
-    """Writes beside the nodes that a call makes which of its sizes attributes give."""
+    """Writes beside the nodes that a call makes its number, and where its sizes are from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.made: dict[int, tuple[Tensor, int]] = {}  # id -> a tensor, which is kept so that it has it, and its call
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func == Tensor.shape.__get__ or func is Tensor.size:
+            return self._known(args[0], func(*args, **kwargs), kwargs.get("dim", args[-1]))
+        self.count += 1
+        number = self.count
         find = FINDERS.get(getattr(func, "__name__", ""))
         given = find(args, kwargs) if find else {}
-        found = {key: number.size for key, number in given.items() if isinstance(number, Written)}
-        with traceback.annotate({"sizes": found}) if found else nullcontext():
-            return func(*args, **kwargs)
+        found = {key: size.size for key, size in given.items() if isinstance(size, Written)}
+        read = {key: size.source for key, size in given.items() if isinstance(size, Read)}
+        with traceback.annotate({"call": number, "sizes": found, "read": read}):
+            result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.made[id(result)] = result, number
+        return result
+
+    def _known(self, tensor: Tensor, sizes: Any, dim: Any) -> Any:
+        """The sizes of a tensor as numbers that know its call; dim: of the one that was asked for."""
+        _, call = self.made.get(id(tensor), (tensor, 0))
+        if not call:
+            return sizes
+        if isinstance(sizes, tuple):
+            return torch.Size([_read(size, call, place) for place, size in enumerate(sizes)])
+        return _read(sizes, call, dim % tensor.dim())
 
 
 def _argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, *names: str) -> Any:
@@ -125,6 +164,14 @@ FINDERS: dict[str, Callable[[Sequence[Any], dict[str, Any]], dict[Any, Any]]] = 
     "unflatten": _of_unflatten,
     "narrow": _of_narrow,
 }
+
+
+def _read(size: int, call: int, dim: int) -> int:
+    if type(size) is not int:  # symbolic
+        return size
+    made = Read(size)
+    made.source = call, dim
+    return made
 
 
 def _written(size: Size) -> Written:

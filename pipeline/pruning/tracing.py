@@ -21,7 +21,7 @@ from pipeline.networks.sizes import sizes
 from pipeline.pruning.labels import Labels, Value, arguments, operation, shape_of, unknown
 from pipeline.pruning.norms import calls
 from pipeline.pruning.operations import HANDLERS, meets
-from pipeline.pruning.sizes import noting, tagged
+from pipeline.pruning.sizes import call_of, noting, tagged
 
 
 def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> Labels:
@@ -75,6 +75,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
                 result.image.append(result.get(end))
         elif node.op == "call_function":
             result.values[node] = step(result, node)
+            result.made_by[call_of(node)] = node
     result.shape()
     result.add_up()
     result.deal()
@@ -109,13 +110,12 @@ def spare(trace: Labels, graph: Graph) -> None:
 def exported(network: nn.Module, example: torch.Tensor) -> ExportedProgram:
     """The graph of a copy in evaluation mode.
 
-    Where the forward takes numbers that know their attribute, its nodes have those `noted`. Where it writes into a
+    Where the forward takes numbers that know where they are from, its nodes have those noted. Where it writes into a
     tensor's `.data`, as SPAN's does with kernels that it computes, torch.export runs it without values and is left with
     such a tensor; its strict mode reads the code instead, and takes longer.
     """
-    if sizes(network):
-        with contextlib.suppress(Exception, SystemExit), noting():  # any code can run in a forward
-            return torch.export.export(tagged(network), (example,))
+    with contextlib.suppress(Exception, SystemExit), noting():  # any code can run in a forward
+        return torch.export.export(tagged(network), (example,))
     try:
         return torch.export.export(duplicate(network).eval(), (example,))
     except RuntimeError as error:

@@ -316,6 +316,34 @@ def test_repeated_channels_and_patches_go_with_their_channel(way: Callable) -> N
     assert {group.name: group.channels for group in check(Frame(6, Way())).groups} == {"enter+1": 6, "part.first": 5}
 
 
+class Gated(nn.Module):
+    """A2N's block (Chen et al., 2021), smaller: the sizes of its input are those of what it makes, to two views."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.first, self.gate, self.last, self.form = conv(6, 6, 1), nn.Linear(6, 6), conv(6, 6), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "size":
+            number, channels = x.size(0), x.size(dim=1)
+        else:
+            number, channels, _, _ = x.shape
+        made = torch.relu(self.first(x))
+        pooled = made.mean((2, 3), keepdim=True)
+        gate = self.gate(
+            pooled.view(number, channels) if self.form != "reshape" else pooled.reshape((number, channels))
+        )
+        gate = gate.unflatten(1, (channels, 1, 1)) if self.form == "unflatten" else gate.view(number, channels, 1, 1)
+        return x + self.last(made * gate.sigmoid())
+
+
+@pytest.mark.parametrize("form", ["shape", "size", "reshape", "unflatten"])
+def test_channels_that_a_view_counts_by_another_tensors_shape_go_with_that_ones(form: str) -> None:
+    coupling = check(Frame(6, Gated(form)))
+    assert coupling.frozen == ()
+    assert [group.producers for group in coupling.groups] == [("enter", "part.first", "part.gate", "part.last")]
+
+
 def test_a_file_gives_the_sizes_back_and_is_exported(tmp_path: Path) -> None:
     network = distilling()
     coupling = find_groups(network, EXAMPLE)
