@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chains import ROOT, module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -327,19 +328,20 @@ def test_bad_arguments_give_one_sentence_and_status_2(
 
 
 def test_the_module_runs_as_a_command() -> None:
-    command = [sys.executable, "-m", "pipeline.cost", "--network", "vdsr"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = module(ROOT, "pipeline.cost", "--network", "vdsr")
     assert done.returncode == 2
     assert done.stderr.startswith("unknown network 'vdsr'")
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks when the text is printed, or when Python ends
-@pytest.mark.parametrize("arguments", [["--network", "edsr", "--size", "64x64"], ["--help"]])
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(arguments: list[str], unbuffered: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),  # the pipe breaks when Python ends, or already when the text is printed
+    [("--network edsr --size 64x64", ""), ("--network edsr --size 64x64", "1"), ("--help", "1")],
+)
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(arguments: str, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # before anything is written, as `| head -1` may do at any moment
-    command = [sys.executable, "-m", "pipeline.cost", *arguments]
+    command = [sys.executable, "-m", "pipeline.cost", *arguments.split()]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(writer)

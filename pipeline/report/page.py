@@ -74,11 +74,11 @@ def write(results: Path, folder: Path, params: config.Params, made: Made | None 
         "table_one": paper.table_one(rows, methods, factories),
     }
     figures = [figure for section in sections for figure in section["figures"]]
+    crops = {figure.file: figure.crops() for figure in figures if figure.crops}  # a damaged one is told at once
     with replacing(folder / "figures") as drawn:  # a figure that can't be drawn leaves the last report as it was
         with styled():
             for figure in figures:
                 figure.draw(drawn / figure.file)
-        crops = {figure.file: figure.crops() for figure in figures if figure.crops}
         html = page(given, drawn, crops)
         readme_image = (drawn / sections[0]["worst"].file).read_bytes()
     write_bytes(folder / "example.png", readme_image)

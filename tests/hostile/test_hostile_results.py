@@ -97,9 +97,10 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chain's folder with results that are whole as far as the cases read them."""
+def origin(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
+    """A chain's folder with results that are whole as far as the cases read them, and a store."""
     folder = base(tmp_path_factory.mktemp("hostile") / "chain")
+    shutil.copy(new_store, folder / "mlflow.db")
     for name, content in {
         "train/edsr/metrics.json": {"psnr": 30.0, "ssim": 0.9, "input_psnr": 28.0},
         "control/edsr/curve.json": CURVE,

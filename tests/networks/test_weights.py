@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings
@@ -13,7 +12,7 @@ from warnings import catch_warnings
 import pytest
 import torch
 import yaml
-from chains import ROOT
+from chains import ROOT, stage
 from payload import Payload
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -383,8 +382,7 @@ def check(folder: Path, path: Path, factory: str = "edsr") -> subprocess.Complet
     for name in ("pipeline", "stages", "data"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    words = [sys.executable, "-m", "stages.check"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    return stage(folder, "check")
 
 
 def test_make_repro_begins_by_refusing_weights_that_dont_fit_or_were_exchanged(tmp_path: Path) -> None:

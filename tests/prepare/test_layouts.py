@@ -6,7 +6,6 @@ import copy
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from chains import ROOT
+from chains import ROOT, stage
 from PIL import Image
 from raw_files import write_dng, write_sid
 from skimage import data
@@ -250,8 +249,7 @@ def prepare(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     for name in ("pipeline", "stages"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    words = (sys.executable, "-m", "stages.prepare", *words)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=3600, check=False)
+    return stage(folder, "prepare", *words)
 
 
 def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import ui
 import yaml
-from chains import ENVIRONMENT, ROOT, checkout, results, run, stage, tiny
+from chains import ENVIRONMENT, ROOT, checkout, module, results, run, stage, tiny
 from mlflow import MlflowClient
 
 from pipeline import config, networks
@@ -36,6 +36,16 @@ def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     done = run(folder, "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def program(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a chain's folder, in a process that is forked from one with the large libraries loaded."""
+    path = folder / "program.py"
+    path.write_text(text)
+    try:
+        return module(folder, "program", PYTHONDONTWRITEBYTECODE="1")
+    finally:
+        path.unlink()
 
 
 def test_the_chain_ends_with_a_table_of_every_solution(repro: Path) -> None:
@@ -132,8 +142,7 @@ def test_a_moved_reports_markdown_finds_its_pictures(repro: Path, tmp_path: Path
         ("evaluate/sid/samples.json", b"[]", "is [] but should be a section of keys; dvc repro -s -f evaluate@sid"),
         ("evaluate/sid/samples.json", b"{}", "has no largest loss"),
         ("finetune/sid/D/attempts.json", b'["a", 1]', "entry 1 is 1 but should be a valid string; dvc repro -s -f"),
-        ("prune/sid/D/path.csv", b"number,verd", "has no rows with number, verdict, mac, psnr_change"),
-        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_change\n0,accepted\n", "has no rows with"),
+        ("prune/sid/D/path.csv", b"number,verdict,mac,psnr_change\n0,accepted\n", "has no rows with number, verdict"),
         ("evaluate/sid/frames/largest-loss/D.png", b"\x89PNG", "can't be read as an image: it is damaged"),
         ("evaluate/sid/frames/largest-loss/D.png", None, "can't be read as an image: No such file"),
     ],
@@ -315,7 +324,7 @@ model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/edsr-D")
 for size in ((1, 3, 20, 31), (2, 3, 17, 12)):
     print(*model.predict(np.full(size, 0.5, np.float32)).shape)
 """
-    done = run(repro, sys.executable, "-c", script)
+    done = program(repro, script)
     assert done.stdout.split("\n")[:2] == ["1 3 40 62", "2 3 34 24"], done.stderr
 
 
