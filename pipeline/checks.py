@@ -292,7 +292,7 @@ def warn_of_baseline(setup: Setup, network: nn.Module, psnr: float, start: float
     if psnr > start:
         return
     sentence = f"the baseline's PSNR of {psnr:.3f} dB is no better than its input's {start:.3f} dB"
-    hint = measured_range(network, setup.validate, start) if weights else "it needs more steps, or another lr"
+    hint = measured_range(network, setup.validate, psnr, start) if weights else "it needs more steps, or another lr"
     warnings.warn(
         f"train.{setup.name}: {sentence}; {hint or f'{weights} was trained for something else'}", stacklevel=2
     )

@@ -159,6 +159,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"task": "restoration", "scale": 1, "noise": 0.0}, "^noise is 0.0 but should be greater than 0"),
         ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
         ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
+        ({"network": Small(4)}, r"takes 4 channels and makes \(1, 4, 96, 96\) of \(1, 4, 48, 48\); images have 3"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],
     ids=str,

@@ -113,14 +113,18 @@ def check_output(network: nn.Module, example: Tensor, path: str) -> None:
         raise UserError(f"{path}: with these weights the network's output must be finite, but it holds infinity or NaN")
 
 
-def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], least: float) -> str:
+_OTHER_RANGE = 1.0  # dB that a network gains at least in the range of pixel values that it was made for
+
+
+def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], own: float, least: float) -> str:
     """The range of pixel values in which a network reaches more than `least` where it doesn't in 0..1; or nothing.
 
-    measure: the quality of a network whose inputs and outputs are in 0..1, in dB.
+    measure: the quality of a network whose inputs and outputs are in 0..1, in dB. own: what that is of this one.
+    A poor network gains a little by any other range, as its biases count for less there; one made for it gains much.
     """
     for name, factor, offset in (("0..255", 255, 0), ("-1..1", 2, -1)):
         reached = measure(_InRange(network, factor, offset))
-        if reached > least:
+        if reached > max(least, own + _OTHER_RANGE):
             return (
                 f"with pixels in {name}, in and out, it reaches {reached:.3f} dB: it was made for them, and here a "
                 "network must work with 0..1 (a factory whose forward converts them makes it so)"

@@ -238,7 +238,7 @@ class Pruner:
             checks.check_baseline(self.name, measured)
         if measured.mean_psnr <= start.mean_psnr:
             sentence = f"the network reaches {measured.mean_psnr:.3f} dB on the validation images"
-            if hint := measured_range(net, setup.validate, start.mean_psnr):
+            if hint := measured_range(net, setup.validate, measured.mean_psnr, start.mean_psnr):
                 raise UserError(f"{sentence}; {hint}")
             warnings.warn(
                 f"{sentence}, no more than its input's {start.mean_psnr:.3f} dB: it isn't trained, or for other images",

@@ -74,6 +74,11 @@ def task_of(network: nn.Module) -> tuple[str, int, int]:
                 continue
             scale = made[2] // side if len(made) == 4 else 0
             if channels == 4:
+                if made[1:] != (3, 2 * side, 2 * side):
+                    raise UserError(
+                        f"the network takes 4 channels and makes {tuple(made)} of (1, 4, {side}, {side}); images have "
+                        "3 channels, RGB, or 1, luma, and of packed Bayer, 4 channels, RGB twice as large is made"
+                    )
                 return "low_light", 2, 3
             return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
     return TASKS[0], 2, 3

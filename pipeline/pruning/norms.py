@@ -66,6 +66,8 @@ def mixes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     grouped = operation(node) == "group_norm"
     dims = (1,) if grouped else tuple(range(rank - len(args["normalized_shape"]), rank))
     across = [d for d in range(rank) if labels.shape[d] > 1]
+    if not grouped and not set(across) & set(dims):  # over height and width: each channel by itself
+        return labels
     alone = len(across) == 1 and across[0] in dims
     if not trace.norms or not alone:
         reason = f"the normalisation {describe(node)}, which mixes channels"

@@ -463,6 +463,11 @@ def test_given_weights_for_another_range_of_pixels_are_warned_of_by_it(setup: Se
         checks.warn_of_baseline(setup, network, found, 90.0, "given.pt")
 
 
+def test_a_poor_network_that_another_range_suits_a_little_better_isnt_said_to_be_made_for_it() -> None:
+    assert not pretrained.measured_range(nn.Identity(), lambda network: 27.1, 26.8, 27.0)
+    assert "0..255" in pretrained.measured_range(nn.Identity(), lambda network: 27.1, 20.0, 27.0)
+
+
 def test_a_trained_baseline_below_its_input_warns_and_a_better_one_is_silent(setup: Setup) -> None:
     with pytest.warns(UserWarning, match="PSNR of 20.000 dB is no better than its input's 21.000 dB; it needs more"):
         checks.warn_of_baseline(setup, nn.Identity(), 20.0, 21.0, None)

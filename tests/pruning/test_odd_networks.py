@@ -164,6 +164,14 @@ def norms_of_each_channel() -> nn.Module:
     )
 
 
+def layer_norm_of_each_channel() -> nn.Module:
+    def way(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(self.second(F.layer_norm(y, y.shape[2:])))
+
+    return three(way)
+
+
 def fixed_blur() -> nn.Module:
     """A depthwise kernel in a buffer that isn't in the state_dict, as blur pools have it."""
 
@@ -209,6 +217,7 @@ def rolled_maps() -> nn.Module:
 PRUNED = (
     loops_and_ifs, input_joins_features, unshuffled_input, dilated_branches, squeeze_and_excite, loose_scales,
     channels_last_mlp, one_layer_in_two_places, recurrent_gates, masked_by_sign, folded_batch, norms_of_each_channel,
+    layer_norm_of_each_channel,
     fixed_blur, single_numbers, branches_weighed_by_softmax, rolled_maps,
 )  # fmt: skip
 
