@@ -77,7 +77,7 @@ def task_of(network: nn.Module) -> tuple[str, int, int]:
                 if made[1:] != (3, 2 * side, 2 * side):
                     raise UserError(
                         f"the network takes 4 channels and makes {tuple(made)} of (1, 4, {side}, {side}); images have "
-                        "3 channels, RGB, or 1, luma, and of packed Bayer, 4 channels, RGB twice as large is made"
+                        "3 channels (RGB), 1 (luma) or 4 (packed Bayer, of which RGB twice as large is made)"
                     )
                 return "low_light", 2, 3
             return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)

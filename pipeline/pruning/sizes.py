@@ -93,7 +93,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.shape.__get__ or func is Tensor.size:
+        if getattr(func, "__self__", None) is Tensor.shape or func is Tensor.size:
             return self._known(args[0], func(*args, **kwargs), kwargs.get("dim", args[-1]))
         self.count += 1
         number = self.count
