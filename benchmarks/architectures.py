@@ -316,12 +316,13 @@ def overall(rows: list[Row], total: int) -> Iterator[str]:
                 f"- {kind}, {len(own)} traced: {left:.1f}% of the MACs left on average, {most:.1f}% would be possible; "
                 f"{close} are within {CLOSE} points of what is possible."
             )
-            opened = [row.left if math.isnan(row.with_norms) else row.with_norms for row in own]
-            near = sum(left - row.possible <= CLOSE for left, row in zip(opened, own, strict=True))
-            yield (
-                f"- {kind}, with `prune.norms`: {statistics.mean(opened):.1f}% left on average; {near} are within "
-                f"{CLOSE} points of what is possible."
-            )
+            if not any(row.left - row.possible > CLOSE and math.isnan(row.with_norms) for row in own):
+                opened = [row.left if math.isnan(row.with_norms) else row.with_norms for row in own]
+                near = sum(left - row.possible <= CLOSE for left, row in zip(opened, own, strict=True))
+                yield (
+                    f"- {kind}, with `prune.norms`: {statistics.mean(opened):.1f}% left on average; {near} are within "
+                    f"{CLOSE} points of what is possible."
+                )
         both = [row for row in runs if row.kind == kind]
         working = [row for row in both if row.theirs == row.theirs]
         if both and working:
