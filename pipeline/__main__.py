@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> None:
             destination(given.work / name, source=given.weights)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as the stages do
         from pipeline.pruner import Pruner
+        from pipeline.pruner.length import check_minutes
 
+        check_minutes(given.minutes)  # before the network is tried
         pruner = Pruner(
             given.weights, given.images, given.task, given.scale,
             channels=given.channels, output=given.output, noise=given.noise, factory=given.network, args=given.args,

@@ -244,6 +244,27 @@ def test_a_command_line_ends_in_one_sentence(capsys: pytest.CaptureFixture[str])
         assert said.count("\n") == 1
 
 
+def test_minutes_that_cant_be_meant_are_told_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from pipeline.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "prune",
+                str(tmp_path / "none.pth"),
+                "--images",
+                str(tmp_path),
+                "--work",
+                str(tmp_path),
+                "--minutes",
+                "nan",
+            ]
+        )
+    assert capsys.readouterr().err == "prune: error: minutes is nan; a number above 0 and up to 1,000,000 is allowed\n"
+
+
 def test_the_notebook_runs_from_top_to_bottom(
     photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

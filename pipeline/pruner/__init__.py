@@ -31,12 +31,10 @@ from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
 from pipeline.pruner import steps
 from pipeline.pruner.arguments import built, file_of, fit_sides, task_of, values_of
-from pipeline.pruner.length import Length, fitting, seconds
+from pipeline.pruner.length import Length, check_minutes, fitting, seconds
 from pipeline.report import page
 from pipeline.training import cache
 from pipeline.training.setup import Setup, example, load_setup
-
-LONGEST = 1_000_000  # minutes: two years
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,7 @@ class Pruner:
         hold the quality of the better of the two on validation images; where the fine-tuned one doesn't, channels are
         given back. Test images measure the result once, at the end.
         """
-        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
-            raise UserError(f"minutes is {minutes!r}; a number above 0 and up to {LONGEST:,} is allowed")
+        check_minutes(minutes)
         first = self._params(method, Length(1, 1, 1))
         files = [
             (name, source.name, *[(path.stat().st_size, path.stat().st_mtime_ns) for path in _paths(source)])

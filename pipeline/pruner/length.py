@@ -19,6 +19,7 @@ TIMED = 10  # steps, of which the median counts
 LEAST = 10  # steps of an iteration: fewer teach nothing
 MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
 LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
+LONGEST = 1_000_000  # minutes: two years
 ATTEMPTS = 1.5  # fine-tunes that a network needs on average, where channels are given back
 
 
@@ -29,6 +30,12 @@ class Length:
     iterations: int
     each: int  # steps of an iteration
     last: int  # steps of the fine-tune
+
+
+def check_minutes(minutes: float) -> None:
+    """UserError where so many minutes can't be meant."""
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
+        raise UserError(f"minutes is {minutes!r}; a number above 0 and up to {LONGEST:,} is allowed")
 
 
 def fitting(minutes: float, step: float, quality: float) -> Length:
