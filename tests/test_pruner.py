@@ -100,6 +100,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_two_runs_of_the_same_dont_work_in_one_folder(
+    small: nn.Module, photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.pruner import steps
+
+    def again(*rest: Any) -> None:
+        monkeypatch.undo()
+        Pruner(duplicate(small), photos, work=tmp_path).run(minutes=1)
+
+    monkeypatch.setattr(steps, "prepare", again)  # in the middle of the first one
+    with pytest.raises(UserError, match="is in use: the same run goes on in another process; wait for it, or give"):
+        Pruner(small, photos, work=tmp_path).run(minutes=1)
+
+
 def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Path) -> None:
     parts = Pruner(small, photos, work=tmp_path / "work").listing.parts
     names = [source.name for part in parts.values() for source in part.sources]

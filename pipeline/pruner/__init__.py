@@ -11,6 +11,7 @@ presets/small.yaml; `minutes` says how many steps.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -182,12 +183,13 @@ class Pruner:
         ]  # fmt: skip
         weights = cache.weights_digest(self.network)
         folder = self.work / digest(first.model_dump(mode="json"), weights, str(self.network), files, minutes)
-        steps.prepare(first, self.name, folder, self.listing)
-        setup = load_setup(first, self.name, folder)
-        self._baseline(setup, folder)
-        length = self._length(setup, folder, minutes)
-        with self._plainly():
-            return self._pruned(self._params(method, length), method, folder)
+        with _alone(folder):
+            steps.prepare(first, self.name, folder, self.listing)
+            setup = load_setup(first, self.name, folder)
+            self._baseline(setup, folder)
+            length = self._length(setup, folder, minutes)
+            with self._plainly():
+                return self._pruned(self._params(method, length), method, folder)
 
     def _pruned(self, params: config.Params, method: str, folder: Path) -> Result:
         name, section, last = self.name, params.networks[self.name], params.finetune[self.name]
@@ -261,3 +263,22 @@ def _paths(source: pairs.Source) -> list[Path]:
 
 def _existing(folder: Path) -> Path:
     return next(above for above in (folder, *folder.parents) if above.is_dir())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder until the block, or this process, ends. UserError where another process holds it."""
+    path = folder / "running"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = path.open("a")  # stays the same file: another process would lock a new one
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}; the work folder must be one that can") from None
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use: the same run goes on in another process; wait for it, or give another work folder"
+            ) from None
+        yield
