@@ -135,8 +135,10 @@ def _call(network: nn.Module, name: str) -> None:
         conv.weight, conv.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
         layers = {"conv": conv, "act": getattr(block, "act", None)}
     elif method == "update_params":
-        leaky = nn.LeakyReLU(LEAK) if getattr(block, "has_relu", False) else None
-        layers = {"eval_conv": block.eval_conv, "act": leaky}
+        own: Any = block.eval_conv
+        for key, parameter in list(own.named_parameters()):  # new ones: those were written, and not trained
+            setattr(own, key, nn.Parameter(parameter.detach()))
+        layers = {"eval_conv": own, "act": nn.LeakyReLU(LEAK) if getattr(block, "has_relu", False) else None}
     if layers:
         plain = nn.Sequential()
         for key, layer in layers.items():
@@ -148,9 +150,8 @@ def _call(network: nn.Module, name: str) -> None:
 def _settled(block: nn.Module, before: dict[int, tuple[nn.Parameter, bool]]) -> bool:
     """Train what a block has now as it was trained before: many methods detach everything. Whether it has changed."""
     trained = any(flag for _, flag in before.values())
-    written = isinstance(block, nn.Sequential) and hasattr(block, "eval_conv")  # its kernel wasn't trained itself
     for key, (parameter, _) in _parameters(block).items():
-        parameter.requires_grad_(before[key][1] if key in before and not written else trained)
+        parameter.requires_grad_(before[key][1] if key in before else trained)
     return _parameters(block).keys() != before.keys()
 
 

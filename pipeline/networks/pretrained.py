@@ -35,6 +35,7 @@ HOLDERS = (  # averaged weights come first
     "params_ema", "model_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model", "net", "net_g",
     "netG", "generator", "G",
 )  # fmt: skip
+OTHER_RANGE = 1.0  # dB that a network gains at least in the range of pixel values that it was made for
 NESTED = 3  # holders within one another; a file may hold itself
 # what wrappers put before every name: averages first, then DataParallel, torch.compile, Lightning and GAN trainers
 PREFIXES = ("ema_model.", "model_ema.", "module.", "_orig_mod.", "model.", "generator.", "net_g.", "netG.", "net.")
@@ -113,9 +114,6 @@ def check_output(network: nn.Module, example: Tensor, path: str) -> None:
         raise UserError(f"{path}: with these weights the network's output must be finite, but it holds infinity or NaN")
 
 
-_OTHER_RANGE = 1.0  # dB that a network gains at least in the range of pixel values that it was made for
-
-
 def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], own: float, least: float) -> str:
     """The range of pixel values in which a network reaches more than `least` where it doesn't in 0..1; or nothing.
 
@@ -124,7 +122,7 @@ def measured_range(network: nn.Module, measure: Callable[[nn.Module], float], ow
     """
     for name, factor, offset in (("0..255", 255, 0), ("-1..1", 2, -1)):
         reached = measure(_InRange(network, factor, offset))
-        if reached > max(least, own + _OTHER_RANGE):
+        if reached > max(least, own + OTHER_RANGE):
             return (
                 f"with pixels in {name}, in and out, it reaches {reached:.3f} dB: it was made for them, and here a "
                 "network must work with 0..1 (a factory whose forward converts them makes it so)"
