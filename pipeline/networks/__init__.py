@@ -1,9 +1,9 @@
 """The networks to prune, by name.
 
 edsr.py and sid.py are the paper's. checkpoint.py saves, cuts and loads a network, rebuilt.py checks that what loads is
-what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes, outputs.py
-chooses one of the tensors that a forward returns, folded.py makes computed kernels plain, branches.py blocks of several
-branches.
+what was saved, pretrained.py reads other projects' weights. sizes.py finds the attributes that give sizes, literals.py
+the numbers in methods that do, outputs.py chooses one of the tensors that a forward returns, folded.py makes computed
+kernels plain, branches.py blocks of several branches.
 
 Importing this package does not import torch, so that parameters can be checked before anything heavy is loaded.
 """

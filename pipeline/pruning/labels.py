@@ -41,6 +41,7 @@ class Labels:
         self.carriers: list[tuple[str, np.ndarray, np.ndarray]] = []
         self.norms = False  # whether channels may go that a statistic is taken over
         self.attributes: dict[str, tuple[int, ...]] = {}  # of modules, that may be sizes; networks/sizes.py
+        self.written: set[str] = set()  # those of them that are numbers in a method; networks/literals.py
         self.statistics: dict[Node, np.ndarray] = {}  # operation that takes one -> labels of its input; norms.py
         self.calls: tuple[tuple[str, np.ndarray | None], ...] | None = None  # what a run takes them by; norms.calls
         self.suspects: list[tuple[np.ndarray, str]] = []  # (labels, reason): sizes that may not follow them

@@ -156,7 +156,10 @@ def reshapes(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     for number, given in noted(node).items():
         place, size = given[0]
         if len(given) == 1 and size > 1 and result.shape[before + number] == size:
-            trace.shaped.append((place, np.moveaxis(result, before + number, 0).reshape(size, -1), node))
+            rows = np.moveaxis(result, before + number, 0).reshape(size, -1)
+            # a number in a method counts channels or is a number of parts, which stays
+            if place[0] not in trace.written or (rows == rows[:, :1]).all():
+                trace.shaped.append((place, rows, node))
     for number, (call, dim) in read_sizes(node).items():  # as many as another tensor has: they go with that one's
         theirs = trace.values[trace.made_by[call]] if call in trace.made_by else None
         if not isinstance(theirs, np.ndarray) or theirs.shape[dim : dim + 1] != (theirs.size,):

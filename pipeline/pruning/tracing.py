@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from pipeline.cost import quiet
 from pipeline.errors import UserError, raised
 from pipeline.networks import duplicate, outputs
-from pipeline.networks.sizes import sizes
+from pipeline.networks.sizes import sizes, written
 from pipeline.pruning.labels import Labels, Value, arguments, operation, shape_of, unknown
 from pipeline.pruning.norms import calls
 from pipeline.pruning.operations import HANDLERS, meets
@@ -48,7 +48,7 @@ def follow(network: nn.Module, example: torch.Tensor, norms: bool = False) -> La
     signature = program.graph_signature
     owned = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     result, still = Labels(), untrained(network)
-    result.norms, result.attributes = norms, sizes(network)
+    result.norms, result.attributes, result.written = norms, sizes(network), written(network)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in owned:
             result.owned[node] = owned[node.name]

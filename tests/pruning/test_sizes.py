@@ -38,6 +38,8 @@ class Distilling(nn.Module):
             return made.split(self.widths, 1)
         if self.form == "derived":
             return torch.split(made, [self.distilled, made.shape[1] - self.distilled], dim=1)
+        if self.form == "literal":
+            return torch.split(made, [3, 5], dim=1)
         return torch.split(made, (self.distilled, self.remaining), dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ def distilling(form: str = "numbers") -> nn.Module:
     return unsettle(Frame(6, Distilling(form)))
 
 
-@pytest.mark.parametrize("form", ["numbers", "tuple", "list", "derived"])
+@pytest.mark.parametrize("form", ["numbers", "tuple", "list", "derived", "literal"])
 def test_the_parts_of_a_split_are_pruned_by_themselves_with_their_sizes(form: str) -> None:
     network = distilling(form)
     coupling = check(network)
@@ -112,6 +114,9 @@ def test_the_parts_of_a_split_are_pruned_by_themselves_with_their_sizes(form: st
     if form in ("tuple", "list"):
         assert small.part.widths == (tuple, list)[form == "list"]((1, 4))
         assert network.part.widths == (tuple, list)[form == "list"]((3, 5))
+    elif form == "literal":
+        assert (small.part.split_size_0, small.part.split_size_1) == (1, 4)
+        assert "split_size_0" not in vars(network.part)
     else:
         assert (small.part.distilled, small.part.remaining) == (
             1,
@@ -388,7 +393,31 @@ class Unflattened(nn.Module):
         return x + self.last(torch.relu(self.first(x)).unflatten(1, (self.heads, -1)).mean(2))
 
 
+class Literal(nn.Module):
+    """Sizes as numbers in the forward: bounds of slices, a view of pooled channels, and pixels in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.last = conv(6, 8), conv(3, 3), conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        y = torch.cat([self.part(y[:, :3]), y[:, 3:]], 1)
+        return x + self.last(y * y.mean((2, 3)).view(-1, 8, 1, 1).sigmoid())
+
+
+def test_numbers_in_a_forward_go_down_with_the_channels_that_they_count() -> None:
+    network = unsettle(Frame(6, Literal()))
+    coupling = check(network)
+    assert coupling.frozen == ()
+    front = next(group for group in coupling.groups if group.producers == ("part.first",) and group.channels == 3)
+    small = remove(network, coupling, {front.name: [1], "part.part": [0, 2]})
+    assert [getattr(small.part, f"forward_size_{n}") for n in range(3)] == [2, 2, 6]
+    assert small.part.last.weight.shape[1] == 6
+
+
 FORMS: dict[str, Callable[[], nn.Module]] = {
+    "literal": Literal, "literal split": lambda: Distilling("literal"),
     "slices": lambda: Partial("slices"), "written in place": lambda: Partial("in place"),
     "narrow": lambda: Partial("narrow"), "halves": Halves, "heads": Heads, "reshape": Flattened,
     "unflatten": Unflattened, "sum": lambda: Thirds("sum"), "sum of a list": lambda: Thirds("sum of a list"),
@@ -422,7 +451,7 @@ def test_a_file_gives_back_sizes_of_every_form(form: str, tmp_path: Path) -> Non
     with torch.no_grad():
         expected = small(image)
         assert torch.equal(loaded(image), expected)
-    if form == "heads":
+    if form in ("heads", "literal"):
         session = onnxruntime.InferenceSession(export.to_onnx(loaded, tuple(image.shape), tmp_path / "small.onnx"))
         made = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
         assert (torch.from_numpy(made) - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -472,11 +501,12 @@ def test_an_attribute_that_also_counts_elsewhere_is_refused_by_the_trial() -> No
     assert network.part.aside == 4
 
 
-def test_sizes_are_whole_numbers_of_the_networks_own_modules() -> None:
+def test_sizes_are_whole_numbers_of_the_networks_own_modules_and_methods() -> None:
     block = Distilling("tuple")
     block.ratio, block.flag, block.empty, block.mixed = 0.5, True, 0, (1, "a")
     assert sizes(Frame(6, block)) == {
         "part.distilled": (3,), "part.remaining": (5,), "part.widths": (3, 5),
+        "part.split_size_0": (3,), "part.split_size_1": (5,),
     }  # fmt: skip
 
 
