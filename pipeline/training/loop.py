@@ -140,10 +140,12 @@ def follow(
         # for dropout and the like, so that these too don't depend on a stop; each device draws its own
         torch.manual_seed(seed + step + 500_009 * devices.rank())
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+        teaches = teacher is not None and teacher.weight
+        own = inputs.clone() if teaches else inputs  # a forward may write into its input
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
-            outputs = forward(parallel, inputs, targets, step)
+            outputs = forward(parallel, own, targets, step)
         loss = error = (outputs.float() - targets).abs().mean()
-        if teacher is not None and teacher.weight:
+        if teacher is not None and teaches:
             with torch.no_grad(), torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
                 taught = teacher.network(inputs)
             loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught.float()).abs().mean()

@@ -308,3 +308,22 @@ def test_a_teacher_takes_its_share_of_the_loss(
     loop.fit(none, splits["train"], alone, machine, seed=1, teacher=loop.Teacher(teacher, 0.0))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), none.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(before, plain.parameters(), strict=True))
+
+
+def test_a_teacher_sees_the_input_that_a_forward_writes_into(
+    network: nn.Module, splits: dict[str, Images], recipe: config.Train, machine: Machine
+) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(network)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x *= 0.5
+            return self.network(x)
+
+    writing = Writing()
+    before = weights(writing)
+    alone = recipe.model_copy(update={"steps": 1, "average": 0.0})
+    fit(writing, splits["train"], alone, machine, seed=1, teacher=loop.Teacher(copy.deepcopy(writing).eval(), 1.0))
+    assert same_bits(before, weights(writing))  # as above: there is no error
