@@ -102,6 +102,11 @@ class Dense(nn.Module):
         return x + self.fuse(torch.cat(features, 1))
 
 
+def in_halves(made: Tensor, form: str) -> tuple[Tensor, ...]:
+    """By numbers of a function that belongs to no module."""
+    return torch.split(made, [4, 4], 1) if form == "outside" else (made[:, :4], made[:, 4:])
+
+
 class Distill(nn.Module):
     """IMDN's block: a part is put aside, the rest goes on. The split is by chunk, by a derived size or by numbers."""
 
@@ -119,6 +124,8 @@ class Distill(nn.Module):
             aside, rest = torch.split(made, [4, 4], 1)
         elif self.split == "slice":
             aside, rest = made[:, :4], made[:, 4:]
+        elif self.split.startswith("outside"):
+            aside, rest = in_halves(made, self.split)
         else:
             half = made.shape[1] // 2
             aside, rest = made[:, :half], made[:, half:]

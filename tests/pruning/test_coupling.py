@@ -203,8 +203,20 @@ def test_chunk_keeps_its_parts_equal_where_they_are_read_apart() -> None:
     assert coupling.frozen == ()
 
 
-def test_channels_split_by_numbers_stay_and_are_named() -> None:
-    coupling = check(topologies.Frame(6, topologies.Distill(6, "numbers")))
+@pytest.mark.parametrize("form", ["numbers", "slice"])
+def test_channels_split_by_numbers_of_a_forward_go_by_themselves(form: str) -> None:
+    coupling = check(topologies.Frame(6, topologies.Distill(6, form)))
+    assert summary(coupling) == {
+        "enter+1": (6, ("enter", "part.fuse"), ("part.first", "leave")),
+        "part.first#1": (4, ("part.first",), ("part.fuse",)),
+        "part.first#2": (4, ("part.first",), ("part.second",)),
+        "part.second": (4, ("part.second",), ("part.fuse",)),
+    }
+    assert coupling.frozen == ()
+
+
+def test_channels_split_by_numbers_of_a_function_stay_and_are_named() -> None:
+    coupling = check(topologies.Frame(6, topologies.Distill(6, "outside")))
     assert list(summary(coupling)) == ["enter+1", "part.second"]
     assert coupling.frozen == (
         "channels of part.first can't be removed because of the sizes in split_with_sizes in part (Distill), "
@@ -214,7 +226,7 @@ def test_channels_split_by_numbers_stay_and_are_named() -> None:
 
 def test_a_slice_that_starts_at_a_number_and_runs_to_the_end_can_lose_channels() -> None:
     # x[:, :4] would fill up from the second half when a channel of the first goes; x[:, 4:] just gets shorter.
-    coupling = check(topologies.Frame(6, topologies.Distill(6, "slice")))
+    coupling = check(topologies.Frame(6, topologies.Distill(6, "outside slice")))
     assert [group.readers for group in coupling.groups if group.producers == ("part.first",)] == [("part.second",)]
     assert len(coupling.frozen) == 1
     assert coupling.frozen[0].startswith(
