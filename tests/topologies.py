@@ -385,7 +385,7 @@ def rdn() -> nn.Module:
 
 
 def imdn(split: str = "chunk") -> nn.Module:
-    """Hui et al. (ACM MM 2019). The published split is by numbers; by chunk, its halves can be pruned in pairs."""
+    """Hui et al. (ACM MM 2019). The published split is by numbers; by chunk, its halves go in pairs."""
     return SuperResolution(6, [Distillation(6, split) for _ in range(2)])
 
 

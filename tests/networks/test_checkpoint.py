@@ -209,7 +209,8 @@ def test_loading_needs_no_pruner(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = ["errors", "files", "networks", "networks.branches", "networks.checkpoint", "networks.edsr"]
-    modules += ["networks.folded", "networks.outputs", "networks.rebuilt", "networks.sizes", "pruning"]  # pruning: None
+    modules += ["networks.folded", "networks.literals", "networks.outputs", "networks.rebuilt", "networks.sizes"]
+    modules += ["pruning"]  # None
     assert done.stdout.strip() == str([f"pipeline.{module}" for module in modules])
 
 

@@ -19,15 +19,15 @@ from pipeline.pruning.trials import OTHER, UNSEEN, difference
 
 
 class Halves(nn.Module):
-    """Half of the channels, written as a number, get another activation."""
+    """Half of the channels get another activation; how many that are doesn't follow a removal."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = conv(width, 8), conv(8, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        return self.second(torch.cat([torch.tanh(y[:, :4]), y[:, 4:]], 1))
+        left, right = topologies.in_halves(self.first(x), "outside slice")
+        return self.second(torch.cat([torch.tanh(left), right], 1))
 
 
 class Product(nn.Module):
