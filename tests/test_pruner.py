@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         large = F.interpolate(x, scale_factor=2, mode="bicubic")
         return large + 0.01 * F.pixel_shuffle(self.last(F.relu(self.first(x))), 2)
+
+
+def compiled() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # torch's, that it is deprecated
+        return nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
 
 
 @pytest.fixture
@@ -174,6 +180,11 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
         ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
         ({"network": Small(4)}, r"takes 4 channels and makes \(1, 4, 96, 96\) of \(1, 4, 48, 48\); images have 3"),
+        ({"network": Small().requires_grad_(False)}, "^the network has no parameter that can be trained"),
+        (
+            {"network": compiled()},
+            "^its module 0 was made by torch.jit.script or torch.jit.trace, .* made of is needed",
+        ),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],
     ids=str,

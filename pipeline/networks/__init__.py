@@ -71,6 +71,7 @@ def unfolded(name: str, args: dict[str, Any]) -> nn.Module:
     _new(name, network)
     if not isinstance(network, nn.Module):
         raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
+    check_not_compiled(f"network factory '{name}': ", network)
     from torch.nn.parameter import is_lazy
 
     unsized = [tensor for tensor, parameter in network.named_parameters() if is_lazy(parameter)]
@@ -84,6 +85,19 @@ def unfolded(name: str, args: dict[str, Any]) -> nn.Module:
                     "all must be on the CPU"
                 )
     return network
+
+
+def check_not_compiled(start: str, network: nn.Module) -> None:
+    """UserError for TorchScript: its code can't be followed, nor its layers cut. The sentence begins with `start`."""
+    import torch
+
+    for key, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            which = f"its module {key}" if key else "the network"
+            raise UserError(
+                f"{start}{which} was made by torch.jit.script or torch.jit.trace, and what is compiled can't be "
+                "pruned; the torch.nn.Module that it was made of is needed"
+            )
 
 
 def affordable(name: str, args: dict[str, Any]) -> None:

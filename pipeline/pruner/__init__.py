@@ -26,7 +26,7 @@ from pipeline import checks, config, export, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
-from pipeline.networks import checkpoint, duplicate, outputs
+from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
@@ -163,7 +163,7 @@ class Pruner:
             yield
         except UserError as error:
             sentence = str(error)
-            sentence = sentence.removeprefix("Pruner: ")
+            sentence = sentence.removeprefix("Pruner: ").replace(f"the network of {given.NAME!r}", "the network")
             for section in ("networks", "prepare"):
                 sentence = sentence.removeprefix(f"{section}.{self.name}: ").removeprefix(f"{section}.{self.name}.")
             raise UserError(sentence) from error

@@ -44,6 +44,7 @@ def built(
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         network = network.module
     whole: nn.Module = network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[assignment]
+    networks.check_not_compiled("", whole)
     wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
