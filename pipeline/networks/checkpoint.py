@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
-from pipeline.networks import duplicate, input_channels, outputs, unfolded
+from pipeline.networks import duplicate, input_channels, outputs, unfolded, unwrapped
 from pipeline.networks.folded import fold, folded
 from pipeline.networks.sizes import sizes, write
 
@@ -111,7 +111,7 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        given = name if isinstance(name, nn.Module) else None
+        given = unwrapped(name) if isinstance(name, nn.Module) else None
         network = _whole(content, given)
         with _remedied(path):
             network = _filled(network, content, given)

@@ -169,6 +169,13 @@ def test_precision_is_kept(tmp_path: Path) -> None:
     assert loaded.head.weight.dtype == torch.float64
 
 
+def test_a_network_is_loaded_into_what_dataparallel_or_compile_made_of_the_whole_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "pruned.pt", pruned(), "edsr", ARGS, KEPT)
+    for wrapped in (nn.DataParallel(build("edsr", ARGS)), torch.compile(build("edsr", ARGS))):
+        network, _ = checkpoint.load(tmp_path / "pruned.pt", wrapped)
+        assert network.body[1].conv1.out_channels == 3
+
+
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
     before = torch.get_rng_state()
