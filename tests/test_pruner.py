@@ -120,6 +120,32 @@ def test_two_runs_of_the_same_dont_work_in_one_folder(
         Pruner(small, photos, work=tmp_path).run(minutes=1)
 
 
+@pytest.mark.parametrize("change", ["a layer is frozen", "a number", "the code"])
+def test_a_network_that_computes_or_trains_otherwise_with_equal_weights_is_another_run(
+    small: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    class Louder(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.001
+
+    Louder.__qualname__ = Small.__qualname__
+    Louder.__name__ = Small.__name__
+    other = duplicate(small)
+    if change == "a layer is frozen":
+        other.first.requires_grad_(False)
+    elif change == "a number":
+        other.gain = 0.5
+    else:
+        other = Louder()
+        other.load_state_dict(small.state_dict())
+    folders: list[Path] = []
+    monkeypatch.setattr("pipeline.pruner.steps.prepare", lambda params, name, folder, listing: folders.append(folder))
+    for network in (small, duplicate(small), other):
+        with pytest.raises(UserError):  # there are no prepared images
+            Pruner(network, photos, work=tmp_path).run(minutes=1)
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Path) -> None:
     parts = Pruner(small, photos, work=tmp_path / "work").listing.parts
     names = [source.name for part in parts.values() for source in part.sources]
@@ -183,7 +209,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"network": Small().requires_grad_(False)}, "^the network has no parameter that can be trained"),
         (
             {"network": compiled()},
-            "^its module 0 was made by torch.jit.script or torch.jit.trace, .* made of is needed",
+            "^Sequential gives what torch.jit.script or .* made, as 0, which can't be pruned",
         ),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],

@@ -181,8 +181,8 @@ class Pruner:
             (name, source.name, *[(path.stat().st_size, path.stat().st_mtime_ns) for path in _paths(source)])
             for name, part in self.listing.parts.items() for source in part.sources
         ]  # fmt: skip
-        weights = cache.weights_digest(self.network)
-        folder = self.work / digest(first.model_dump(mode="json"), weights, str(self.network), files, minutes)
+        network = cache.weights_digest(self.network), cache.layers_digest(self.network)
+        folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
         with _alone(folder):
             steps.prepare(first, self.name, folder, self.listing)
             setup = load_setup(first, self.name, folder)
