@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -174,6 +175,21 @@ def test_the_images_folder_is_never_written_into(small: nn.Module, photos: Path)
     with pytest.raises(UserError, match="is the folder of the images; what is made needs another one"):
         Pruner(small, photos, work=photos / ".." / photos.name)
     assert sorted(photos.iterdir()) == before
+
+
+def test_a_folder_of_images_that_links_to_itself_is_one_sentence(small: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to("photos")
+    with pytest.raises(UserError, match="photos: there is no such folder of images"):
+        Pruner(small, tmp_path / "photos", work=tmp_path / "work")
+
+
+def test_an_image_that_goes_before_the_run_is_named(small: nn.Module, photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    pruner = Pruner(small, folder, work=tmp_path / "work")
+    (folder / "face.png").unlink()
+    with pytest.raises(UserError, match=r"face.png can't be read: No such file .* when this Pruner was made"):
+        pruner.run(minutes=1)
+    assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed() -> None:

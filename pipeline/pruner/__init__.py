@@ -12,6 +12,7 @@ presets/small.yaml; `minutes` says how many steps.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -101,7 +102,7 @@ class Pruner:
         work: Path | str = "pruned",
     ) -> None:
         self.work = destination(Path(work), folder=True)
-        if self.work.resolve() == Path(images).resolve():
+        if self.work == Path(os.path.realpath(images)):  # resolve() raises at a link to itself
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
         net, factory, args = built(network, factory, args)
         self.network = outputs.choose(net, output)  # copies of it are made as long as it lives here
@@ -178,7 +179,7 @@ class Pruner:
         check_minutes(minutes)
         first = self._params(method, Length(1, 1, 1))
         files = [
-            (name, source.name, *[(path.stat().st_size, path.stat().st_mtime_ns) for path in _paths(source)])
+            (name, source.name, *map(_stamp, _paths(source)))
             for name, part in self.listing.parts.items() for source in part.sources
         ]  # fmt: skip
         network = cache.weights_digest(self.network), cache.layers_digest(self.network)
@@ -259,6 +260,17 @@ class Pruner:
 
 def _paths(source: pairs.Source) -> list[Path]:
     return [path for path in (source.target, source.input) if path is not None]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be read: {error.strerror}; it was there when this Pruner was made, a new one looks again"
+        ) from None
+    return status.st_size, status.st_mtime_ns
 
 
 def _existing(folder: Path) -> Path:
