@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,11 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         large = F.interpolate(x, scale_factor=2, mode="bicubic")
         return large + 0.01 * F.pixel_shuffle(self.last(F.relu(self.first(x))), 2)
+
+
+def compiled() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # torch's, that it is deprecated
+        return nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
 
 
 @pytest.fixture
@@ -114,6 +121,32 @@ def test_two_runs_of_the_same_dont_work_in_one_folder(
         Pruner(small, photos, work=tmp_path).run(minutes=1)
 
 
+@pytest.mark.parametrize("change", ["a layer is frozen", "a number", "the code"])
+def test_a_network_that_computes_or_trains_otherwise_with_equal_weights_is_another_run(
+    small: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    class Louder(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.001
+
+    Louder.__qualname__ = Small.__qualname__
+    Louder.__name__ = Small.__name__
+    other = duplicate(small)
+    if change == "a layer is frozen":
+        other.first.requires_grad_(False)
+    elif change == "a number":
+        other.gain = 0.5
+    else:
+        other = Louder()
+        other.load_state_dict(small.state_dict())
+    folders: list[Path] = []
+    monkeypatch.setattr("pipeline.pruner.steps.prepare", lambda params, name, folder, listing: folders.append(folder))
+    for network in (small, duplicate(small), other):
+        with pytest.raises(UserError):  # there are no prepared images
+            Pruner(network, photos, work=tmp_path).run(minutes=1)
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Path) -> None:
     parts = Pruner(small, photos, work=tmp_path / "work").listing.parts
     names = [source.name for part in parts.values() for source in part.sources]
@@ -142,6 +175,21 @@ def test_the_images_folder_is_never_written_into(small: nn.Module, photos: Path)
     with pytest.raises(UserError, match="is the folder of the images; what is made needs another one"):
         Pruner(small, photos, work=photos / ".." / photos.name)
     assert sorted(photos.iterdir()) == before
+
+
+def test_a_folder_of_images_that_links_to_itself_is_one_sentence(small: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to("photos")
+    with pytest.raises(UserError, match="photos: there is no such folder of images"):
+        Pruner(small, tmp_path / "photos", work=tmp_path / "work")
+
+
+def test_an_image_that_goes_before_the_run_is_named(small: nn.Module, photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    pruner = Pruner(small, folder, work=tmp_path / "work")
+    (folder / "face.png").unlink()
+    with pytest.raises(UserError, match=r"face.png can't be read: No such file .* when this Pruner was made"):
+        pruner.run(minutes=1)
+    assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
@@ -174,6 +222,11 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"args": {"channels": 3}}, "args are those of a factory, which is missing"),
         ({"factory": "edsr"}, "factory edsr builds another network than the one given"),
         ({"network": Small(4)}, r"takes 4 channels and makes \(1, 4, 96, 96\) of \(1, 4, 48, 48\); images have 3"),
+        ({"network": Small().requires_grad_(False)}, "^the network has no parameter that can be trained"),
+        (
+            {"network": compiled()},
+            "^Sequential gives what torch.jit.script or .* made, as 0, which can't be pruned",
+        ),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],
     ids=str,

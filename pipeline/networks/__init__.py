@@ -71,19 +71,46 @@ def unfolded(name: str, args: dict[str, Any]) -> nn.Module:
     _new(name, network)
     if not isinstance(network, nn.Module):
         raise UserError(f"network factory '{name}' must return a torch.nn.Module, not {type(network).__name__}")
+    check_complete(f"network factory '{name}'", network)
+    return network
+
+
+def check_complete(giver: str, network: nn.Module) -> None:
+    """UserError, which names who gave the network, for layers without sizes or values, and for TorchScript.
+
+    The code of what TorchScript made can't be followed, nor its layers cut.
+    """
+    import torch
     from torch.nn.parameter import is_lazy
 
+    for key, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{giver} gives what torch.jit.script or torch.jit.trace made{f', as {key}' if key else ''}, which "
+                "can't be pruned; the torch.nn.Module that it was made of is needed"
+            )
     unsized = [tensor for tensor, parameter in network.named_parameters() if is_lazy(parameter)]
     if unsized:
-        raise UserError(f"network factory '{name}' leaves the size of {unsized[0]} open; lazy layers aren't allowed")
+        raise UserError(f"{giver} leaves the size of {unsized[0]} open; lazy layers aren't allowed")
     for kind, tensors in (("parameter", network.named_parameters()), ("buffer", network.named_buffers())):
         for tensor, value in tensors:
             if value.is_meta:
                 raise UserError(
-                    f"network factory '{name}' leaves {kind} {tensor} on the meta device, without values; "
-                    "all must be on the CPU"
+                    f"{giver} leaves {kind} {tensor} on the meta device, without values; all must be on the CPU"
                 )
-    return network
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself of what DataParallel, DistributedDataParallel or torch.compile made around it."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    while True:
+        if type(network).__name__ == "OptimizedModule":  # torch.compile's; its class lies in what takes long to import
+            network = network._orig_mod  # type: ignore[assignment]
+        elif isinstance(network, DataParallel | DistributedDataParallel):
+            network = network.module
+        else:
+            return network
 
 
 def affordable(name: str, args: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.errors import UserError, joined
 from pipeline.files import again, load_tensors, save_tensors, stage_of
-from pipeline.networks import duplicate, input_channels, outputs, unfolded
+from pipeline.networks import duplicate, input_channels, outputs, unfolded, unwrapped
 from pipeline.networks.folded import fold, folded
 from pipeline.networks.sizes import sizes, write
 
@@ -90,7 +90,7 @@ def save(
     save_tensors(path, plain)
 
 
-def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load(path: Path | str, name: str | nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Read a network written by save, in eval mode on the CPU, and its metadata: name, args, kept, extra.
 
     name: the network that the caller expects. A file whose network comes from a factory (package.module:function)
@@ -101,6 +101,10 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
     The random state is left as it was. Raises UserError for a file that is missing, unreadable, no checkpoint, of
     another network than asked for, or inconsistent.
     """
+    path = Path(path)
+    if not isinstance(name, str | nn.Module | None):  # such as a class; it is no leave to run what the file names
+        kind = f"the class {name.__name__}" if isinstance(name, type) else type(name).__name__
+        raise UserError(f"{path} is loaded into a network that is built, or by a factory's name, not {kind}")
     content = _read(path)
     stored: str = content["name"]
     if isinstance(name, str) and name != stored:
@@ -111,7 +115,7 @@ def load(path: Path, name: str | nn.Module | None = None) -> tuple[nn.Module, di
             "(checkpoint.load(path, NAME); --network NAME on a command line)"
         )
     try:
-        given = name if isinstance(name, nn.Module) else None
+        given = unwrapped(name) if isinstance(name, nn.Module) else None
         network = _whole(content, given)
         with _remedied(path):
             network = _filled(network, content, given)

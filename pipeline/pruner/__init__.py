@@ -12,6 +12,7 @@ presets/small.yaml; `minutes` says how many steps.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from pipeline import checks, config, export, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
-from pipeline.networks import checkpoint, duplicate, outputs
+from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
@@ -101,7 +102,7 @@ class Pruner:
         work: Path | str = "pruned",
     ) -> None:
         self.work = destination(Path(work), folder=True)
-        if self.work.resolve() == Path(images).resolve():
+        if self.work == Path(os.path.realpath(images)):  # resolve() raises at a link to itself
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
         net, factory, args = built(network, factory, args)
         self.network = outputs.choose(net, output)  # copies of it are made as long as it lives here
@@ -163,7 +164,7 @@ class Pruner:
             yield
         except UserError as error:
             sentence = str(error)
-            sentence = sentence.removeprefix("Pruner: ")
+            sentence = sentence.removeprefix("Pruner: ").replace(f"the network of {given.NAME!r}", "the network")
             for section in ("networks", "prepare"):
                 sentence = sentence.removeprefix(f"{section}.{self.name}: ").removeprefix(f"{section}.{self.name}.")
             raise UserError(sentence) from error
@@ -178,11 +179,11 @@ class Pruner:
         check_minutes(minutes)
         first = self._params(method, Length(1, 1, 1))
         files = [
-            (name, source.name, *[(path.stat().st_size, path.stat().st_mtime_ns) for path in _paths(source)])
+            (name, source.name, *map(_stamp, _paths(source)))
             for name, part in self.listing.parts.items() for source in part.sources
         ]  # fmt: skip
-        weights = cache.weights_digest(self.network)
-        folder = self.work / digest(first.model_dump(mode="json"), weights, str(self.network), files, minutes)
+        network = cache.weights_digest(self.network), cache.layers_digest(self.network)
+        folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
         with _alone(folder):
             steps.prepare(first, self.name, folder, self.listing)
             setup = load_setup(first, self.name, folder)
@@ -259,6 +260,17 @@ class Pruner:
 
 def _paths(source: pairs.Source) -> list[Path]:
     return [path for path in (source.target, source.input) if path is not None]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be read: {error.strerror}; it was there when this Pruner was made, a new one looks again"
+        ) from None
+    return status.st_size, status.st_mtime_ns
 
 
 def _existing(folder: Path) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from pipeline import cost, networks
 from pipeline.errors import UserError
@@ -41,9 +40,8 @@ def built(
     if not isinstance(network, nn.Module):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
         raise UserError(f"network must be a torch.nn.Module that is built, or a file of weights, not {kind}")
-    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        network = network.module
-    whole: nn.Module = network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[assignment]
+    whole = networks.unwrapped(network)
+    networks.check_complete(type(whole).__name__, whole)
     wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
@@ -53,7 +51,7 @@ def built(
         raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
     fold(type(net).__name__, net)
     if factory is None:
-        key = digest(cache.weights_digest(net), str(net))
+        key = digest(cache.weights_digest(net), cache.layers_digest(net))
         given.hold(key, net)
         return net, given.NAME, {"key": key}
     whole = networks.build(factory, args or {})

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.files import digest, load_tensors, save_tensors
+from pipeline.networks import rebuilt
 from pipeline.training import devices
 from pipeline.training.device import Machine
 
@@ -27,7 +29,7 @@ KEPT = 300  # files; the oldest go
 
 def key(network: nn.Module, machine: Machine, *parts: Any) -> str:
     """Names a training: the network's weights and layers, the machine and its threads, the code, and `parts`."""
-    return digest(weights_digest(network), str(network), _machine(machine), _code(), *parts)
+    return digest(weights_digest(network), layers_digest(network), _machine(machine), _code(), *parts)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -37,6 +39,35 @@ def weights_digest(network: nn.Module) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def layers_digest(network: nn.Module) -> str:
+    """A hash of what a network does with its weights: its layers, which of them train, numbers and code of its own.
+
+    Code: that of the methods of its modules' classes. Whole numbers beside the weights don't count: some are counters.
+    """
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    numbers = {name: repr(value) for name, value in rebuilt.held(network).items() if isinstance(value, float)}
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    methods = [
+        (f"{kind.__qualname__}.{name}", _compiled(code))
+        for kind in kinds
+        if not kind.__module__.startswith("torch.")
+        for name, value in vars(kind).items()
+        if isinstance(code := getattr(getattr(value, "__func__", value), "__code__", None), CodeType)
+    ]
+    return digest(str(network), trained, numbers, sorted(methods, key=repr))
+
+
+def _compiled(code: CodeType) -> list[Any]:
+    """What a function does, without its file and lines: a comment in it changes nothing."""
+    constants = [
+        _compiled(one) if isinstance(one, CodeType)
+        else sorted(map(repr, one)) if isinstance(one, frozenset)  # its order is another in each process
+        else repr(one)
+        for one in code.co_consts
+    ]  # fmt: skip
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def remembered(folder: Path | None, name: str, network: nn.Module, train: Callable[[], Any]) -> bool:

@@ -169,6 +169,27 @@ def test_precision_is_kept(tmp_path: Path) -> None:
     assert loaded.head.weight.dtype == torch.float64
 
 
+def test_what_is_neither_a_network_nor_its_name_runs_no_code_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    toy(monkeypatch, lambda: made.append(1) or nn.Conv2d(3, 3, 3))
+    checkpoint.save(tmp_path / "toy.pt", nn.Conv2d(3, 3, 3), "toy:network", {}, {})
+    made.clear()
+    for wrong, kind in ((nn.Conv2d, "the class Conv2d"), (3, "int")):
+        with pytest.raises(UserError, match=rf"toy.pt is loaded into a network that is built, or by .* not {kind}"):
+            checkpoint.load(tmp_path / "toy.pt", wrong)  # type: ignore[arg-type]
+    assert not made
+    assert checkpoint.load(f"{tmp_path}/toy.pt", "toy:network")[1]["name"] == "toy:network"
+
+
+def test_a_network_is_loaded_into_what_dataparallel_or_compile_made_of_the_whole_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "pruned.pt", pruned(), "edsr", ARGS, KEPT)
+    for wrapped in (nn.DataParallel(build("edsr", ARGS)), torch.compile(build("edsr", ARGS))):
+        network, _ = checkpoint.load(tmp_path / "pruned.pt", wrapped)
+        assert network.body[1].conv1.out_channels == 3
+
+
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "net.pt", pruned(), "edsr", ARGS, KEPT)
     before = torch.get_rng_state()

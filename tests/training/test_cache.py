@@ -56,9 +56,14 @@ def test_whatever_a_training_depends_on_makes_it_another(network: nn.Module, kep
     teacher, nudged = copy.deepcopy(network), copy.deepcopy(network)
     with torch.no_grad():
         nudged.tail.bias[0] += 1e-6
+    frozen, louder = copy.deepcopy(network), copy.deepcopy(network)
+    frozen.body[0].requires_grad_(False)
+    louder.gain = 0.5
     tuned(network, kept, RECIPE, tmp_path / "work", teacher)
     others: list[tuple] = [
         (nudged, kept, RECIPE, teacher),
+        (frozen, kept, RECIPE, teacher),
+        (louder, kept, RECIPE, teacher),
         (network, kept, RECIPE, nudged),
         (network, kept, RECIPE.model_copy(update={"lr": 2e-3}), teacher),
         (network, kept, RECIPE.model_copy(update={"teacher": 0.25}), teacher),
