@@ -5,9 +5,10 @@
 
 A baseline is trained on the photographs of params.yaml, and channels go at once. `uniform`: the same share of every
 group. `saliency`: the pipeline's choice (rules `adaptive` and `depth`), down to as many MACs. `D, in iterations`: the
-first 400 of its steps are four iterations. What is left then trains for as many steps on the same images, with or
-without readers that make up for what went, and by how much of the loss is against the baseline's output. The controls
-get the same training with nothing removed. From scratch, saliency's architecture gets the baseline's steps and these.
+first 400 of its steps are four iterations, by the settings of params.yaml, or with other regularisation. What is left
+then trains for as many steps on the same images, with or without readers that make up for what went; a share of the
+loss, or none, is against the baseline's output (`teacher`). The controls get the same training with nothing removed.
+From scratch, saliency's architecture gets the baseline's steps and these.
 
 The table gives the change of validation PSNR against the baseline right after the cut and after the training, the
 median over seeds of the training, with its range. Test images aren't read.
@@ -92,22 +93,26 @@ class Variant:
 
 
 CONTROL, L1, RANDOM = "control, nothing removed", "uniform, smallest weights", "uniform, random"
-SALIENCY, ITERATED, SCRATCH = "saliency", "D, in iterations", "saliency's architecture from scratch"
+SALIENCY, SCRATCH = "saliency", "saliency's architecture from scratch"
+ITERATED = {  # what D sets differently
+    "D, in iterations": {},
+    "D, in iterations without regularisation": {"sparsity": 0.0, "imbalance": 0.0},
+    "D, in iterations, a hundred times the sparsity": {"sparsity": 1e-3},
+}  # fmt: skip
 VARIANTS = [
-    Variant(CONTROL),
     Variant(CONTROL, teacher=0.5),
     Variant(L1),
     Variant(L1, teacher=0.5),
-    Variant(L1, makes_up=True, teacher=0.5),
-    Variant(RANDOM),
-    Variant(RANDOM, makes_up=True, teacher=0.5),
-    Variant(SALIENCY, makes_up=True),
     Variant(SALIENCY, makes_up=True, teacher=0.5),
-    Variant(ITERATED, makes_up=True, teacher=0.5),
-    Variant(SCRATCH),
+    *(Variant(name, makes_up=True, teacher=0.5) for name in ITERATED),
+    Variant(CONTROL),
+    Variant(RANDOM),
+    Variant(L1, makes_up=True, teacher=0.5),
+    Variant(SALIENCY, makes_up=True),
     Variant(CONTROL, teacher=0.5, long=True),
     Variant(L1, teacher=0.5, long=True),
     Variant(SALIENCY, makes_up=True, teacher=0.5, long=True),
+    Variant(SCRATCH),
 ]
 
 
@@ -202,8 +207,8 @@ class Bench:
         """What a variant begins its last training with, and that training."""
         if variant.cut == CONTROL:
             return duplicate(task.baseline), task.recipe
-        if variant.cut == ITERATED:
-            return self.iterated(task)
+        if variant.cut in ITERATED:
+            return self.iterated(variant.cut, task)
         if variant.cut in (L1, RANDOM):
             return self.uniform(variant.cut, variant.makes_up), task.recipe
         # the choice hangs on no seed but the baseline's
@@ -228,11 +233,12 @@ class Bench:
             network = reconstruction.compensated(network, groups, removed, self.field.known)
         return removal.remove(network, groups, removed).eval()
 
-    def iterated(self, task: Task) -> tuple[nn.Module, config.Finetune]:
+    def iterated(self, cut: str, task: Task) -> tuple[nn.Module, config.Finetune]:
         """By method D in iterations, whose steps are taken off."""
-        settings = self.field.settings.model_copy(update={"threshold_scale": self.case.scale, "target_mac": 0.0})
+        own: dict[str, float] = {"threshold_scale": self.case.scale, "target_mac": 0.0}
+        settings = self.field.settings.model_copy(update=own | ITERATED[cut])
         quality = task.setup.quality(task.baseline)
-        folder = task.scratch / "iterations"
+        folder = task.scratch / cut
         folder.mkdir(exist_ok=True)
         rules = ("adaptive", "depth", "efficiency", "balance")
         log = prune.prune(
