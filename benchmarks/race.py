@@ -21,8 +21,10 @@ steps and these together (benchmarks/contestants.py), and other projects, each i
 (benchmarks/peers.py). What trains while it prunes has those steps taken off. A row that can't run says why.
 
 --at-no-drop looks for the fewest MACs at which a row loses no more than 0.01 dB against the better of baseline and
-control: six halvings between 10% and 90%. Written to benchmarks/results/race-NETWORK.csv (a line a training) and .md
-(the tables).
+control: six halvings between 10% and 90%.
+
+Written to benchmarks/results/race-NETWORK.csv (a line a training), .md (the tables) and -no-drop.png (the drop over
+MACs, of all rows that were trained at several numbers of them).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contestants import Entry, Field, Task, by_lasso, from_scratch, narrower
 from peers import PEERS
-from standings import Row, Standings, no_drop_table, read, write
+from standings import Row, Standings, no_drop_table, picture, read, write
 from torch import nn
 
 from pipeline import config, records
@@ -99,6 +101,8 @@ def race(options: argparse.Namespace) -> None:
         rivals.begin(options.row, options.seeds, HALVINGS)
         text = rivals.no_drop(options.row, options.seeds)
         write_text(RESULTS / f"race-{name}-no-drop{ending}.md", text)
+        title = f"{name}, {rivals.recipe.steps} steps each, at most {options.seeds} seeds"
+        picture(rivals.standings().lines(), ALLOWED, title, RESULTS / f"race-{name}-no-drop{ending}.png")
     else:
         variants = options.row or VARIANTS
         rivals.begin(variants, options.seeds)

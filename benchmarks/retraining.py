@@ -1,71 +1,80 @@
 """How what is left of a cut network is best trained: variants side by side, on one baseline, with equal steps.
 
     python benchmarks/retraining.py edsr            # hours on one core; stop it at will, it goes on
-    python benchmarks/retraining.py sid --seeds 1
+    python benchmarks/retraining.py sid --seed 1    # one seed alone; another process may take another
 
-A baseline is trained, every removable group loses the same share of its channels at once, and each variant trains what
-is left for the same number of steps on the same images: by which channels go, whether their readers make up for them
-(pipeline/pruning/reconstruction.py), how much of the loss is against the baseline's output, and at which rate. The
-controls get the same training with nothing removed. The table gives the drop of validation PSNR against the baseline
-right after the cut and after the training, the median over seeds of the training, with its range.
+A baseline is trained on the photographs of params.yaml, and channels go at once. `uniform`: the same share of every
+group. `saliency`: the pipeline's choice (rules `adaptive` and `depth`), down to as many MACs. `D, in iterations`: the
+first 400 of its steps are four iterations, by the settings of params.yaml, or with other regularisation. What is left
+then trains for as many steps on the same images, with or without readers that make up for what went; a share of the
+loss, or none, is against the baseline's output (`teacher`). The controls get the same training with nothing removed.
+From scratch, saliency's architecture gets the baseline's steps and these.
+
+The table gives the change of validation PSNR against the baseline right after the cut and after the training, the
+median over seeds of the training, with its range. Test images aren't read.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import json
 import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from contestants import Field, Task, from_scratch
 from torch import nn
 
-from pipeline import config, cost, networks
-from pipeline.data.dataset import Images, load_images
+from pipeline import config, networks
+from pipeline.cli import Parser, guarded
+from pipeline.data.dataset import load_images
 from pipeline.data.storage import save_split
-from pipeline.evaluation import metrics
-from pipeline.files import load_tensors, save_tensors, write_json
+from pipeline.files import load_tensors, read_json, save_tensors, write_json
+from pipeline.networks import checkpoint, duplicate
 from pipeline.prepare import layouts, pairs
-from pipeline.pruning import coupling, reconstruction, removal
-from pipeline.training.device import Machine, choose
-from pipeline.training.loop import Teacher, fit
+from pipeline.progress import Progress
+from pipeline.pruning import criteria, gate, prune, reconstruction, removal
+from pipeline.training.device import choose
+from pipeline.training.loop import fit
+from pipeline.training.recipes import train_final
+from pipeline.training.setup import Setup
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".scratch" / "retraining"
+ITERATIONS = config.Retrain(max_iterations=4, steps=100, lr=1e-3, teacher=0.5)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its baseline's recipe, and how much of every group goes."""
+    """A network, its baseline's recipe, and what a uniform cut takes of every group."""
 
     args: dict[str, int]
     baseline: config.Train
     share: float  # of every group's channels
-    steps: int  # of every variant
+    steps: tuple[int, int]  # of a variant, of a long one
+    scale: float  # prune.threshold_scale with which four iterations of D come to the uniform cut's MACs
 
 
 CASES = {
     "edsr": Case(
         {"scale": 2, "blocks": 8, "channels": 32},
         config.Train(
-            steps=8000, batch=16, patch=24, lr=2e-3, lr_final=1e-6, clip=0.1, average=0.99, validate_every=8000
+            steps=8000, batch=8, patch=24, lr=2e-3, lr_final=1e-6, clip=0.1, average=0.99, validate_every=8000
         ),
-        0.25, 3000,
+        0.25, (3000, 8000), 0.115,
     ),
     "sid": Case(
         {"base": 8},
         config.Train(
             steps=16000, batch=4, patch=48, lr=2e-3, lr_final=1e-5, clip=1.0, average=0.999, validate_every=16000
         ),
-        0.35, 6000,
+        0.35, (6000, 16000), 0.17,
     ),
 }  # fmt: skip
 
@@ -74,163 +83,213 @@ CASES = {
 class Variant:
     """One way to cut and to train on."""
 
-    channels: str  # all, magnitude, random, reconstruction
-    makes_up: bool  # whether readers make up for what goes
-    teacher: float  # share of the loss
-    lr: float  # highest rate of the cosine
-    average: float
+    cut: str  # a key of `cut` below
+    makes_up: bool = False  # whether readers make up for what goes
+    teacher: float = 0.0  # share of the loss
+    long: bool = False  # whether it has the longer training
 
     def __str__(self) -> str:
-        cut = {"all": "control, nothing removed"}.get(self.channels, f"by {self.channels}")
-        return f"{cut}{', made up for' if self.makes_up else ''} | {self.teacher:g} | {self.lr:g} | {self.average:g}"
+        return f"{self.cut}{', made up for' if self.makes_up else ''} | {self.teacher:g}"
 
 
+CONTROL, L1, RANDOM = "control, nothing removed", "uniform, smallest weights", "uniform, random"
+SALIENCY, SCRATCH = "saliency", "saliency's architecture from scratch"
+ITERATED = {  # what D sets differently
+    "D, in iterations": {},
+    "D, in iterations without regularisation": {"sparsity": 0.0, "imbalance": 0.0},
+    "D, in iterations, a hundred times the sparsity": {"sparsity": 1e-3},
+}  # fmt: skip
 VARIANTS = [
-    Variant("all", False, 0.0, 5e-4, 0.999),
-    Variant("all", False, 0.5, 5e-4, 0.999),
-    Variant("magnitude", False, 0.0, 1e-3, 0.99),
-    Variant("random", False, 0.0, 1e-3, 0.99),
-    Variant("magnitude", False, 0.5, 1e-3, 0.99),
-    Variant("magnitude", False, 0.5, 5e-4, 0.999),
-    Variant("magnitude", True, 0.5, 1e-3, 0.99),
-    Variant("magnitude", True, 0.5, 5e-4, 0.999),
-    Variant("reconstruction", True, 0.0, 5e-4, 0.999),
-    Variant("reconstruction", True, 0.5, 5e-4, 0.999),
-    Variant("reconstruction", True, 0.9, 5e-4, 0.999),
-    Variant("reconstruction", True, 0.5, 1e-3, 0.999),
+    Variant(CONTROL, teacher=0.5),
+    Variant(L1),
+    Variant(L1, teacher=0.5),
+    Variant(SALIENCY, makes_up=True, teacher=0.5),
+    *(Variant(name, makes_up=True, teacher=0.5) for name in ITERATED),
+    Variant(CONTROL),
+    Variant(RANDOM),
+    Variant(L1, makes_up=True, teacher=0.5),
+    Variant(SALIENCY, makes_up=True),
+    Variant(CONTROL, teacher=0.5, long=True),
+    Variant(L1, teacher=0.5, long=True),
+    Variant(SALIENCY, makes_up=True, teacher=0.5, long=True),
+    Variant(SCRATCH),
 ]
 
 
-def splits(name: str) -> dict[str, Images]:
-    """The training and validation images of the small preset, prepared once."""
-    params, prepared = config.read(ROOT / "params.yaml"), {}
-    for split in ("train", "validation"):
-        folder = WORK / name / split
-        if not folder.exists():
-            part = layouts.find(params, name).parts[split]
-            save_split(folder, *pairs.make(part.sources, part.making))
-        prepared[split] = load_images(folder, "cpu")
-    return prepared
+def main() -> None:
+    parser = Parser(prog="python benchmarks/retraining.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("--seed", type=int, action="append", help="of the variants' trainings; 1, 2 and 3 unless given")
+    with guarded("retraining"):
+        options = parser.parse_args()
+        name, seeds = options.network, options.seed or [1, 2, 3]
+        progress = Progress(f"retraining {name}", CASES[name].baseline.steps)
+        bench = Bench.of(name, progress)
+        progress.extend(len(seeds) * sum(bench.steps(variant) for variant in VARIANTS))
+        for variant in VARIANTS:
+            for seed in seeds:
+                bench.row(variant, seed)
+        progress.close()
+        print(bench.table())
 
 
-def baseline(name: str, case: Case, images: Images, machine: Machine) -> nn.Module:
+@dataclass(frozen=True)
+class Bench:
+    """One network's baseline, and what all variants share."""
+
+    case: Case
+    setup: Setup
+    field: Field
+    psnr: float  # of the baseline, dB
+    progress: Progress
+    work: Path
+
+    @classmethod
+    def of(cls, name: str, progress: Progress) -> Bench:
+        params, case, work = config.read(ROOT / "params.yaml"), CASES[name], WORK / name
+        for split in ("train", "validation"):
+            if not (work / split).exists():
+                part = layouts.find(params, name).parts[split]
+                save_split(work / split, *pairs.make(part.sources, part.making))
+        machine = choose("cpu", 1, "auto")
+        setup = Setup(
+            name=name,
+            network=params.networks[name].model_copy(update={"args": case.args}),
+            train=load_images(work / "train", machine.device),
+            validation=load_images(work / "validation", machine.device),
+            recipe=case.baseline,
+            retrain=ITERATIONS,
+            gate=params.gate,
+            tolerance=(99.0, 1.0),  # D's iterations are accepted whatever they lose: the MACs are given
+            machine=machine,
+            size=params.analyze[name].size,
+            seed=1_000_003,
+        )
+        network = baseline(name, setup, work, progress)
+        field = Field.of(network, setup, params.settings("D", name))
+        return cls(case, setup, field, setup.validate(network), progress, work)
+
+    def steps(self, variant: Variant) -> int:
+        return self.case.steps[variant.long] + (self.case.baseline.steps if variant.cut == SCRATCH else 0)
+
+    def row(self, variant: Variant, seed: int) -> None:
+        """Train a variant and keep its figures, unless that was done before."""
+        store, base = self.work / f"rows-{seed}.json", self.progress.base
+        rows = read_json(store) if store.exists() else {}
+        key = f"{variant} | {self.case.steps[variant.long]}"
+        if key not in rows:
+            setup = replace(self.setup, seed=(seed + 1) * 1_000_003)
+            recipe = config.Finetune(
+                steps=self.case.steps[variant.long], lr=1e-3, lr_final=1e-6, teacher=variant.teacher
+            )
+            scratch = self.work / f"{seed}"
+            scratch.mkdir(exist_ok=True)
+            task = Task(self.field.baseline, setup, recipe, self.mac(self.uniform(L1)), scratch)
+            began = time.process_time()
+            network, recipe = self.cut(variant, task)
+            at_cut = self.setup.validate(network) - self.psnr
+            train_final(network, setup, recipe, scratch / "variant.pt", self.progress, self.field.baseline)
+            (scratch / "variant.pt").unlink(missing_ok=True)
+            rows[key] = {
+                "mac_percent": 100 * self.mac(network) / self.field.spent.mac,
+                "at_cut": at_cut,
+                "after": self.setup.validate(network) - self.psnr,
+                "minutes": (time.process_time() - began) / 60,  # of processor time; too few after a stop
+            }
+            write_json(store, rows)
+            self.progress.say(f"{key}, seed {seed}: {rows[key]['after']:+.4f} dB")
+        self.progress.base = base + self.steps(variant)
+
+    def mac(self, network: nn.Module) -> int:
+        return self.setup.cost(network).mac
+
+    def cut(self, variant: Variant, task: Task) -> tuple[nn.Module, config.Finetune]:
+        """What a variant begins its last training with, and that training."""
+        if variant.cut == CONTROL:
+            return duplicate(task.baseline), task.recipe
+        if variant.cut in ITERATED:
+            return self.iterated(variant.cut, task)
+        if variant.cut in (L1, RANDOM):
+            return self.uniform(variant.cut, variant.makes_up), task.recipe
+        # the choice hangs on no seed but the baseline's
+        smaller = self.field.smaller("saliency", replace(task, setup=self.setup))
+        if variant.cut == SALIENCY:
+            return smaller, task.recipe
+        entry = from_scratch(smaller, task)
+        return entry.network, entry.recipe
+
+    def uniform(self, cut: str, makes_up: bool = False) -> nn.Module:
+        """Without the same share of every group: its channels of least mean |weight|, summed over coupled layers
+        (Li et al., ICLR 2017), or any."""
+        network, groups, setup = self.field.baseline, self.field.groups, self.setup
+        criterion: config.Criterion = "l1" if cut == L1 else "random"
+        scores = criteria.scores(criterion, network, groups, setup, {})
+        assert scores is not None
+        removed = {}
+        for group in groups.groups:
+            order = torch.tensor(scores[group.name]).argsort(stable=True)
+            removed[group.name] = tuple(sorted(order[: round(self.case.share * group.channels)].tolist()))
+        if makes_up:
+            network = reconstruction.compensated(network, groups, removed, self.field.known)
+        return removal.remove(network, groups, removed).eval()
+
+    def iterated(self, cut: str, task: Task) -> tuple[nn.Module, config.Finetune]:
+        """By method D in iterations, whose steps are taken off."""
+        own: dict[str, float] = {"threshold_scale": self.case.scale, "target_mac": 0.0}
+        settings = self.field.settings.model_copy(update=own | ITERATED[cut])
+        quality = task.setup.quality(task.baseline)
+        folder = task.scratch / cut
+        folder.mkdir(exist_ok=True)
+        rules = ("adaptive", "depth", "efficiency", "balance")
+        log = prune.prune(
+            task.baseline, task.setup, settings, rules, gate.Target((quality,)), folder, self.progress
+        )  # fmt: skip
+        network, _ = checkpoint.load(folder / f"accepted-{len(log) - 1:03d}.pt", self.setup.network.factory)
+        spent = ITERATIONS.steps * ITERATIONS.max_iterations
+        return network, task.recipe.model_copy(update={"steps": task.recipe.steps - spent})
+
+    def table(self) -> str:
+        found = [read_json(path) for path in sorted(self.work.glob("rows-*.json"))]
+        args = ", ".join(f"{key} {value}" for key, value in self.case.args.items())
+        lines = [
+            f"{self.setup.name} ({args}): baseline of {self.case.baseline.steps} steps, {self.psnr:.3f} dB on "
+            f"validation, in {'bfloat16' if self.setup.machine.bf16 else 'float32'}; changes in dB against it, medians "
+            "over the seeds",
+            "",
+            "| channels removed | teacher | steps | MACs left (%) | at the cut (dB) | after (dB) | range | seeds "
+            "| minutes |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
+        ]
+        for variant in VARIANTS:
+            key = f"{variant} | {self.case.steps[variant.long]}"
+            if rows := [row[key] for row in found if key in row]:
+                lines.append(f"| {key} | {line(rows)} |")
+        return "\n".join(lines)
+
+
+def line(rows: Sequence[dict[str, float]]) -> str:
+    """The figures of one variant's seeds."""
+    median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    after = sorted(row["after"] for row in rows)
+    spread = f"{after[0]:+.4f} to {after[-1]:+.4f}"
+    return (
+        f"{median['mac_percent']:.1f} | {median['at_cut']:+.3f} | {median['after']:+.4f} | {spread} | {len(rows)} "
+        f"| {median['minutes']:.0f}"
+    )
+
+
+def baseline(name: str, setup: Setup, work: Path, progress: Progress) -> nn.Module:
     torch.manual_seed(1)
-    network = networks.build(name, case.args)
-    path = WORK / name / "baseline.pt"
+    network = networks.build(name, setup.network.args)
+    path = work / "baseline.pt"
     if path.exists():
         network.load_state_dict(load_tensors(path))
     else:
-        fit(network, images, case.baseline, machine, seed=1_000_003, tick=progress("baseline", case.baseline.steps),
-            resume=WORK / name / "baseline-state.pt")  # fmt: skip
+        fit(network, setup.train, setup.recipe, setup.machine, seed=setup.seed, tick=progress.tick,
+            resume=work / "baseline-state.pt")  # fmt: skip
         save_tensors(path, network.state_dict())
+    progress.phase_over(setup.recipe.steps)
     return network.eval()
-
-
-def progress(what: str, steps: int):
-    began = time.monotonic()
-
-    def tick(step: int, psnr: float | None) -> None:
-        if step % 500 == 0:
-            left = (time.monotonic() - began) / step * (steps - step) / 60
-            print(f"{what}: step {step}/{steps}, about {left:.0f} min left", file=sys.stderr, flush=True)
-
-    return tick
-
-
-def smaller(network: nn.Module, case: Case, variant: Variant, known: dict, groups: removal.Coupling) -> nn.Module:
-    """What a variant begins with."""
-    if variant.channels == "all":
-        return copy.deepcopy(network)
-    counts = {group.name: round(case.share * group.channels) for group in groups.groups}
-    if variant.channels == "reconstruction":
-        removed = reconstruction.weakest(network, groups, known, counts)
-    else:
-        generator = torch.Generator().manual_seed(0)
-        removed = {}
-        for group in groups.groups:
-            ranks = torch.rand(group.channels, generator=generator)
-            if variant.channels == "magnitude":
-                ranks = magnitude(network, group)
-            removed[group.name] = tuple(sorted(ranks.argsort()[: counts[group.name]].tolist()))
-    start = reconstruction.compensated(network, groups, removed, known) if variant.makes_up else network
-    return removal.remove(start, groups, removed)
-
-
-def magnitude(network: nn.Module, group: removal.Group) -> torch.Tensor:
-    """[C_g] mean |weight| of each channel over the layers that make it (Li et al., 2017, summed over them)."""
-    total = torch.zeros(group.channels)
-    for slot in group.slots:
-        if slot.role == "output":
-            rows = network.get_parameter(slot.tensor).detach().movedim(slot.dim, 0)
-            total += torch.stack([rows[list(places)].abs().mean() for places in slot.index])
-    return total
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("network", choices=CASES)
-    parser.add_argument("--seeds", type=int, default=3, help="of the variants' trainings")
-    options = parser.parse_args()
-    name, case = options.network, CASES[options.network]
-    machine, images = choose("cpu", 1, "auto"), splits(name)
-    network = baseline(name, case, images["train"], machine)
-    border = metrics.border("low_light" if name == "sid" else "super_resolution", 2)
-
-    def psnr(one: nn.Module) -> float:
-        return metrics.measure(one, images["validation"], border, with_ssim=False).mean_psnr
-
-    reference, side = psnr(network), case.baseline.patch
-    channels = 4 if name == "sid" else 3
-    groups = coupling.find_groups(network, torch.zeros(1, channels, side, side))
-    pairs = (images["train"].batch(step, 5, 8, 2 * side) for step in range(12))
-    known = reconstruction.moments(network, groups, pairs)
-    total = cost.measure(network, (side, side), channels).mac
-    rows: dict[str, dict] = {}
-    store = WORK / name / "rows.json"
-    if store.exists():
-        rows = json.loads(store.read_text(encoding="utf-8"))
-    for seed in range(1, options.seeds + 1):
-        for variant in VARIANTS:
-            key = f"{variant} | {seed}"
-            if key in rows:
-                continue
-            one = smaller(network, case, variant, known, groups)
-            start, mac = reference - psnr(one), 100 * cost.measure(one, (side, side), channels).mac / total
-            recipe = case.baseline.model_copy(
-                update={"steps": case.steps, "lr": variant.lr, "average": variant.average, "validate_every": case.steps}
-            )
-            began = time.process_time()
-            resume = WORK / name / "variant-state.pt"
-            fit(one, images["train"], recipe, machine, seed=seed, teacher=Teacher(network, variant.teacher),
-                tick=progress(f"{variant}, seed {seed}", case.steps), resume=resume)  # fmt: skip
-            seconds = (time.process_time() - began) / case.steps
-            rows[key] = {"mac": mac, "start": start, "drop": reference - psnr(one), "seconds": seconds}
-            write_json(store, rows)
-            resume.unlink(missing_ok=True)
-    table(name, case, reference, rows)
-
-
-def table(name: str, case: Case, reference: float, rows: dict[str, dict]) -> None:
-    print(f"{name} {case.args}, baseline {case.baseline.steps} steps, {reference:.3f} dB; {case.steps} steps each\n")
-    heads = (
-        "channels removed",
-        "teacher",
-        "rate",
-        "average",
-        "MACs left (%)",
-        "at the cut (dB)",
-        "after (dB)",
-        "range",
-    )
-    print(f"| {' | '.join(heads)} |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
-    for variant in VARIANTS:
-        found = [row for key, row in rows.items() if key.startswith(f"{variant} | ")]
-        if found:
-            drops = sorted(row["drop"] for row in found)
-            middle, first = statistics.median(drops), found[0]
-            print(f"| {variant} | {first['mac']:.1f} | {first['start']:+.3f} | {middle:+.4f} "
-                  f"| {drops[0]:+.4f} to {drops[-1]:+.4f}, {len(drops)} seeds |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rows of benchmarks/race.py: one for each training, in a file, and the tables that are made of them."""
+"""The rows of benchmarks/race.py: one for each training, in a file, and the tables and the picture made of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline import records
 from pipeline.files import write_text
+from pipeline.report import figures
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,21 @@ class Standings:
     def drop(self, row: Row) -> float:
         """dB below the better of baseline and control; minus where it is above."""
         return max(self.baseline, self.controls[row.seed]) - row.psnr
+
+    def lines(self) -> dict[str, list[tuple[float, float]]]:
+        """Row -> (MACs left in %, drop in dB, median over the seeds) for each target, the fewest MACs first.
+
+        Of rows with more than one target; the control has none.
+        """
+        found: dict[str, dict[float, list[Row]]] = {}
+        for row in self.rows:
+            if not row.failure and row.variant != "control" and row.seed in self.controls:
+                found.setdefault(row.variant, {}).setdefault(row.target, []).append(row)
+        return {
+            variant: sorted((own[0].mac_percent, statistics.median(map(self.drop, own))) for own in targets.values())
+            for variant, targets in found.items()
+            if len(targets) > 1
+        }
 
     def table(self, tuned: records.Tuned | None = None) -> str:
         """Best first, failures last; changes in dB on validation. tuned: D's own result."""
@@ -89,6 +105,24 @@ def no_drop_table(found: Sequence[tuple[str, Row | None, str]], standings: Stand
     ]
     head = "| row | MACs left (%) at no drop | dB there, seed 1 |\n| --- | ---: | ---: |\n"
     return head + "\n".join(lines) + "\n"
+
+
+def picture(lines: dict[str, list[tuple[float, float]]], allowed: float, title: str, output: Path) -> None:
+    """Drop over MACs, one line for each row; drops of more than ten times the allowed dB lie outside."""
+    with figures.styled():
+        figure = figures.blank((1.5 * figures.WIDTH, 3.6))
+        axes = figure.subplots()
+        for number, (variant, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), marker="osv^Dpx*"[number % 8], markersize=4, linewidth=1,
+                      label=figures.plain([variant])[0])  # fmt: skip
+        axes.axhline(allowed, color="0.4", linestyle="--", linewidth=0.8)
+        axes.annotate(f"allowed: {allowed:g} dB", (1, allowed), (-2, 2), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="bottom")  # fmt: skip
+        axes.set(xlabel="MACs left (%)", ylabel="drop of validation PSNR (dB)", ylim=(-2 * allowed, 10 * allowed))
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figures.save(figure, output)
 
 
 def read(path: Path) -> list[Row]:

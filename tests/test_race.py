@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers
 from contestants import WIDTHS, Task, nearest
-from standings import Row, Standings, no_drop_table, read, write
+from standings import Row, Standings, no_drop_table, picture, read, write
 
 from pipeline import networks
 from pipeline.errors import UserError
@@ -101,3 +101,17 @@ def test_the_table_of_no_drop_begins_with_the_smallest() -> None:
         "| b | 45.8 | -0.0100 |", "| a | 60.0 | -0.0100 |", "| c | none of up to 90% of the MACs | |",
         "| d | not installed | |",
     ]  # fmt: skip
+
+
+def test_lines_go_over_the_targets_with_the_fewest_macs_first(tmp_path: Path) -> None:
+    """Seeds of one target are one point; what has one target, failed or is the control has no line."""
+    rows = [
+        replace(ROW, psnr=29.20), replace(ROW, seed=2, psnr=29.10), replace(ROW, seed=3, psnr=29.24),
+        replace(ROW, target=30.0, mac_percent=29.5, psnr=29.0),
+        replace(ROW, variant="l2"), replace(FAILED, target=30.0), FAILED,
+        replace(ROW, variant="control"), replace(ROW, variant="control", target=30.0),
+    ]  # fmt: skip
+    lines = Standings(rows, 29.2, {1: 29.3, 2: 29.2, 3: 29.25}).lines()
+    assert lines == {"l1": [(29.5, pytest.approx(0.3)), (45.8, pytest.approx(0.1))]}
+    picture(lines, 0.01, "edsr", tmp_path / "race.png")
+    assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
