@@ -1,8 +1,8 @@
 """Sizes that the methods of a network's modules hold as numbers, such as the 48 of `x[:, :48]`.
 
-Each is given a name, such as `forward_size_0` for the first one of `forward`, and `replace` gives one module its own
-form of the method, which reads attributes of these names. From then on the numbers are attributes like others
-(sizes.py).
+Each is given a name, such as `forward_size_0` for the first one of `forward`. `replace` gives a module another class,
+derived from its own, whose methods read attributes of these names. From then on the numbers are attributes like others
+(sizes.py). Such a module is copied and pickled as others are; what it is unpickled by reads the source again.
 
 Sizes are whole numbers of 2 or more in the bounds of slices and in calls of CALLS. A method stays as it is where its
 source can't be had or isn't what runs, where it is decorated, or where it takes names from a function around it.
@@ -15,30 +15,55 @@ import ast
 import inspect
 import types
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
+
+from pipeline.errors import UserError
 
 CALLS = ("split", "split_with_sizes", "view", "reshape", "unflatten", "narrow")
 
 
 def literals(module: nn.Module) -> dict[str, int]:
-    """The name of each size in the module's methods -> its number, but for methods that were replaced."""
-    found: dict[str, int] = {}
-    for function in _methods(type(module)):
-        if function.__name__ not in vars(module):
-            found |= {name: number for name, number in _numbers(function).items() if not hasattr(module, name)}
-    return found
+    """The name of each size in the module's methods -> its number; none once they are attributes."""
+    kind = type(module)
+    found = {name: number for function in _methods(kind) for name, number in _numbers(function).items()}
+    return {} if "_written_as" in vars(kind) or any(hasattr(module, name) for name in found) else found
 
 
-def replace(module: nn.Module, name: str) -> None:
-    """Let the method that has the size of this name read its sizes from attributes, in place.
+def replace(module: nn.Module) -> None:
+    """Let the module's methods read their sizes from attributes, in place; these begin with the numbers as written."""
+    vars(module).update(literals(module))
+    module.__class__ = _reading(type(module))  # type: ignore[arg-type]
 
-    The attributes begin with the numbers that stood there. KeyError where no method has it.
-    """
-    owners = {key: function for function in _methods(type(module)) for key in _numbers(function)}
-    function = owners[name]
+
+@cache
+def _reading(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class like it, whose methods read attributes."""
+    methods = {function.__name__: _anew(function) for function in _methods(kind) if _numbers(function)}
+    own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    metaclass: Any = type(kind)
+    return metaclass(kind.__name__, (kind,), {**own, **methods, "_written_as": kind, "__reduce_ex__": _reduced})
+
+
+def _reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    kind: type[nn.Module] = type(module)._written_as  # type: ignore[attr-defined]
+    names = [name for function in _methods(kind) for name in _numbers(function)]
+    return _blank, (kind, names), module.__getstate__()  # type: ignore[attr-defined]
+
+
+def _blank(kind: type[nn.Module], names: list[str]) -> nn.Module:
+    """For pickle and copy. UserError where the class's methods have other sizes than when it was pickled."""
+    if names != [name for function in _methods(kind) for name in _numbers(function)]:
+        raise UserError(
+            f"the source of {kind.__name__} can't be read or isn't what it was when the network was pickled"
+        )
+    made = _reading(kind)  # type: ignore[arg-type]
+    return made.__new__(made)
+
+
+def _anew(function: types.FunctionType) -> types.FunctionType:
     tree = _tree(function)
     nodes = dict(zip(_numbers(function), _constants(tree), strict=True))
     changed = _Attributes({id(node): key for key, node in nodes.items()}).visit(tree)
@@ -47,8 +72,7 @@ def replace(module: nn.Module, name: str) -> None:
         function.__closure__,
     )  # fmt: skip
     made.__kwdefaults__ = function.__kwdefaults__
-    vars(module).update(_numbers(function))
-    vars(module)[function.__name__] = types.MethodType(made, module)
+    return made
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
@@ -62,7 +86,7 @@ def _methods(kind: type) -> Iterator[types.FunctionType]:
             seen.add(name)
 
 
-@lru_cache(maxsize=4096)
+@cache
 def _numbers(function: types.FunctionType) -> dict[str, int]:
     """Name -> number of a method's sizes; none where the method can't be replaced."""
     try:

@@ -41,5 +41,5 @@ def write(network: nn.Module, name: str, numbers: Sequence[int]) -> None:
     module = network.get_submodule(path)
     held = vars(module)
     if key not in held:
-        replace(module, key)
+        replace(module)
     held[key] = type(held[key])(numbers) if isinstance(held[key], tuple | list) else numbers[0]
