@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,12 @@ class Writing(Small):
 def compiled() -> nn.Module:
     with warnings.catch_warnings(action="ignore"):  # torch's, that it is deprecated
         return nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
+
+
+def spoilt() -> nn.Module:
+    network = Small()
+    nn.init.constant_(network.last.bias, math.nan)
+    return network
 
 
 @pytest.fixture
@@ -235,6 +242,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
             {"network": compiled()},
             "^Sequential gives what torch.jit.script or .* made, as 0, which can't be pruned",
         ),
+        ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
     ],
     ids=str,

@@ -64,7 +64,7 @@ def make_splits(names: list[str], seed: int) -> dict[str, list[str]]:
     so. Images of one name, but for case and suffix, stay together. Raises UserError for fewer than three images.
     """
     if len(names) < len(SPLITS):
-        raise UserError(f"{len(names)} images cannot be divided into {', '.join(SPLITS)}: at least 3 are needed")
+        raise UserError(f"at least 3 images are needed, for {', '.join(SPLITS)}; found: {len(names)}")
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         groups.setdefault(series(name).casefold(), []).append(name)

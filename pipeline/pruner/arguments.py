@@ -45,6 +45,8 @@ def built(
     wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
+    if spoilt := [key for key, value in whole.state_dict().items() if not value.isfinite().all()]:
+        raise UserError(f"the network's {spoilt[0]} must be finite, but holds infinite values or NaN")
     try:
         net = duplicate(whole).cpu().float().eval()
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
