@@ -96,18 +96,16 @@ class Variant:
 
 CONTROL, L1, RANDOM = "control, nothing removed", "uniform, smallest weights", "uniform, random"
 SALIENCY, SCRATCH = "saliency", "saliency's architecture from scratch"
-ITERATED = {  # what D sets differently
-    "D, in iterations": {},
-    "D, in iterations without regularisation": {"sparsity": 0.0, "imbalance": 0.0},
-    "D, in iterations, a hundred times the sparsity": {"sparsity": 1e-3},
-}  # fmt: skip
+D, FREE, STRONG = (f"D, in iterations{of}" for of in ("", " without regularisation", ", a hundred times the sparsity"))
+ITERATED = {D: {}, FREE: {"sparsity": 0.0, "imbalance": 0.0}, STRONG: {"sparsity": 1e-3}}  # what D sets differently
 VARIANTS = [
     Variant(L1),
     Variant(SALIENCY, makes_up=True, teacher=0.5),
     Variant(L1, teacher=0.5),
-    Variant(next(iter(ITERATED)), makes_up=True, teacher=0.5),
+    Variant(D, makes_up=True, teacher=0.5),
     Variant(CONTROL, teacher=0.5),
-    *(Variant(name, makes_up=True, teacher=0.5) for name in list(ITERATED)[1:]),
+    Variant(FREE, makes_up=True, teacher=0.5),
+    Variant(STRONG, makes_up=True, teacher=0.5),
     Variant(CONTROL),
     Variant(RANDOM),
     Variant(L1, makes_up=True, teacher=0.5),
