@@ -729,5 +729,5 @@ def test_three_images_fill_three_splits_and_two_are_refused() -> None:
         warnings.simplefilter("error")
         splits = make_splits(["a.png", "b.png", "c.png"], seed=0)
     assert sorted(len(listed) for listed in splits.values()) == [1, 1, 1]
-    with pytest.raises(UserError, match="at least 3 images are needed, .*; found: 2"):
+    with pytest.raises(UserError, match=r"at least 3 images are needed, .*; found: 2"):
         make_splits(["a.png", "b.png"], seed=0)
