@@ -5,18 +5,20 @@ derived from its own, whose methods read attributes of these names. From then on
 (sizes.py). Such a module is copied and pickled as others are; what it is unpickled by reads the source again.
 
 Sizes are whole numbers of 2 or more in the bounds of slices and in calls of CALLS. A method stays as it is where its
-source can't be had or isn't what runs, where it is decorated, or where it takes names from a function around it.
+source can't be had or isn't what runs, where it is decorated, where it takes names from a function around it, or where
+making a class runs code of the user's.
 """
 
 from __future__ import annotations
 import __future__
 
+import abc
 import ast
 import inspect
 import types
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Generic
 
 from torch import nn
 
@@ -43,7 +45,7 @@ def _reading(kind: type[nn.Module]) -> type[nn.Module]:
     """A class like it, whose methods read attributes."""
     methods = {function.__name__: _anew(function) for function in _methods(kind) if _numbers(function)}
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    metaclass: Any = type(kind)
+    metaclass: Any = type(kind)  # ABC's, or the usual one
     return metaclass(kind.__name__, (kind,), {**own, **methods, "_written_as": kind, "__reduce_ex__": _reduced})
 
 
@@ -71,12 +73,16 @@ def _anew(function: types.FunctionType) -> types.FunctionType:
         _compiled(changed, function), function.__globals__, function.__name__, function.__defaults__,
         function.__closure__,
     )  # fmt: skip
-    made.__kwdefaults__ = function.__kwdefaults__
+    made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
+    made.__qualname__, made.__module__ = function.__qualname__, function.__module__
     return made
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
-    """The plain methods that a module's class has beside those of torch's."""
+    """The plain methods that a module's class has beside those of torch's; none where other code is told of classes."""
+    told = any("__init_subclass__" in vars(base) for base in kind.__mro__ if base not in (object, Generic))
+    if told or type(kind) not in (type, abc.ABCMeta):  # such as a list of all classes, to build from
+        return
     seen: set[str] = set()
     for base in kind.__mro__:
         for name, method in vars(base).items():

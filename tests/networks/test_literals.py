@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,66 @@ def test_sizes_of_methods_are_among_a_networks_sizes_and_can_be_written() -> Non
     assert network[0].part(torch.rand(1, 8)).shape == (1, 6)
     assert sizes(network)["0.part_size_0"] == (2,)
     assert "0.part_size_0" not in written(network)
+
+
+def pickled(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+WAYS = [copy.copy, copy.deepcopy, pickled, nn.Module._replicate_for_data_parallel]
+
+
+class Reducing(Base):
+    """Says by itself how it is copied."""
+
+    def __reduce__(self) -> Any:
+        return Reducing, (), vars(self)
+
+
+@pytest.mark.parametrize("kind", [Base, Reducing])
+@pytest.mark.parametrize("copied", WAYS)
+def test_every_kind_of_copy_keeps_its_own_numbers(
+    copied: Callable[[nn.Module], nn.Module], kind: type[nn.Module]
+) -> None:
+    """The class's own method would come back with its own numbers, or that of the first module go on."""
+    module, image = kind(), torch.rand(1, 8)
+    write(module, "part_size_0", [2])
+    twin = copied(module)
+    assert twin.part(image).shape == (1, 6)
+    module.part_size_0 = 5
+    assert twin.part(image).shape == (1, 6)
+    write(twin, "part_size_0", [4])
+    assert twin.part(image).shape == (1, 4)
+    assert module.part(image).shape == (1, 3)
+    assert isinstance(copied(twin), Base)
+
+
+def test_a_class_that_others_are_told_of_stays() -> None:
+    """A network that is built from a list of classes would be built from the one that was made for a module."""
+    classes: dict[str, type] = {}
+
+    class Listed(nn.Module):
+        def __init_subclass__(cls) -> None:
+            classes[cls.__name__] = cls
+
+        def part(self, x: Tensor) -> Tensor:
+            return x[:, :4]
+
+    class Meta(type):
+        def __init__(cls, *args: Any) -> None:
+            classes[cls.__name__] = cls
+
+    class Part(Listed):
+        pass
+
+    class Made(Base, metaclass=Meta):
+        pass
+
+    assert literals(Part()) == literals(Made()) == {}
+    assert list(classes) == ["Part", "Made"]
 
 
 def logged(method: Callable) -> Callable:
