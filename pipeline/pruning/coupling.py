@@ -63,7 +63,9 @@ def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) 
     for root, reason in doubts.items():
         given = sorted({place for place, _, role, held in sites if role == "size" and root in held})
         if given:
-            doubts[root] = f"{reason} as the attribute {', '.join(given)} counts it"
+            kind = "number" if labels.written.issuperset(given) else "attribute"
+            many = ("s", "count") if len(given) > 1 else ("", "counts")
+            doubts[root] = f"{reason} as the {kind}{many[0]} {', '.join(given)} {many[1]} it"
 
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})

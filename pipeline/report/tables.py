@@ -138,5 +138,7 @@ def short(value: float) -> str:
 
 
 def change(difference: dict[str, float]) -> str:
-    """A change in dB, with its 95% interval."""
+    """A change in dB, with its 95% interval, which one image doesn't have."""
+    if difference["low"] == difference["high"]:
+        return f"{difference['mean']:+.3f}"
     return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"

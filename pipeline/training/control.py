@@ -86,9 +86,9 @@ def bearable(baseline: nn.Module, setup: Setup, work: Path, progress: Progress) 
         if changes[factor] >= -BEARABLE:
             break
     factor = max(changes, key=lambda one: changes[one])
+    rates = "as set" if factor == 1 else f"{factor:g} times those set"
     progress.say(
-        f"rates: {factor:g} times those of params.yaml, where {TRIED_STEPS} steps with nothing removed change PSNR by "
-        f"{changes[factor]:+.4f} dB"
+        f"training rates: {rates}; {TRIED_STEPS} steps with nothing removed change PSNR by {changes[factor]:+.4f} dB"
     )
     if changes[factor] < -BEARABLE:
         progress.say(

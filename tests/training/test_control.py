@@ -80,7 +80,7 @@ def test_the_rates_are_the_largest_that_lose_nothing_with_nothing_removed(
     assert bearable(network, setup, tmp_path, Killed()) == factor
     assert rates == list(control.FACTORS[:tried])
     said = capsys.readouterr().err
-    assert f"rates: {factor:g} times those of params.yaml" in said
+    assert f"training rates: {'as set' if factor == 1 else f'{factor:g} times those set'}; " in said
     assert ("even these lose" in said) is warned
 
 
