@@ -25,7 +25,7 @@ def test_the_readme_names_every_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_a_page_begins_with_who_needs_it(page: Path) -> None:
-    assert page.read_text().splitlines()[2].startswith("This page is for who ")
+    assert page.read_text().splitlines()[2].startswith("This page is for anyone who ")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
