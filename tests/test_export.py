@@ -234,7 +234,7 @@ def test_the_command_is_quiet_also_when_its_reader_has_gone(tmp_path: Path) -> N
 
 FILES = (
     "errors.py", "files.py", "networks/__init__.py", "networks/branches.py", "networks/checkpoint.py",
-    "networks/folded.py", "networks/outputs.py", "networks/rebuilt.py", "networks/sizes.py", "networks/edsr.py",
+    "networks/folded.py", "networks/literals.py", "networks/outputs.py", "networks/rebuilt.py", "networks/sizes.py", "networks/edsr.py",
     "networks/sid.py",
 )  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_a_program_with_torch_and_a_few_copied_files_loads_a_pruned_network(
     place, packages, modules = done.stdout.splitlines()
     assert Path(place) == tmp_path / "pipeline"
     assert set(packages.split()) <= {"pipeline", "torch", "numpy"}  # nothing of the chain: no mlflow, dvc, optuna ...
-    own = ("branches", "checkpoint", name, "folded", "outputs", "rebuilt", "sizes")
+    own = ("branches", "checkpoint", name, "folded", "literals", "outputs", "rebuilt", "sizes")
     used = ["errors", "files", "networks", *sorted(f"networks.{file}" for file in own)]
     assert modules.split() == [f"pipeline.{module}" for module in used]
     network, _ = checkpoint.load(path)
