@@ -234,8 +234,8 @@ def test_the_command_is_quiet_also_when_its_reader_has_gone(tmp_path: Path) -> N
 
 FILES = (
     "errors.py", "files.py", "networks/__init__.py", "networks/branches.py", "networks/checkpoint.py",
-    "networks/folded.py", "networks/literals.py", "networks/outputs.py", "networks/rebuilt.py", "networks/sizes.py", "networks/edsr.py",
-    "networks/sid.py",
+    "networks/folded.py", "networks/literals.py", "networks/outputs.py", "networks/rebuilt.py", "networks/sizes.py",
+    "networks/edsr.py", "networks/sid.py",
 )  # fmt: skip
 
 
