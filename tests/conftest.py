@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW or item.path.parent.name == "hostile":
             item.add_marker(pytest.mark.slow)
+    # the longest file first: begun late, it would leave one of the workers alone at the end
+    items.sort(key=lambda item: item.path.stem != "test_chain")
 
 
 @pytest.fixture(scope="session")
