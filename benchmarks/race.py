@@ -101,8 +101,9 @@ def race(options: argparse.Namespace) -> None:
         rivals.begin(options.row, options.seeds, HALVINGS)
         text = rivals.no_drop(options.row, options.seeds)
         write_text(RESULTS / f"race-{name}-no-drop{ending}.md", text)
-        title = f"{name}, {rivals.recipe.steps} steps each, at most {options.seeds} seeds"
-        picture(rivals.standings().lines(), ALLOWED, title, RESULTS / f"race-{name}-no-drop{ending}.png")
+        if lines := rivals.standings().lines():
+            title = f"{name}, {rivals.recipe.steps} steps each, at most {options.seeds} seeds"
+            picture(lines, ALLOWED, title, RESULTS / f"race-{name}-no-drop{ending}.png")
     else:
         variants = options.row or VARIANTS
         rivals.begin(variants, options.seeds)

@@ -5,7 +5,8 @@
 
 A baseline is trained on the photographs of params.yaml, and channels go at once. `uniform`: the same share of every
 group. `saliency`: the pipeline's choice (rules `adaptive` and `depth`), down to as many MACs. `D, in iterations`: the
-first 400 of its steps are four iterations, by the settings of params.yaml, or with other regularisation. What is left
+first 400 of its steps are four iterations, by the settings of params.yaml, or with other regularisation; its
+threshold_scale is the one that ends near the uniform cut's MACs, and no quality refuses an iteration. What is left
 then trains for as many steps on the same images, with or without readers that make up for what went; a share of the
 loss, or none, is against the baseline's output (`teacher`). The controls get the same training with nothing removed.
 From scratch, saliency's architecture gets the baseline's steps and these.
@@ -36,7 +37,7 @@ from pipeline import config, networks
 from pipeline.cli import Parser, guarded
 from pipeline.data.dataset import load_images
 from pipeline.data.storage import save_split
-from pipeline.files import load_tensors, read_json, save_tensors, write_json, write_text
+from pipeline.files import digest, load_tensors, read_json, save_tensors, write_json, write_text
 from pipeline.networks import checkpoint, duplicate
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
@@ -85,7 +86,7 @@ CASES = {
 class Variant:
     """One way to cut and to train on."""
 
-    cut: str  # a key of `cut` below
+    cut: str  # one of the names below
     makes_up: bool = False  # whether readers make up for what goes
     teacher: float = 0.0  # share of the loss
     long: bool = False  # whether it has the longer training
@@ -190,8 +191,9 @@ class Bench:
             began = time.process_time()
             network, recipe = self.cut(variant, task)
             at_cut = self.setup.validate(network) - self.psnr
-            train_final(network, setup, recipe, scratch / "variant.pt", self.progress, self.field.baseline)
-            (scratch / "variant.pt").unlink(missing_ok=True)
+            state = scratch / f"{digest(key)[:12]}.pt"  # its own: another variant's fits the same network
+            train_final(network, setup, recipe, state, self.progress, self.field.baseline)
+            state.unlink(missing_ok=True)
             rows[key] = {
                 "mac_percent": 100 * self.mac(network) / self.field.spent.mac,
                 "at_cut": at_cut,

@@ -114,9 +114,8 @@ def falling_short(rows: Sequence[Mapping[str, Any]], network: str, simd_width: i
         if row["network"] != network or "mac" not in row or before["seconds"] < 0.01 * whole:
             continue
         mac, bw = row["mac"] / before["mac"], row["bw"] / before["bw"]
-        over = row["seconds"] - mac * before["seconds"]
-        # the median of the ratios may be another round's than those of the seconds
-        if mac < 1 and row["ratio"] > SLOW * mac and over > 0:
+        if mac < 1 and row["ratio"] > SLOW * mac:
+            over = (row["ratio"] - mac) * before["seconds"]  # not by the seconds: their median may be of another round
             slow.append({"layer": row["layer"], "mac": mac, "bw": bw, "time": row["ratio"], "over": over,
                           "why": _why(row, before, bw, simd_width)})  # fmt: skip
     return sorted(slow, key=lambda one: -one["over"])

@@ -64,8 +64,8 @@ def find_groups(network: nn.Module, example: torch.Tensor, norms: bool = False) 
         given = sorted({place for place, _, role, held in sites if role == "size" and root in held})
         if given:
             kind = "number" if labels.written.issuperset(given) else "attribute"
-            many = ("s", "count") if len(given) > 1 else ("", "counts")
-            doubts[root] = f"{reason} as the {kind}{many[0]} {', '.join(given)} {many[1]} it"
+            which = f"{kind}s {', '.join(given)} count" if len(given) > 1 else f"{kind} {given[0]} counts"
+            doubts[root] = f"{reason} as the {which} it"
 
     names = aliases(network)
     idle = unused(network, {alias for name in labels.used for alias in names[name]})

@@ -138,7 +138,11 @@ def short(value: float) -> str:
 
 
 def change(difference: dict[str, float]) -> str:
-    """A change in dB, with its 95% interval, which one image doesn't have."""
-    if difference["low"] == difference["high"]:
-        return f"{difference['mean']:+.3f}"
-    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    """A change in dB, with its 95% interval where there is one."""
+    interval = "" if single(difference) else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"{difference['mean']:+.3f}{interval}"
+
+
+def single(difference: dict[str, float]) -> bool:
+    """Whether a change is of one image, so that no interval is known. Networks that are one have one, of zero."""
+    return difference["low"] == difference["high"] != 0

@@ -125,7 +125,7 @@ WORSE, BETTER, ONE, NONE = "a loss", "a gain", "one image has no interval", "no 
 
 def _judged(difference: dict[str, float]) -> str:
     """What the 95% interval of a change says."""
-    if difference["low"] == difference["high"]:
+    if tables.single(difference):
         return ONE
     if difference["low"] > 0:
         return BETTER

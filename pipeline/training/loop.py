@@ -121,7 +121,8 @@ def follow(
     resume: Path | None = None,
 ) -> list[Point]:
     """The steps of a training, as `fit` says; every device takes them, and rank 0 alone validates and saves."""
-    network, recipe, seed, teacher = training.network, training.recipe, training.seed, training.teacher
+    network, recipe, seed = training.network, training.recipe, training.seed
+    teacher = training.teacher if training.teacher is not None and training.teacher.weight else None
     network.to(machine.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
     average = [p.detach().clone() for p in network.parameters()] if recipe.average else []
@@ -140,12 +141,11 @@ def follow(
         # for dropout and the like, so that these too don't depend on a stop; each device draws its own
         torch.manual_seed(seed + step + 500_009 * devices.rank())
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        teaches = teacher is not None and teacher.weight
-        own = inputs.clone() if teaches else inputs  # a forward may write into its input
+        own = inputs if teacher is None else inputs.clone()  # a forward may write into its input
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
             outputs = forward(parallel, own, targets, step)
         loss = error = (outputs.float() - targets).abs().mean()
-        if teacher is not None and teaches:
+        if teacher is not None:
             with torch.no_grad(), torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16):
                 taught = teacher.network(inputs)
             loss = (1 - teacher.weight) * loss + teacher.weight * (outputs.float() - taught.float()).abs().mean()

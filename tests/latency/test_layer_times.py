@@ -148,6 +148,13 @@ def test_a_width_that_pruning_left_is_no_reason() -> None:
     assert layer_times.falling_short(first, "D", 8)[0]["why"] == "its shape doesn't tell why"
 
 
+def test_a_slow_layer_costs_time_also_where_the_medians_are_of_other_rounds() -> None:
+    """By its ratio, 0.8 of the time at half of the MACs; its seconds alone would say that it is faster than that."""
+    rows = pair("a", 0.8, 50, 40, 8, 8)
+    rows[1]["seconds"] = 0.4
+    assert layer_times.falling_short(rows, "D", 8)[0]["over"] == pytest.approx(0.3)
+
+
 def test_layers_that_fall_short_come_by_the_seconds_that_they_cost_and_small_ones_are_left_out() -> None:
     long, short = pair("long", 0.7, 50, 50, 8, 8), pair("short", 0.9, 50, 50, 8, 8)
     for one in long:

@@ -501,6 +501,26 @@ def test_an_attribute_that_also_counts_elsewhere_is_refused_by_the_trial() -> No
     assert network.part.aside == 4
 
 
+class Weighing(nn.Module):
+    """Parts by numbers in the forward, weighed by how many channels there are: with fewer, the result is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fuse = conv(6, 8), conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, rest = self.first(x).split([4, 4], 1)
+        return x + self.fuse(torch.cat([one * one.shape[1], rest * rest.shape[1]], 1))
+
+
+def test_numbers_that_a_removal_may_not_change_are_named_as_numbers() -> None:
+    coupling = check(Frame(6, Weighing()))
+    assert coupling.frozen == (
+        "channels of part.first can't be removed because of the sizes in split_with_sizes in part (Weighing), "
+        "which don't follow a removal as the number part.forward_size_0 counts it and 1 more like it",
+    )
+
+
 def test_sizes_are_whole_numbers_of_the_networks_own_modules_and_methods() -> None:
     block = Distilling("tuple")
     block.ratio, block.flag, block.empty, block.mixed = 0.5, True, 0, (1, "a")

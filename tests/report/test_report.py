@@ -86,6 +86,7 @@ def test_a_verdict_says_where_another_method_removed_more() -> None:
         (-0.3, -0.001, "a loss", "Its quality fell on average:"),
         (-0.1, 0.2, "no difference measured", "No loss on average:"),
         (0.0, 0.1, "no difference measured", "No loss on average:"),
+        (0.0, 0.0, "no difference measured", "No loss on average:"),  # networks that are one
         (0.1, 0.1, "one image has no interval", "Its quality, on one image:"),
     ],
 )

@@ -85,6 +85,12 @@ def test_the_table_for_people_gives_changes_with_their_intervals(results: Path) 
     assert "against the baseline it allows a drop of 0 dB" in tables.protocol(GATE)
 
 
+def test_a_change_of_one_image_has_no_interval() -> None:
+    assert tables.change({"mean": 0.1, "low": 0.1, "high": 0.1}) == "+0.100"
+    assert tables.change({"mean": 0.1, "low": -0.1, "high": 0.2}) == "+0.100 [-0.100, +0.200]"
+    assert tables.change({"mean": 0.0, "low": 0.0, "high": 0.0}) == "+0.000 [+0.000, +0.000]"  # of equal networks
+
+
 def test_extra_test_sets_have_a_table_of_their_own_with_both_protocols(results: Path) -> None:
     def figures_(psnr: float) -> dict[str, float]:
         return {"psnr": psnr, "ssim": 0.9, "psnr_y": psnr + 2, "ssim_y": 0.95}
