@@ -100,21 +100,22 @@ SALIENCY, SCRATCH = "saliency", "saliency's architecture from scratch"
 D, FREE, STRONG = (f"D, in iterations{of}" for of in ("", " without regularisation", ", a hundred times the sparsity"))
 ITERATED = {D: {}, FREE: {"sparsity": 0.0, "imbalance": 0.0}, STRONG: {"sparsity": 1e-3}}  # what D sets differently
 VARIANTS = [
-    Variant(L1),
+    Variant(D, makes_up=True, teacher=0.5),
     Variant(SALIENCY, makes_up=True, teacher=0.5),
     Variant(L1, teacher=0.5),
-    Variant(D, makes_up=True, teacher=0.5),
+    Variant(L1),
     Variant(CONTROL, teacher=0.5),
+    Variant(D, makes_up=True, teacher=0.5, long=True),
+    Variant(CONTROL, teacher=0.5, long=True),
+    Variant(RANDOM, teacher=0.5),
     Variant(FREE, makes_up=True, teacher=0.5),
     Variant(STRONG, makes_up=True, teacher=0.5),
-    Variant(CONTROL),
-    Variant(RANDOM),
+    Variant(SCRATCH, teacher=0.5),
+    Variant(SALIENCY, makes_up=True, teacher=0.5, long=True),
+    Variant(L1, teacher=0.5, long=True),
     Variant(L1, makes_up=True, teacher=0.5),
     Variant(SALIENCY, makes_up=True),
-    Variant(CONTROL, teacher=0.5, long=True),
-    Variant(L1, teacher=0.5, long=True),
-    Variant(SALIENCY, makes_up=True, teacher=0.5, long=True),
-    Variant(SCRATCH),
+    Variant(CONTROL),
 ]
 
 
