@@ -16,11 +16,11 @@ $(error presets has no preset '$(PRESET)'; it has $(PRESETS))
 endif
 endif
 
-.PHONY: help setup repro search test test-fast test-presets attack lint format ui
+.PHONY: help setup repro search test test-fast test-presets attack style lint format ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report; PRESET=standard"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
-	@echo "make test    the tests, and lint: style and types"
+	@echo "make test    the tests, style and types"
 	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
 	@echo "make test-presets  every stage of the presets denoiser, paper and srresnet, in miniature: minutes"
 	@echo "make format  puts the code into its form"
@@ -55,8 +55,9 @@ repro: setup
 search: setup
 	@python -m stages.search $(ARGS)
 
-test: setup lint
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three workers on two cores: many tests wait for something.
+test: setup style
+	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	python -m pytest -n 2 --dist loadfile -m "not attack and not preset and not slow" $(ARGS)
@@ -64,9 +65,11 @@ test-fast: setup
 test-presets: setup
 	python -m pytest -n 2 -m preset tests/stages/test_presets.py
 
-lint: setup
+style: setup
 	python -m ruff check .
 	python -m ruff format --check .
+
+lint: style
 	python -m mypy
 
 format: setup

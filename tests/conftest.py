@@ -24,15 +24,18 @@ TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
 # Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.
 SLOW = {"test_chain", "test_presets", "test_search", "test_stops", "test_examples", "test_user_networks", "test_export",
-        "test_latency", "test_tracking", "test_odd_networks", "test_devices", "test_several_devices"}  # fmt: skip
+        "test_latency", "test_tracking", "test_odd_networks", "test_devices", "test_several_devices",
+        "test_types"}  # fmt: skip
+LONGEST = ("test_chain", "test_search", "test_several_devices", "test_pruner", "test_types", "test_presets",
+           "test_devices", "test_export", "test_tracking", "test_stops")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW or item.path.parent.name == "hostile":
             item.add_marker(pytest.mark.slow)
-    # the longest file first: begun late, it would leave one of the workers alone at the end
-    items.sort(key=lambda item: item.path.stem != "test_chain")
+    # the longest files first: begun late, one would leave its worker alone at the end
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

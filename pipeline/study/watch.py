@@ -18,16 +18,16 @@ WORKER_DEATHS = 3  # more end the study: the cause is in what the workers printe
 
 
 def watch(study: Study, opened: optuna.Study, command: Sequence[str], workers: int) -> None:
-    """Run so many workers until the study has its trials. A worker that dies is replaced, WORKER_DEATHS times.
+    """Run at most so many workers until the study has its trials. One that dies is replaced, WORKER_DEATHS times.
 
     command: starts one worker. UserError when a worker ended with one, or too many died.
     """
     progress = Trials(f"search {study.network} {study.method}", study.trials)
-    running = [subprocess.Popen(command) for _ in range(workers)]
+    running = [subprocess.Popen(command) for _ in range(min(workers, study.trials - over(study, opened)))]
     deaths, progress.failed = 0, set(slots.failures(opened))
     try:
         while running:
-            time.sleep(1)
+            time.sleep(0.5)
             show(study, opened, progress)
             for worker in [worker for worker in running if worker.poll() is not None]:
                 running.remove(worker)
@@ -49,14 +49,18 @@ def watch(study: Study, opened: optuna.Study, command: Sequence[str], workers: i
 
 
 def show(study: Study, opened: optuna.Study, progress: Trials) -> None:
-    """Trials done, and the best of them."""
+    """Say which trials failed since the last time, how many are done, and the best of them."""
     for number, reason in slots.failures(opened).items():
         if number not in progress.failed:
             progress.failed.add(number)
             progress.say(f"trial {number} failed: {reason}")
-    done = sum(slots.over(trial) for trial in slots.slots(opened, study.trials).values())
     best = slots.winner(opened)
     words = "none holds the gate yet"
     if best is not None:
         words = f"best {best.value:.1f}% of the MACs, PSNR {best.user_attrs['psnr_change']:+.4f} dB"
-    progress.show(done, words)
+    progress.show(over(study, opened), words)
+
+
+def over(study: Study, opened: optuna.Study) -> int:
+    """Trials done."""
+    return sum(slots.over(trial) for trial in slots.slots(opened, study.trials).values())

@@ -426,8 +426,7 @@ print(*network(torch.zeros(1, 3, 9, 14)).shape, *("pipeline.pruning.coupling" in
     assert run(repro, sys.executable, "-c", script).stdout.split() == ["1", "3", "18", "28", "False", "False"]
 
 
-@pytest.mark.parametrize("moment", [1.0, 3.0])
-def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_path: Path, moment: float) -> None:
+def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     shutil.copytree(repro, folder, symlinks=True)
     wanted = {key: value for key, value in results(repro).items() if "/prune/edsr/D/" in key}
@@ -438,7 +437,7 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bits(repro: Path, tmp_pat
     while child.poll() is None and not list(folder.glob(".scratch/prune-*/log.json")):
         time.sleep(0.02)
         assert time.monotonic() - began < 900
-    time.sleep(moment * 0.1)
+    time.sleep(0.2)
     child.send_signal(signal.SIGKILL)
     child.wait()
     done = stage(folder, "prune", "edsr", "D")
