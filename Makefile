@@ -38,13 +38,14 @@ setup: .venv/ready
 
 # --without-pip: Debian packs ensurepip apart; the machine's own pip installs into the environment from outside.
 # The machine's python3 makes it, not the one of an environment that is being replaced.
+# --no-compile: half of the time; Python compiles what is imported, once.
 .venv/ready: export PATH := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "setup: Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import pip, venv' 2>/dev/null || { echo "setup: $(PYTHON) has no pip or no venv; install python3-pip and python3-venv, or set PYTHON=python3.11" >&2; exit 2; }
-	@echo "setup: installing the pinned requirements into .venv (about two minutes)"
+	@echo "setup: installing the pinned requirements into .venv (a minute or two)"
 	$(PYTHON) -m venv --clear --without-pip .venv
-	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check -r requirements.txt
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 # PRESET: params.yaml is written from it first. PPID is make: the chain ends with it. exec leaves no shell in between.
