@@ -1,4 +1,4 @@
-"""Fine-tune a pruned network; where that leaves it below the gate, channels are given back."""
+"""Fine-tune a pruned network, and look for the smallest that passes the gate after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.common import RESULTS, TRAININGS, control_of, finished, images_of, n
 
 
 def finetune(params: config.Params, network: str, method: str) -> None:
-    """Fine-tune one method's last accepted network until the gate lets it pass."""
+    """Fine-tune one method's last accepted network, and those around it, until the gate's edge is known."""
     recipe = params.finetune[network]
     from pipeline.pruning import finetune, gate, iterations
 

@@ -179,10 +179,10 @@ def test_task_and_scale_are_those_of_what_the_network_makes(small: nn.Module, ph
 
 
 def test_minutes_become_steps_by_the_measured_time() -> None:
-    # 20 min less 14 measurings of 1 s and 200 trial steps of 0.1 s; four iterations twice and 2.5 fine-tunes of 15
-    assert fitting(20, 0.1, 1.0) == Length(4, 256, 3840)
+    # 20 min less 14 measurings of 1 s and 200 trial steps of 0.1 s; four iterations twice and 3.5 fine-tunes of 15
+    assert fitting(20, 0.1, 1.0) == Length(4, 192, 2880)
     # 6 iterations from 15,000 steps on: less 18 measurings and 20 s of trials
-    assert fitting(60, 0.1, 1.0) == Length(6, 719, 10785)
+    assert fitting(60, 0.1, 1.0) == Length(6, 552, 8280)
 
 
 def test_the_images_folder_is_never_written_into(small: nn.Module, photos: Path) -> None:
@@ -208,7 +208,7 @@ def test_an_image_that_goes_before_the_run_is_named(small: nn.Module, photos: Pa
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
-    with pytest.raises(UserError, match=r"minutes is 1, but at least 11 are needed here: one training step .* 1 s"):
+    with pytest.raises(UserError, match=r"minutes is 1, but at least 14 are needed here: one training step .* 1 s"):
         fitting(1, 1.0, 1.0)
 
 

@@ -224,7 +224,7 @@ CONTRADICTIONS: list[tuple[str, tuple[str | int, ...], Any, str]] = [
         "finetune/net/D/metrics.json",
         ("mac_percent",),
         20.0,
-        "mac_percent is 20, which lies below every accepted iteration of",
+        "mac_percent is 20, which no iteration of",
     ),
     ("latency/net/latency.json", ("networks", 1, "network"), "E", "networks, entry 1, network is 'E'"),
     ("latency/net/latency.json", ("networks", 0, "side"), 32, "networks, entry 1 has no baseline before it"),
@@ -485,3 +485,10 @@ def test_what_is_delivered_between_two_iterations_has_its_place_there(tmp_path: 
             tmp_path / "finetune/net/D/metrics.json", MADE["finetune/net/D/metrics.json"] | {"mac_percent": percent}
         )
         assert records.path_of(tmp_path, "net", "D")[1] == pytest.approx(place)
+
+
+def test_what_is_delivered_beyond_the_last_accepted_iteration_lies_before_the_refused_one(tmp_path: Path) -> None:
+    path = tmp_path / "prune/net/D/path.csv"
+    write_text(path, MADE["prune/net/D/path.csv"] + "3,rejected,200,-1\n4,rejected,600,-1\n")
+    write_json(tmp_path / "finetune/net/D/metrics.json", MADE["finetune/net/D/metrics.json"] | {"mac_percent": 40.0})
+    assert records.path_of(tmp_path, "net", "D")[1] == pytest.approx(2.25)

@@ -174,7 +174,7 @@ class Pruner:
 
         The control is trained first: the network with nothing removed and the same training. Every pruned network must
         hold the quality of the better of the two on validation images; where the fine-tuned one doesn't, channels are
-        given back. Test images measure the result once, at the end.
+        given back; where it does, some more go. Test images measure the result once, at the end.
         """
         check_minutes(minutes)
         first = self._params(method, Length(1, 1, 1))

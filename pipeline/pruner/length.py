@@ -20,7 +20,7 @@ LEAST = 10  # steps of an iteration: fewer teach nothing
 MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
 LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
 LONGEST = 1_000_000  # minutes: two years
-ATTEMPTS = 1.5  # fine-tunes that a network needs on average, where channels are given back
+ATTEMPTS = 2.5  # fine-tunes that the search for the smallest network needs on average
 
 
 @dataclass(frozen=True)

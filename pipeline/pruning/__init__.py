@@ -4,7 +4,7 @@ rules.py           the four rules: what an iteration removes, and what its verdi
 prune.py           the loop: remove, retrain, measure, accept or go back
 reconstruction.py  what the layers that read a removed channel make up for; which channels cost least when they go
 gate.py            the verdict: what quality an iteration and the final network must hold
-finetune.py        the last training, and channels given back where the gate refuses its result
+finetune.py        the last training, and the search for the smallest network that passes the gate after it
 importance.py      what a channel is worth; iterations.py is the log, analysis.py what is written of a baseline
 
 Then which channels go together: coupling.py, by tracing.py and labels.py; what an operation does with channels is in

@@ -1,7 +1,10 @@
-"""The fine-tune of a pruned network; where the gate refuses it, removed channels are given back."""
+"""The fine-tune of a pruned network, and the search for the smallest one that passes the gate after it."""
 
 from __future__ import annotations
 
+import bisect
+import math
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +17,9 @@ from pipeline.evaluation.metrics import Quality
 from pipeline.files import write_json
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
-from pipeline.pruning import coupling, criteria, reconstruction, rules
+from pipeline.pruning import coupling, criteria, reconstruction, removal, rules
 from pipeline.pruning.gate import judge
-from pipeline.pruning.importance import reference_magnitudes, relative_magnitudes, units
+from pipeline.pruning.importance import group_states, reference_magnitudes
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, cut
 from pipeline.training.loop import NonFiniteLossError
@@ -80,25 +83,29 @@ def finetune(
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is the result when no other one holds.
     log: of `prune`. target: the reference's quality; there is no tolerance any more. A network holds when it passes the
-    gate after its fine-tune, or as it was before. When the last one doesn't, a bisection over iterations, and over
-    parts of what an iteration removed, looks for the smallest that does, until it is known to `FINEST`.
+    gate after its fine-tune, or as it was before. When the last one does, the search goes on between it and the
+    iteration that was refused after it; when it doesn't, before it. A bisection over iterations, and over parts of what
+    one removed, looks for the smallest that holds, until it is known to `FINEST`.
     """
     attempts: list[str] = []
-    accepted = [iteration for iteration in log if iteration.verdict == "accepted"]
+    path = [iteration for iteration in log if iteration.verdict == "accepted"]
+    path += [one for one in log[path[-1].number + 1 :] if one.mac < path[-1].mac][
+        :1
+    ]  # refused, though its loss is finite
     baseline, _ = checkpoint.load(networks[0], setup.network.factory)
     baseline.to(setup.machine.device)
     whole = setup.cost(baseline).mac
 
     def candidate(place: Fraction) -> Candidate:
         """The network of an accepted iteration, counted from 0, or after it with that share of the next one's cut."""
-        number = int(place)
+        number = min(int(place), len(networks) - 1)
         network, meta = checkpoint.load(networks[number], setup.network.factory)
         network.to(setup.machine.device)
-        name, kept = f"iteration {accepted[number].number}", meta["kept"]
+        name, kept = f"iteration {path[number].number}", meta["kept"]
         if place != number:
-            after = accepted[number + 1]
-            network, kept = partial(network, kept, after.removed, place - number, setup, settings, baseline)
-            name = f"iteration {accepted[number].number} and {float(place - number):.0%} of what {after.number} removed"
+            after = path[number + 1]
+            network, kept = partial(network, kept, after, place - number, setup, settings, baseline)
+            name += f" and {float(place - number):.0%} of what {after.number} removed"
         return Candidate(network, kept, setup.cost(network).mac, name, number * setup.iteration_steps)
 
     def attempt(one: Candidate) -> Finetuned | None:
@@ -125,11 +132,13 @@ def finetune(
         return None
 
     good, bad = Fraction(0), Fraction(len(networks) - 1)  # the latest place that holds, the earliest that doesn't
-    smallest, largest = candidate(bad), whole  # of those that don't hold, and of those that do
-    best = attempt(smallest)
+    last, largest = candidate(bad), whole
+    best, too_small = attempt(last), last.mac
     if best is not None:
-        return best
-    too_small = smallest.mac
+        if len(path) == len(networks):  # nothing was refused after it
+            return best
+        good, bad, largest = bad, bad + 1, last.mac
+        too_small = candidate(bad).mac
     while largest - too_small > FINEST * whole:
         middle = (good + bad) / 2
         middle = Fraction(round(middle)) if bad - good > 1 else middle
@@ -149,29 +158,47 @@ def finetune(
 def partial(
     network: nn.Module,
     kept: dict[str, dict[int, list[int]]],
-    removed: dict[str, int],
+    after: Iteration,
     share: Fraction,
     setup: Setup,
     settings: config.Settings,
     baseline: nn.Module,
 ) -> tuple[nn.Module, dict[str, dict[int, list[int]]]]:
-    """The network without a share of what an iteration removed, its strongest channels given back; and what is kept.
+    """The network after a share of what an iteration removed, by MACs, its strongest channels given back; what is kept.
 
-    removed: group name -> number of channels. Groups keep multiples of `align` channels as they did.
+    It is that iteration with a lower alpha: of the channels that it removed, those that lie lowest below their group's
+    threshold go. after: its log. Groups keep multiples of `align` channels as they did.
     """
     groups = coupling.find_groups(network, setup.example(network).to(setup.machine.device), settings.norms)
-    reference = reference_magnitudes(baseline, groups)
-    counts = {name: int(share * number) for name, number in removed.items()}
+    channels = {group.name: group.channels for group in groups.groups}
+    reference, spent = reference_magnitudes(baseline, groups), setup.cost(network)
     known = None
     if settings.reconstruct or settings.criterion == "saliency":
         known = reconstruction.moments(network, groups, setup.sample_pairs())
-    scores = criteria.scores(settings.criterion, network, groups, setup, counts, known) or {}
-    gone: dict[str, tuple[int, ...]] = {}
-    for group in groups.groups:
-        step = rules.channel_step(units(group), settings.align)
-        importances = scores.get(group.name) or relative_magnitudes(network, group, reference).tolist()
-        weakest = rules.select(importances, float("inf"), 1, counts.get(group.name, 0), step)
-        if weakest:
-            gone[group.name] = weakest
-    smaller = cut(Current(network, groups, kept), gone, known if settings.reconstruct else None)
+    limits = {name: rules.group_cap(count, settings, 1) for name, count in channels.items()}
+    scores = criteria.scores(settings.criterion, network, groups, setup, limits, known)
+    states = group_states(network, spent, groups, reference, channels, settings.criterion, scores)
+    order = sorted(
+        (importance / (after.thresholds.get(state.name) or 1.0), state.name)
+        for state in states
+        for importance in sorted(state.importances)[: after.removed.get(state.name, 0)]
+    )
+
+    def weakest(number: int) -> dict[str, tuple[int, ...]]:
+        counts = Counter(name for _, name in order[:number])
+        steps = {state.name: rules.channel_step(state.units, settings.align) for state in states}
+        gone = {
+            state.name: rules.select(state.importances, math.inf, 1, counts[state.name], steps[state.name])
+            for state in states
+        }
+        return {name: those for name, those in gone.items() if those}
+
+    def mac(number: int) -> int:
+        return setup.cost(removal.remove(network, groups, weakest(number))).mac
+
+    aim = spent.mac - share * (spent.mac - mac(len(order)))
+    number = bisect.bisect_left(range(len(order)), True, key=lambda number: mac(number) <= aim)
+    if number and mac(number - 1) - aim < aim - mac(number):
+        number -= 1
+    smaller = cut(Current(network, groups, kept), weakest(number), known if settings.reconstruct else None)
     return smaller.network, smaller.kept

@@ -253,7 +253,8 @@ def widths(results: Path, network: str, methods: Iterable[str]) -> tuple[list[La
 def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], float]:
     """A method's iterations, the baseline first, and the place on this path of what the fine-tune delivered.
 
-    The place is an accepted iteration's number, or between two of them, by the MACs, where channels were given back.
+    The place is an accepted iteration's number. Or it lies by the MACs between two of them, or between the last one and
+    the one that was refused after it.
     """
     path = results / "prune" / network / method / "path.csv"
     path_rows = rows(path, PathRow)
@@ -267,6 +268,8 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], fl
     tuned = results / "finetune" / network / method / "metrics.json"
     percent: float = read(tuned, Tuned)["mac_percent"]
     accepted = [row for row in path_rows if row["verdict"] == "accepted"]
+    refused = path_rows[accepted[-1]["number"] + 1 :]
+    accepted += [row for row in refused if row["mac"] < accepted[-1]["mac"]][:1]
     shares = [100 * row["mac"] / path_rows[0]["mac"] for row in accepted]
     same = [row["number"] for row, share in zip(accepted, shares, strict=True) if _equal(share, percent)]
     if same:
@@ -275,7 +278,7 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], fl
         if after < percent < before:
             first, second = accepted[place]["number"], accepted[place + 1]["number"]
             return path_rows, first + (before - percent) / (before - after) * (second - first)
-    wrong(tuned, f"is {percent:g}, which lies below every accepted iteration of {path}", "mac_percent")
+    wrong(tuned, f"is {percent:g}, which no iteration of {path} leads to", "mac_percent")
 
 
 def latency(results: Path, network: str, method: str) -> Latency:

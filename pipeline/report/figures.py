@@ -156,8 +156,8 @@ def widths(results: Path, network: str, methods: Sequence[str], output: Path) ->
 def path(results: Path, network: str, methods: Sequence[str], limit: float, output: Path) -> None:
     """Validation PSNR and MACs by iteration, accepted and rejected, for each method, from `prune`'s path.csv.
 
-    limit: dB that an iteration may lose until the fine-tune. The iteration whose network the fine-tune delivered (the
-    last accepted one with its MACs) has a ring.
+    limit: dB that an iteration may lose until the fine-tune. A ring is where the network lies that the fine-tune
+    delivered: on an iteration, or between two of them.
     """
     figure = blank((WIDTH, 4.6))
     quality, cost = figure.subplots(2, 1, sharex=True)
@@ -170,7 +170,8 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
         for axes, values in ((quality, [row["psnr_change"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
-            at = np.interp(delivered, good, [values[n] for n in good])
+            between = [*good, good[-1] + 1] if delivered > good[-1] else good
+            at = np.interp(delivered, between, [values[n] for n in between])
             axes.plot([delivered], [at], "o", color=colour(method), markersize=size + 8, fillstyle="none")
     quality.axhline(0, color="black", linewidth=0.8)
     quality.axhline(-limit, color="black", linewidth=0.8, linestyle="--")

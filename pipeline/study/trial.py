@@ -74,7 +74,8 @@ def measure(
 
     To give channels back after the fine-tune, as the chain does, would make every trial feasible and most of them the
     same; here the constraint tells the sampler where the parameters fail. Of a feasible trial, the chain makes the same
-    network. Unfinished work lies in `work`, and a trial with the same settings goes on from there.
+    network, and then looks for a smaller one. Unfinished work lies in `work`, and a trial with the same settings goes
+    on from there.
     """
     setup = problem.setup
     settings = config.checked_settings(problem.settings, values)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.pruning import coupling, criteria, finetune, importance, prune, rules
+from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, Setup
 
 FIRST, TRUNK = "body.0.conv1", "head+3"  # groups of the tiny EDSR: one behind a ReLU, one that never is
+SECOND = "body.1.conv1"
 
 
 # Method D by saliency with readers that make up, as the presets have it: MACs at 16x16, alpha, widths of all layers.
@@ -236,10 +238,25 @@ def test_channels_are_given_back_by_the_same_criterion(
 ) -> None:
     groups = coupling.find_groups(network, torch.zeros(1, 3, 16, 16))
     changed = settings.model_copy(update={"criterion": criterion})
-    _, kept = finetune.partial(network, {}, {FIRST: 6}, Fraction(1, 2), setup, changed, network)
+    after = Iteration(1, "rejected", "", 1, removed={FIRST: 6})
+    _, kept = finetune.partial(network, {}, after, Fraction(1, 2), setup, changed, network)
     found = criteria.scores(criterion, network, groups, setup, {})[FIRST]
     strongest = sorted(sorted(range(8), key=found.__getitem__)[3:])
     assert kept[f"{FIRST}.weight"][0] == strongest
+
+
+def test_a_part_of_a_cut_is_what_lies_lowest_below_the_thresholds_of_all_groups(
+    network: nn.Module, setup: Setup, settings: config.Settings
+) -> None:
+    """The strongest come back first whatever their group: here 4 of the 8 channels of two groups of equal cost."""
+    with torch.no_grad():
+        for name, sizes in ((FIRST, (1, 2, 3, 4, 9, 9, 9, 9)), (SECOND, (8, 6, 4, 2, 9, 9, 9, 9))):
+            network.get_parameter(f"{name}.weight")[:] = torch.tensor(sizes).view(8, 1, 1, 1) / 5.75
+    # against thresholds of 1 and 4: 1, 2, 3, 4 of the first, and 2, 1.5, 1, 0.5 of the second, all over the mean size
+    after = Iteration(1, "rejected", "", 1, thresholds={FIRST: 1.0, SECOND: 4.0}, removed={FIRST: 4, SECOND: 4})
+    _, kept = finetune.partial(network, {}, after, Fraction(1, 2), setup, settings, network)
+    assert kept[f"{FIRST}.weight"][0] == [1, 2, 3, 4, 5, 6, 7]
+    assert kept[f"{SECOND}.weight"][0] == [0, 4, 5, 6, 7]
 
 
 def test_saliency_without_making_up_removes_the_same_channels_and_leaves_the_weights(

@@ -734,6 +734,38 @@ def test_channels_are_given_back_until_the_gate_holds_finer_than_by_iterations(
         assert kept == sorted(set(kept) & set(range(8)))
 
 
+@pytest.mark.parametrize(("most", "tried", "left"), [(2, [2, 4, 3], 2), (3, [2, 4, 3], 3), (5, [2, 4, 5], 5)])
+def test_when_the_last_accepted_network_holds_a_part_of_the_refused_cut_goes_too(
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    most: int, tried: list[int], left: int,
+) -> None:  # fmt: skip
+    """Two channels went, four more were refused, and as many as `most` may go after all."""
+    current = Current(network, coupling.find_groups(network, torch.zeros(1, 3, 16, 16)), {})
+    paths, log = [], []
+    for number, (verdict, gone) in enumerate((("accepted", ()), ("accepted", (0, 1)), ("rejected", (0, 1, 2, 3)))):
+        cut = prune.cut(current, {FIRST: gone}) if gone else current
+        if verdict == "accepted":
+            current = cut
+            paths.append(tmp_path / f"accepted-{number:03d}.pt")
+            checkpoint.save(paths[-1], current.network, "edsr", setup.network.args, current.kept)
+        log.append(Iteration(number, verdict, "", 1, removed={FIRST: len(gone)}, mac=setup.cost(cut.network).mac))
+    tuned: list[int] = []
+
+    def quality(_: Setup, measured: nn.Module) -> Quality:
+        tuned.append(8 - measured.body[0].conv1.out_channels)
+        return one_image(30.0 if tuned[-1] <= most else 29.0, 0.9)
+
+    monkeypatch.setattr(Setup, "quality", quality)
+    monkeypatch.setattr(finetune, "FINEST", 0.03)  # a channel has 2.3% of the MACs
+    strict = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}))
+    recipe = config.Finetune(steps=2, lr=1e-3)
+    done = finetune.finetune(paths, log, strict, settings, recipe, one_image(30.0, 0.9), tmp_path, Killed())
+    assert tuned[::2] == tried  # measured before its training and after it
+    assert done.network.body[0].conv1.out_channels == 8 - left
+    assert done.attempts[1].startswith("iteration 1 and 50% of what 2 removed, ")
+    assert done.steps == setup.iteration_steps + 2
+
+
 def test_a_fine_tune_whose_loss_is_no_number_is_undone(
     network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:
