@@ -71,7 +71,7 @@ def sections(factory: str, images: str, scale: int, channels: int = 3, multiple:
         "prepare": {"layout": "photographs", "folder": images} | ({"noise": 25.0} if scale == 1 else {}),
         "train": steps | {"validate_every": 500},
         "analyze": {"size": [side, side]},
-        "retrain": {"max_iterations": 4, "steps": 100, "lr": 5e-4, "teacher": 0.5},
+        "retrain": {"max_iterations": 8, "steps": 50, "lr": 5e-4, "teacher": 0.5},
         "tolerance": {"psnr": 0.1, "ssim": 0.003},
         "finetune": {"steps": 2000, "lr": 5e-4, "lr_final": 1e-6, "teacher": 0.5},
     }

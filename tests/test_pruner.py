@@ -179,10 +179,8 @@ def test_task_and_scale_are_those_of_what_the_network_makes(small: nn.Module, ph
 
 
 def test_minutes_become_steps_by_the_measured_time() -> None:
-    # 20 min less 14 measurings of 1 s and 200 trial steps of 0.1 s; four iterations twice and 3.5 fine-tunes of 15
-    assert fitting(20, 0.1, 1.0) == Length(4, 192, 2880)
-    # 6 iterations from 15,000 steps on: less 18 measurings and 20 s of trials
-    assert fitting(60, 0.1, 1.0) == Length(6, 552, 8280)
+    # 20 min less 22 measurings of 1 s and 200 trial steps of 0.1 s; eight iterations twice and 3.5 fine-tunes of 30
+    assert fitting(20, 0.1, 1.0) == Length(8, 95, 2850)
 
 
 def test_the_images_folder_is_never_written_into(small: nn.Module, photos: Path) -> None:

@@ -16,9 +16,9 @@ from pipeline.training.loop import Teacher, fit
 from pipeline.training.setup import Setup
 
 TIMED = 10  # steps, of which the median counts
-LEAST = 10  # steps of an iteration: fewer teach nothing
-MANY = 15_000  # steps in all, from which on there are six iterations, as in presets/standard.yaml
-LAST = 15  # the fine-tune's steps for each one of an iteration, as in presets/small.yaml
+LEAST = 5  # steps of an iteration: fewer teach nothing
+ITERATIONS = 8  # as in presets/small.yaml
+LAST = 30  # the fine-tune's steps for each one of an iteration, as there
 LONGEST = 1_000_000  # minutes: two years
 ATTEMPTS = 2.5  # fine-tunes that the search for the smallest network needs on average
 
@@ -46,21 +46,18 @@ def fitting(minutes: float, step: float, quality: float) -> Length:
     of a rate. UserError when an iteration would have fewer than LEAST steps.
     """
 
-    def fixed(iterations: int) -> float:  # s: each network is measured, and so are the trials
-        return quality * (2 * iterations + 6) + 2 * TRIED_STEPS * step
-
-    def parts(iterations: int) -> float:  # how many iterations' steps there are in all
-        return 2 * iterations + LAST * (1 + ATTEMPTS)
-
-    iterations = 4 if (60 * minutes - fixed(4)) / step < MANY else 6
-    each = int((60 * minutes - fixed(iterations)) / step / parts(iterations))
+    fixed = (
+        quality * (2 * ITERATIONS + 6) + 2 * TRIED_STEPS * step
+    )  # s: each network is measured, and so are the trials
+    parts = 2 * ITERATIONS + LAST * (1 + ATTEMPTS)  # how many iterations' steps there are in all
+    each = int((60 * minutes - fixed) / step / parts)
     if each < LEAST:
-        needed = (fixed(4) + LEAST * parts(4) * step) / 60
+        needed = (fixed + LEAST * parts * step) / 60
         raise UserError(
             f"minutes is {minutes:g}, but at least {needed:.2g} are needed here: one training step of this network "
             f"takes {step:.2g} s, and measuring it on the validation images {quality:.2g} s"
         )
-    return Length(iterations, each, LAST * each)
+    return Length(ITERATIONS, each, LAST * each)
 
 
 def seconds(network: nn.Module, setup: Setup) -> tuple[float, float]:

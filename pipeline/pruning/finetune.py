@@ -79,19 +79,19 @@ def finetune(
     scratch: Path,
     progress: Progress,
 ) -> Finetuned:
-    """Train the last accepted network on; where the gate refuses it, give channels back until one holds.
+    """Train the last accepted network on, and networks around it, until the smallest one that holds is known.
 
     networks: accepted-NNN.pt, oldest first; the first is the baseline, which is the result when no other one holds.
     log: of `prune`. target: the reference's quality; there is no tolerance any more. A network holds when it passes the
     gate after its fine-tune, or as it was before. When the last one does, the search goes on between it and the
-    iteration that was refused after it; when it doesn't, before it. A bisection over iterations, and over parts of what
-    one removed, looks for the smallest that holds, until it is known to `FINEST`.
+    iteration that was refused after it. When it doesn't, one iteration is undone, then two more, then four more, until
+    one holds. A bisection from there, over iterations and over parts of what one removed, ends when the smallest
+    network that holds is known to `FINEST`.
     """
     attempts: list[str] = []
     path = [iteration for iteration in log if iteration.verdict == "accepted"]
-    path += [one for one in log[path[-1].number + 1 :] if one.mac < path[-1].mac][
-        :1
-    ]  # refused, though its loss is finite
+    refused = log[path[-1].number + 1 :]
+    path += [iteration for iteration in refused if iteration.mac < path[-1].mac][:1]  # the others have no network
     baseline, _ = checkpoint.load(networks[0], setup.network.factory)
     baseline.to(setup.machine.device)
     whole = setup.cost(baseline).mac
@@ -139,9 +139,13 @@ def finetune(
             return best
         good, bad, largest = bad, bad + 1, last.mac
         too_small = candidate(bad).mac
+    back = 1  # iterations: the edge is likely near the last one
     while largest - too_small > FINEST * whole:
-        middle = (good + bad) / 2
-        middle = Fraction(round(middle)) if bad - good > 1 else middle
+        if best is None and bad > back:
+            middle, back = bad - back, 2 * back
+        else:
+            middle = (good + bad) / 2
+            middle = Fraction(round(middle)) if bad - good > 1 else middle
         one = candidate(middle)
         if min(largest - one.mac, one.mac - too_small) < LEAST * whole:  # hardly a channel lies between
             break
