@@ -22,7 +22,7 @@ help:
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
 	@echo "make test    the tests, style and types"
 	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
-	@echo "make test-presets  every stage of the presets denoiser, paper and srresnet, in miniature: minutes"
+	@echo "make test-presets  every stage of the presets denoiser, paper and srresnet, and every layout, in miniature: minutes"
 	@echo "make format  puts the code into its form"
 	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"

@@ -76,6 +76,7 @@ def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
         assert torch.load(folder / f"results/finetune/{network}/D/network.pt", weights_only=True)
 
 
+@pytest.mark.preset
 def test_every_layout_and_task_runs_to_the_report(tmp_path: Path) -> None:
     """DIV2K with a test set, real raw pairs, and denoising: two steps each, on trees in miniature.
 
