@@ -102,7 +102,7 @@ def race(options: argparse.Namespace) -> None:
         text = rivals.no_drop(options.row, options.seeds)
         write_text(RESULTS / f"race-{name}-no-drop{ending}.md", text)
         if lines := rivals.standings().lines():
-            title = f"{name}, {rivals.recipe.steps} steps each, at most {options.seeds} seeds"
+            title = f"{name}, {rivals.recipe.steps} steps each, seeds: {options.seeds}"
             picture(lines, ALLOWED, title, RESULTS / f"race-{name}-no-drop{ending}.png")
     else:
         variants = options.row or VARIANTS

@@ -5,7 +5,7 @@
 
 A baseline is trained on the photographs of params.yaml, and channels go at once. `uniform`: the same share of every
 group. `saliency`: the pipeline's choice (rules `adaptive` and `depth`), down to as many MACs. `D, in iterations`: the
-first 400 of its steps are four iterations, by the settings of params.yaml, or with other regularisation; its
+first 400 of its steps are four iterations of 100, by the rules of params.yaml, or with other regularisation; its
 threshold_scale is the one that ends near the uniform cut's MACs, and no quality refuses an iteration. What is left
 then trains for as many steps on the same images, with or without readers that make up for what went; a share of the
 loss, or none, is against the baseline's output (`teacher`). The controls get the same training with nothing removed.

@@ -27,7 +27,7 @@ def finetune(params: config.Params, network: str, method: str) -> None:
         iterations.check_widths(candidates, log, setup)
         work = scratch(
             "finetune", params, network, method, flat(recipe), flat(params.gate), points, flat(settings),
-            flat(setup.recipe), setup.rate, *candidates, *images_of(network),
+            flat(setup.recipe), setup.rate, *candidates, pruned / "log.json", *images_of(network),
         )  # fmt: skip
         progress = Progress(f"finetune {network} {method}", recipe.steps)
         finetuned = finetune.finetune(candidates, log, setup, settings, recipe, target, work, progress)

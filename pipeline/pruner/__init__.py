@@ -67,7 +67,8 @@ class Result:
         return export.export(self.network, file_of(path), (self.example.shape[1],))
 
     def __str__(self) -> str:
-        return f"{self.verdict}\n{self.attempts[-1]}\n{self.table.partition(chr(10) * 2)[0]}\nreport: {self.report}"
+        own = next((sentence for sentence in self.attempts if sentence.endswith("(delivered)")), self.attempts[-1])
+        return f"{self.verdict}\n{own}\n{self.table.partition(chr(10) * 2)[0]}\nreport: {self.report}"
 
 
 class Pruner:
@@ -174,7 +175,7 @@ class Pruner:
 
         The control is trained first: the network with nothing removed and the same training. Every pruned network must
         hold the quality of the better of the two on validation images; where the fine-tuned one doesn't, channels are
-        given back; where it does, some more go. Test images measure the result once, at the end.
+        given back; where it does, some more may go. Test images measure the result once, at the end.
         """
         check_minutes(minutes)
         first = self._params(method, Length(1, 1, 1))

@@ -28,6 +28,8 @@ from pipeline.training.setup import Setup
 
 FINEST = 0.05  # of the baseline's MACs: nearer than this, what is delivered isn't brought to what the gate allows
 LEAST = 0.01  # of the baseline's MACs: an attempt that could gain less isn't worth its training
+DELIVERED = " (delivered)"
+CLOSEST = Fraction(1, 32)  # of an iteration: where the search ends at the latest
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Finetuned:
 
     network: nn.Module
     kept: dict[str, dict[int, list[int]]]
-    attempts: list[str]  # a sentence for each network that was fine-tuned
+    attempts: list[
+        str
+    ]  # a sentence for each network that was fine-tuned; the one of this network ends in "(delivered)"
     steps: int  # of training that the network has had since it was the baseline
+    place: int  # of its own sentence among them
 
 
 @dataclass(frozen=True)
@@ -110,25 +115,25 @@ def finetune(
 
     def attempt(one: Candidate) -> Finetuned | None:
         """Fine-tune a network; what is delivered when it holds, else None."""
-        before, untrained = setup.quality(one.network), duplicate(one.network)
+        before, untrained, base = setup.quality(one.network), duplicate(one.network), progress.base
         if attempts:
             progress.extend(recipe.steps)
         resume = scratch / f"finetune-{len(attempts):03d}.pt"
         try:
             train_final(one.network, setup, recipe, resume, progress, baseline)
         except NonFiniteLossError as error:
-            holds, reason = False, f"{error}"
+            holds, reason, progress.base = False, f"{error}", base + recipe.steps
         else:
             holds, reason = judge(setup.quality(one.network), target, setup.gate)
         attempts.append(f"{one.name}, {100 * one.mac / whole:.1f}% of the MACs: {reason}")
         progress.say(f"{attempts[-1]} — {'holds' if holds else 'is given back'}")
         if holds:
-            return Finetuned(one.network, one.kept, attempts, one.steps + recipe.steps)
+            return Finetuned(one.network, one.kept, attempts, one.steps + recipe.steps, len(attempts) - 1)
         holds, reason = judge(before, target, setup.gate)
         if holds or one.mac == whole:
             attempts.append(f"{one.name} is kept as it was before fine-tuning: {reason}")
             progress.say(attempts[-1])
-            return Finetuned(untrained, one.kept, attempts, one.steps)
+            return Finetuned(untrained, one.kept, attempts, one.steps, len(attempts) - 1)
         return None
 
     good, bad = Fraction(0), Fraction(len(networks) - 1)  # the latest place that holds, the earliest that doesn't
@@ -136,7 +141,7 @@ def finetune(
     best, too_small = attempt(last), last.mac
     if best is not None:
         if len(path) == len(networks):  # nothing was refused after it
-            return best
+            return delivered(best)
         good, bad, largest = bad, bad + 1, last.mac
         too_small = candidate(bad).mac
     back = 1  # iterations: the edge is likely near the last one
@@ -148,7 +153,10 @@ def finetune(
             middle = Fraction(round(middle)) if bad - good > 1 else middle
         one = candidate(middle)
         if min(largest - one.mac, one.mac - too_small) < LEAST * whole:  # hardly a channel lies between
-            break
+            if bad - good < CLOSEST:
+                break
+            good, bad = (middle, bad) if largest - one.mac < one.mac - too_small else (good, middle)
+            continue
         result = attempt(one)
         if result is None:
             bad, too_small = middle, one.mac
@@ -156,7 +164,13 @@ def finetune(
             best, good, largest = result, middle, one.mac
     best = best or attempt(candidate(Fraction(0)))
     assert best is not None  # the baseline is delivered in any case
-    return best
+    return delivered(best)
+
+
+def delivered(done: Finetuned) -> Finetuned:
+    """The same, with its own sentence marked."""
+    done.attempts[done.place] += DELIVERED
+    return done
 
 
 def partial(

@@ -37,8 +37,8 @@ PATH = (
     "Above: validation PSNR after each iteration, as the change against {0}: plus is better. Below: the MACs of each "
     "iteration's network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
     "The ring is where the delivered network lies on the path. An iteration may lose {1:g} dB (dashed); the fine-tune "
-    "after the last one must bring the network back to what the gate allows, and where it doesn't, channels are given "
-    "back until it does. The fine-tunes of each method:"
+    "after the last one must bring the network back to what the gate allows. Where it doesn't, channels are given back "
+    "until it does; where it does, a part of what was rejected next may go, too. The fine-tunes of each method:"
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "

@@ -170,7 +170,8 @@ def path(results: Path, network: str, methods: Sequence[str], limit: float, outp
         for axes, values in ((quality, [row["psnr_change"] for row in rows]), (cost, shares)):
             axes.plot(good, [values[n] for n in good], "o-", color=colour(method), markersize=size, label=method)
             axes.plot(bad, [values[n] for n in bad], "x", color=colour(method), markersize=7)
-            between = [*good, good[-1] + 1] if delivered > good[-1] else good
+            smaller = [number for number in bad if number > good[-1] and shares[number] < shares[good[-1]]]
+            between = good + smaller[:1] if delivered > good[-1] else good
             at = np.interp(delivered, between, [values[n] for n in between])
             axes.plot([delivered], [at], "o", color=colour(method), markersize=size + 8, fillstyle="none")
     quality.axhline(0, color="black", linewidth=0.8)

@@ -30,7 +30,7 @@ NOTES = {
     "validation image. The runs below are the iterations, with the reason: accepted, rejected, or accepted and then "
     "undone by the fine-tune.",
     "finetune": "The last training of {network} as method {method} left it; psnr_change and ssim_change are what the "
-    "gate judged, attempts.json says what was given back. The model takes images of any height and width.",
+    "gate judged, attempts.json names the networks that were tried. The model takes images of any height and width.",
     "evaluate": "Every solution of {network} on the test images; the runs below compare: mac_percent, and PSNR less "
     "the baseline's and the control's in dB (psnr_change_baseline, psnr_change_control), plus is better.",
     "input": "What {network} is given, unrestored, on the test images.",

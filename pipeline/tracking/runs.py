@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +202,19 @@ def undone(run: Run, network: str, method: str, place: float) -> None:
         words = f"tags.stage = 'prune {network} {method}' and attributes.status = 'FINISHED'"
         for stage_run in run.client.search_runs([run.experiment], words, max_results=1):
             words = f"tags.`mlflow.parentRunId` = '{stage_run.info.run_id}' and tags.verdict != 'rejected'"
-            for found in run.client.search_runs([run.experiment], words, max_results=METRICS):
-                number = int(found.data.tags.get("iteration", 0))
-                verdict = "accepted" if number <= place else "partly undone" if number - 1 < place else "undone"
+            accepted = run.client.search_runs([run.experiment], words, max_results=METRICS)
+            numbered = [(int(found.data.tags.get("iteration", 0)), found) for found in accepted]
+            before = 0
+            for number, found in sorted(numbered, key=itemgetter(0)):
+                verdict = "accepted" if number <= place else "partly undone" if before < place else "undone"
+                before = number
                 if verdict != found.data.tags["verdict"]:
                     child = Run(run.client, found.info.run_id, run.experiment)
                     child.tags({"verdict": verdict})
-                    child.tell(f"**{verdict.capitalize()} by the fine-tune**, which had to give channels back.")
+                    why = (
+                        "had to give channels back" if number > place else "delivers a network without what it removed"
+                    )
+                    child.tell(f"**{verdict.capitalize()} by the fine-tune**, which {why}.")
 
 
 def iteration(run: Run, done: Any, baseline_mac: int, network: str, method: str) -> None:

@@ -766,6 +766,32 @@ def test_when_the_last_accepted_network_holds_a_part_of_the_refused_cut_goes_too
     assert done.steps == setup.iteration_steps + 2
 
 
+def test_an_iteration_that_removed_hardly_anything_doesnt_end_the_search(
+    network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last iteration removed less than LEAST and fails; the one before it isn't worth an attempt, an earlier is."""
+    current = Current(network, coupling.find_groups(network, torch.zeros(1, 3, 16, 16)), {})
+    paths, log = [], []
+    for number, removed in enumerate(({}, {FIRST: (0, 1, 2, 3)}, {SECOND: (0, 1)}, {FIRST: (0,)})):
+        current = prune.cut(current, removed) if removed else current
+        paths.append(tmp_path / f"accepted-{number:03d}.pt")
+        checkpoint.save(paths[-1], current.network, "edsr", setup.network.args, current.kept)
+        gone = {name: len(channels) for name, channels in removed.items()}
+        log.append(Iteration(number, "accepted", "", number, removed=gone, mac=setup.cost(current.network).mac))
+
+    def quality(_: Setup, measured: nn.Module) -> Quality:
+        return one_image(30.0 if measured.body[1].conv1.out_channels == 8 else 29.0, 0.9)
+
+    monkeypatch.setattr(Setup, "quality", quality)
+    monkeypatch.setattr(finetune, "LEAST", 0.025)  # a channel has 2.3% of the MACs
+    strict = replace(setup, gate=setup.gate.model_copy(update={"max_psnr_drop": 0.0}))
+    recipe = config.Finetune(steps=2, lr=1e-3)
+    done = finetune.finetune(paths, log, strict, settings, recipe, one_image(30.0, 0.9), tmp_path, Killed())
+    assert [sentence.partition(",")[0] for sentence in done.attempts] == ["iteration 3", "iteration 1"]
+    assert done.attempts[1].endswith(" (delivered)")
+    assert done.network.body[0].conv1.out_channels == 4
+
+
 def test_a_fine_tune_whose_loss_is_no_number_is_undone(
     network: nn.Module, setup: Setup, settings: config.Settings, tmp_path: Path
 ) -> None:

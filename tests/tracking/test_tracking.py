@@ -368,7 +368,7 @@ def iteration(number: int, verdict: str = "accepted") -> iterations.Iteration:
 @pytest.mark.parametrize(
     ("place", "verdicts"),
     [(3, ["accepted", "rejected", "accepted"]), (1, ["accepted", "rejected", "undone"]),
-     (2.5, ["accepted", "rejected", "partly undone"])],
+     (2.5, ["accepted", "rejected", "partly undone"]), (1.5, ["accepted", "rejected", "partly undone"])],
 )  # fmt: skip
 def test_an_iteration_that_the_fine_tune_gave_back_isnt_accepted(
     ready: MlflowClient, place: float, verdicts: list[str]
