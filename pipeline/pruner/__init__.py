@@ -67,7 +67,7 @@ class Result:
         return export.export(self.network, file_of(path), (self.example.shape[1],))
 
     def __str__(self) -> str:
-        own = next((sentence for sentence in self.attempts if sentence.endswith("(delivered)")), self.attempts[-1])
+        own = next((sentence for sentence in self.attempts if sentence.endswith(records.DELIVERED)), self.attempts[-1])
         return f"{self.verdict}\n{own}\n{self.table.partition(chr(10) * 2)[0]}\nreport: {self.report}"
 
 

@@ -46,9 +46,8 @@ def fitting(minutes: float, step: float, quality: float) -> Length:
     of a rate. UserError when an iteration would have fewer than LEAST steps.
     """
 
-    fixed = (
-        quality * (2 * ITERATIONS + 6) + 2 * TRIED_STEPS * step
-    )  # s: each network is measured, and so are the trials
+    # s: each network is measured, and so are the trials
+    fixed = quality * (2 * ITERATIONS + 6) + 2 * TRIED_STEPS * step
     parts = 2 * ITERATIONS + LAST * (1 + ATTEMPTS)  # how many iterations' steps there are in all
     each = int((60 * minutes - fixed) / step / parts)
     if each < LEAST:

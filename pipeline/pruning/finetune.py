@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline import config
+from pipeline import config, records
 from pipeline.evaluation.metrics import Quality
 from pipeline.files import write_json
 from pipeline.networks import checkpoint, duplicate
@@ -28,7 +28,6 @@ from pipeline.training.setup import Setup
 
 FINEST = 0.05  # of the baseline's MACs: nearer than this, what is delivered isn't brought to what the gate allows
 LEAST = 0.01  # of the baseline's MACs: an attempt that could gain less isn't worth its training
-DELIVERED = " (delivered)"
 CLOSEST = Fraction(1, 32)  # of an iteration: where the search ends at the latest
 
 
@@ -38,9 +37,7 @@ class Finetuned:
 
     network: nn.Module
     kept: dict[str, dict[int, list[int]]]
-    attempts: list[
-        str
-    ]  # a sentence for each network that was fine-tuned; the one of this network ends in "(delivered)"
+    attempts: list[str]  # a sentence for each network that was fine-tuned; this network's ends in records.DELIVERED
     steps: int  # of training that the network has had since it was the baseline
     place: int  # of its own sentence among them
 
@@ -169,7 +166,7 @@ def finetune(
 
 def delivered(done: Finetuned) -> Finetuned:
     """The same, with its own sentence marked."""
-    done.attempts[done.place] += DELIVERED
+    done.attempts[done.place] += records.DELIVERED
     return done
 
 

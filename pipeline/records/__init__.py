@@ -45,13 +45,14 @@ from pipeline.records.types import (
 from pipeline.schema import expected
 
 __all__ = [
-    "COSTS", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index", "Latency", "LayerRow",
+    "COSTS", "DELIVERED", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index", "Latency", "LayerRow",
     "Number", "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole",
     "Widths", "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate",
     "read", "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
 ]  # fmt: skip
 
 T = TypeVar("T")
+DELIVERED = " (delivered)"  # how the sentence of the delivered network ends in attempts.json
 
 
 def read(path: Path, kind: type[T] | Any, also: Iterable[str] = ()) -> T:
@@ -267,16 +268,16 @@ def path_of(results: Path, network: str, method: str) -> tuple[list[PathRow], fl
                   "psnr_change")  # fmt: skip
     tuned = results / "finetune" / network / method / "metrics.json"
     percent: float = read(tuned, Tuned)["mac_percent"]
-    accepted = [row for row in path_rows if row["verdict"] == "accepted"]
-    refused = path_rows[accepted[-1]["number"] + 1 :]
-    accepted += [row for row in refused if row["mac"] < accepted[-1]["mac"]][:1]
-    shares = [100 * row["mac"] / path_rows[0]["mac"] for row in accepted]
-    same = [row["number"] for row, share in zip(accepted, shares, strict=True) if _equal(share, percent)]
+    points = [row for row in path_rows if row["verdict"] == "accepted"]
+    refused = path_rows[points[-1]["number"] + 1 :]
+    points += [row for row in refused if row["mac"] < points[-1]["mac"]][:1]
+    shares = [100 * row["mac"] / path_rows[0]["mac"] for row in points]
+    same = [row["number"] for row, share in zip(points, shares, strict=True) if _equal(share, percent)]
     if same:
         return path_rows, same[-1]
     for place, (before, after) in enumerate(pairwise(shares)):
         if after < percent < before:
-            first, second = accepted[place]["number"], accepted[place + 1]["number"]
+            first, second = points[place]["number"], points[place + 1]["number"]
             return path_rows, first + (before - percent) / (before - after) * (second - first)
     wrong(tuned, f"is {percent:g}, which no iteration of {path} leads to", "mac_percent")
 
