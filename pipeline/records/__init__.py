@@ -45,10 +45,11 @@ from pipeline.records.types import (
 from pipeline.schema import expected
 
 __all__ = [
-    "COSTS", "DELIVERED", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index", "Latency", "LayerRow",
-    "Number", "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text", "Trial", "Tuned", "Whole",
-    "Widths", "attempts", "checked", "control", "curve", "groups", "index", "latency", "layers", "path_of", "rate",
-    "read", "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths", "wrong",
+    "COSTS", "DELIVERED", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index",
+    "Latency", "LayerRow", "Number", "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text",
+    "Trial", "Tuned", "Whole", "Widths", "attempts", "checked", "control", "curve", "groups", "index", "latency",
+    "layers", "path_of", "rate", "read", "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths",
+    "wrong",
 ]  # fmt: skip
 
 T = TypeVar("T")
