@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.latency import layer_times
 from pipeline.networks.checkpoint import Kept
 from pipeline.pruning import coupling, importance, removal, rules
+from pipeline.training.device import release_memory
 
 Call = Callable[[Tensor], Any]
 CHILD_SECONDS = 300
@@ -171,6 +172,7 @@ def memory(call: Call, image: Tensor) -> int | None:
 
     None where there can be no child, or it fails, is killed for its memory, or takes longer than CHILD_SECONDS.
     """
+    release_memory()  # else the call would reuse what trainings left, and seem to need nothing
     reader, writer = os.pipe()
     try:
         child = os.fork()

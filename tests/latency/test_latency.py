@@ -17,6 +17,7 @@ from pipeline import networks
 from pipeline.latency import network_times
 from pipeline.pruning import coupling, removal
 from pipeline.report import times as time_tables
+from pipeline.training.device import Machine
 
 
 def test_calls_take_turns_after_a_round_that_isnt_counted() -> None:
@@ -40,6 +41,14 @@ def test_memory_is_what_the_call_holds_at_its_peak() -> None:
     nothing = network_times.memory(lambda image: None, torch.zeros(1))
     assert nothing is not None
     assert nothing < 50 * 2**20
+
+
+def test_memory_counts_what_a_training_has_left_to_the_process(machine: Machine) -> None:
+    def call(image: torch.Tensor) -> None:
+        del [torch.ones(2**22) for _ in range(16)][:]  # 16 of 16 MiB
+
+    call(torch.zeros(1))  # its memory stays with this process
+    assert 200 * 2**20 < network_times.memory(call, torch.zeros(1)) < 400 * 2**20
 
 
 def test_memory_that_cant_be_measured_is_unknown_and_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
