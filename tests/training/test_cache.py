@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -75,6 +76,44 @@ def test_whatever_a_training_depends_on_makes_it_another(network: nn.Module, kep
     for other, setup, recipe, its_teacher in others:
         assert tuned(other, setup, recipe, tmp_path / "work", its_teacher)[1] == 3
     assert len(list((tmp_path / "trainings").iterdir())) == 1 + len(others)
+
+
+SOURCE = """
+from torch import nn
+
+GAIN = 0.1
+
+def scaled(x, by=1.0):
+    return shifted(x) * GAIN * by
+
+def shifted(x):
+    return x + 0.5
+
+class Network(nn.Module):
+    share = 2.0
+
+    def forward(self, x):
+        return scaled(x) * self.share
+"""
+
+
+def of_source(source: str) -> str:
+    module = ModuleType("blocks")
+    exec(source, vars(module))
+    return cache.layers_digest(module.Network())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("+ 0.5", "+ 0.25"), ("GAIN = 0.1", "GAIN = 0.2"), ("by=1.0", "by=2.0"), ("* by", "+ by"), ("2.0\n", "3.0\n")],
+)
+def test_code_and_constants_that_a_forward_reaches_make_it_another_training(before: str, after: str) -> None:
+    assert before in SOURCE
+    assert of_source(SOURCE) != of_source(SOURCE.replace(before, after))
+
+
+def test_a_comment_makes_no_other_training() -> None:
+    assert of_source(SOURCE) == of_source(SOURCE.replace("GAIN = 0.1", "GAIN = 0.1  # as published"))
 
 
 def test_a_damaged_file_is_trained_again(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
