@@ -242,6 +242,12 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ),
         ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
+        ({"images": 5}, "^images is 5; a path is allowed"),
+        ({"images": "a\0b"}, "^images is .*; no name of a file holds a null character"),
+        ({"work": None}, "^work is None; a path is allowed"),
+        ({"factory": 5}, "^factory is 5; a str is allowed"),
+        ({"factory": "edsr", "args": [1]}, r"^args is \[1\]; a dict is allowed"),
+        ({"norms": "yes"}, "^norms is 'yes'; True or False is allowed"),
     ],
     ids=str,
 )
@@ -258,6 +264,7 @@ def test_bad_input_is_one_sentence_before_any_work(
     ("asked", "sentence"),
     [
         ({"method": "Z"}, "method is 'Z'; allowed are A, B, C, D"),
+        ({"method": ["D"]}, r"^method is \['D'\]; a str is allowed"),
         ({"minutes": 0}, "minutes is 0; a number above 0"),
         ({"minutes": float("nan")}, "minutes is nan; a number above 0"),
     ],

@@ -32,7 +32,7 @@ from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
 from pipeline.pruner import steps
-from pipeline.pruner.arguments import built, file_of, fit_sides, task_of, values_of
+from pipeline.pruner.arguments import built, check_kind, file_of, fit_sides, task_of, values_of
 from pipeline.pruner.length import Length, check_minutes, fitting, seconds
 from pipeline.report import page
 from pipeline.training import cache
@@ -102,6 +102,11 @@ class Pruner:
         norms: bool = False,
         work: Path | str = "pruned",
     ) -> None:
+        check_kind("images", images, "a path", str | Path)
+        check_kind("work", work, "a path", str | Path)
+        check_kind("factory", factory, "a str", str | None)
+        check_kind("args", args, "a dict", dict | None)
+        check_kind("norms", norms, "True or False", bool)
         self.work = destination(Path(work), folder=True)
         if self.work == Path(os.path.realpath(images)):  # resolve() raises at a link to itself
             raise UserError(f"{work} is the folder of the images; what is made needs another one, work or --work")
@@ -178,6 +183,7 @@ class Pruner:
         given back; where it does, some more may go. Test images measure the result once, at the end.
         """
         check_minutes(minutes)
+        check_kind("method", method, "a str", str)
         first = self._params(method, Length(1, 1, 1))
         files = [
             (name, source.name, *map(_stamp, _paths(source)))

@@ -23,6 +23,14 @@ SETTINGS = Path(__file__).parents[2] / "presets" / "small.yaml"
 TASKS = ("super_resolution", "restoration", "low_light")
 
 
+def check_kind(name: str, value: object, allowed: str, kind: Any) -> None:
+    """UserError where an argument's value isn't of its kind."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name} is {value!r}; {allowed} is allowed")
+    if isinstance(value, str | Path) and "\0" in str(value):
+        raise UserError(f"{name} is {str(value)!r}; no name of a file holds a null character")
+
+
 def built(
     network: nn.Module | Path | str, factory: str | None, args: dict[str, Any] | None
 ) -> tuple[nn.Module, str, dict[str, Any]]:

@@ -42,8 +42,8 @@ PATH = (
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
-    "more). Each iteration removed the channels of an importance below their group's threshold; `prune.criterion` in "
-    "params.yaml says what importance is."
+    "more). Each iteration removed the channels of an importance below their group's threshold; `prune.criterion` says "
+    "what importance is."
 )
 TRADEOFF = (
     "A mark is a method, a set of rules for what goes: its mean change against the baseline. Above the dashed line it "

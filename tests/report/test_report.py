@@ -157,7 +157,8 @@ def test_table_one_has_the_papers_units_and_its_printed_figures_behind() -> None
 
 
 GIVEN = {
-    "made": None, "method": "D", "methods": "", "networks": [], "table": "", "counted": "", "protocol": "", "sets": "",
+    "made": None, "place": "results", "method": "D", "methods": "",
+    "networks": [], "table": "", "counted": "", "protocol": "", "sets": "",
     "cost_shares": "", "table_one": "", "next": {}, "processor": "CPU",
 }  # fmt: skip
 
