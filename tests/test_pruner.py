@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,12 @@ def test_a_network_is_pruned_saved_and_exported_in_five_lines(
     result.save(tmp_path / "small.pt")
     result.export(tmp_path / "small.onnx")
     assert "Small computes " in str(result) or "Small: method D removed nothing" in str(result)
-    assert result.report.read_text().startswith("<!doctype html>")
+    page = result.report.read_text()
+    assert page.startswith("<!doctype html>")
+    (named,) = set(re.findall(r"From ([^ <]*)/finetune/|, ([^ <]*)/finetune/", page)[0]) - {""}
+    assert (tmp_path / "work" / named / "finetune" / "Small" / "D" / "attempts.json").is_file()
+    assert "results/" not in page
+    assert page.index("The fine-tunes of each method:") < page.index("<li>D: ") < page.index("/Small/METHOD/path.csv")
     image = torch.rand(1, 3, 20, 24)
     loaded, _ = checkpoint.load(tmp_path / "small.pt", Small())  # whatever weights it has
     assert torch.equal(loaded(image), result.network(image))
@@ -243,10 +249,10 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
         ({"images": 5}, "^images is 5; a path is allowed"),
-        ({"images": "a\0b"}, "^images is .*; no name of a file holds a null character"),
+        ({"images": "a\0b"}, "^images is .*; a null character isn't allowed"),
         ({"work": None}, "^work is None; a path is allowed"),
-        ({"factory": 5}, "^factory is 5; a str is allowed"),
-        ({"factory": "edsr", "args": [1]}, r"^args is \[1\]; a dict is allowed"),
+        ({"factory": 5}, "^factory is 5; a text is allowed"),
+        ({"factory": "edsr", "args": [1]}, r"^args is \[1\]; a dictionary is allowed"),
         ({"norms": "yes"}, "^norms is 'yes'; True or False is allowed"),
     ],
     ids=str,
@@ -264,7 +270,7 @@ def test_bad_input_is_one_sentence_before_any_work(
     ("asked", "sentence"),
     [
         ({"method": "Z"}, "method is 'Z'; allowed are A, B, C, D"),
-        ({"method": ["D"]}, r"^method is \['D'\]; a str is allowed"),
+        ({"method": ["D"]}, r"^method is \['D'\]; a text is allowed"),
         ({"minutes": 0}, "minutes is 0; a number above 0"),
         ({"minutes": float("nan")}, "minutes is nan; a number above 0"),
     ],

@@ -104,8 +104,8 @@ class Pruner:
     ) -> None:
         check_kind("images", images, "a path", str | Path)
         check_kind("work", work, "a path", str | Path)
-        check_kind("factory", factory, "a str", str | None)
-        check_kind("args", args, "a dict", dict | None)
+        check_kind("factory", factory, "a text", str | None)
+        check_kind("args", args, "a dictionary", dict | None)
         check_kind("norms", norms, "True or False", bool)
         self.work = destination(Path(work), folder=True)
         if self.work == Path(os.path.realpath(images)):  # resolve() raises at a link to itself
@@ -183,13 +183,14 @@ class Pruner:
         given back; where it does, some more may go. Test images measure the result once, at the end.
         """
         check_minutes(minutes)
-        check_kind("method", method, "a str", str)
+        check_kind("method", method, "a text", str)
         first = self._params(method, Length(1, 1, 1))
         files = [
             (name, source.name, *map(_stamp, _paths(source)))
             for name, part in self.listing.parts.items() for source in part.sources
         ]  # fmt: skip
-        network = cache.weights_digest(self.network), cache.layers_digest(self.network)
+        image = example(self._section, first.train[self.name], self.network)
+        network = cache.weights_digest(self.network), cache.layers_digest(self.network, image)
         folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
         with _alone(folder):
             steps.prepare(first, self.name, folder, self.listing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ TASKS = ("super_resolution", "restoration", "low_light")
 def check_kind(name: str, value: object, allowed: str, kind: Any) -> None:
     """UserError where an argument's value isn't of its kind."""
     if not isinstance(value, kind):
-        raise UserError(f"{name} is {value!r}; {allowed} is allowed")
+        raise UserError(f"{name} is {reprlib.repr(value)}; {allowed} is allowed")
     if isinstance(value, str | Path) and "\0" in str(value):
-        raise UserError(f"{name} is {str(value)!r}; no name of a file holds a null character")
+        raise UserError(f"{name} is {str(value)!r}; a null character isn't allowed")
 
 
 def built(
@@ -61,7 +63,7 @@ def built(
         raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
     fold(type(net).__name__, net)
     if factory is None:
-        key = digest(cache.weights_digest(net), cache.layers_digest(net))
+        key = digest(cache.weights_digest(net), cache.layers_digest(net, taken(net)))
         given.hold(key, net)
         return net, given.NAME, {"key": key}
     whole = networks.build(factory, args or {})
@@ -74,22 +76,31 @@ def built(
 
 def task_of(network: nn.Module) -> tuple[str, int, int]:
     """Task, scale and channels of a network by what it makes of an image; the first of each where it makes none."""
-    for channels in (3, 1, 4):
-        for side in (48, 64, 120, 126, 128):
-            try:
-                made = cost.shape(network, (1, channels, side, side))
-            except UserError:
-                continue
-            scale = made[2] // side if len(made) == 4 else 0
-            if channels == 4:
-                if made[1:] != (3, 2 * side, 2 * side):
-                    raise UserError(
-                        f"the network takes 4 channels and makes {tuple(made)} of (1, 4, {side}, {side}); images have "
-                        "3 channels (RGB), 1 (luma) or 4 (packed Bayer, of which RGB twice as large is made)"
-                    )
-                return "low_light", 2, 3
-            return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
-    return TASKS[0], 2, 3
+    image = taken(network)
+    if image is None:
+        return TASKS[0], 2, 3
+    _, channels, side, _ = image.shape
+    made = cost.shape(network, tuple(image.shape))
+    if channels == 4:
+        if made[1:] != (3, 2 * side, 2 * side):
+            raise UserError(
+                f"the network takes 4 channels and makes {tuple(made)} of (1, 4, {side}, {side}); images have "
+                "3 channels (RGB), 1 (luma) or 4 (packed Bayer, of which RGB twice as large is made)"
+            )
+        return "low_light", 2, 3
+    scale = made[2] // side if len(made) == 4 else 0
+    return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
+
+
+def taken(network: nn.Module) -> Tensor | None:
+    """A black image that the network takes, [1, 3 or 1 or 4, side, side]; None where it takes none of those tried."""
+    for channels, side in itertools.product((3, 1, 4), (48, 64, 120, 126, 128)):
+        try:
+            cost.shape(network, (1, channels, side, side))
+        except UserError:
+            continue
+        return torch.zeros(1, channels, side, side, dtype=torch.float32)
+    return None
 
 
 def values_of(name: str, section: dict[str, Any], images: Path | str, noise: float | None) -> dict[str, Any]:

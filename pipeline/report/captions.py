@@ -42,7 +42,7 @@ PATH = (
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
-    "more). Each iteration removed the channels of an importance below their group's threshold; `prune.criterion` says "
+    "more). Each iteration removed the channels of an importance below their group's threshold; docs/method.md says "
     "what importance is."
 )
 TRADEOFF = (

@@ -61,7 +61,7 @@ def write(results: Path, folder: Path, params: config.Params, made: Made | None 
     sections = [_section(results, params, rows, name, made) for name in networks]
     given = {
         "made": made,
-        "place": "results" if made else str(results),  # what the files lie in that it names
+        "place": "results" if made else results.name,  # the folder of the files that it names
         "processor": sections[0]["measured"]["processor"],
         "next": NEXT if made else {},
         "method": method,

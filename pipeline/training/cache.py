@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.files import digest, load_tensors, save_tensors
-from pipeline.networks import rebuilt
+from pipeline.networks import duplicate, rebuilt
 from pipeline.training import devices
 from pipeline.training.device import Machine
 
 KEPT = 300  # files; the oldest go
 
 
-def key(network: nn.Module, machine: Machine, *parts: Any) -> str:
-    """Names a training: the network's weights and layers, the machine and its threads, the code, and `parts`."""
-    return digest(weights_digest(network), layers_digest(network), _machine(machine), _code(), *parts)
+def key(network: nn.Module, example: Tensor, machine: Machine, *parts: Any) -> str:
+    """Names a training: the network's weights and layers, the machine and its threads, the code, and `parts`.
+
+    example: an input [1, C, H, W] of the network; its values don't matter.
+    """
+    return digest(weights_digest(network), layers_digest(network, example), _machine(machine), _code(), *parts)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -42,61 +44,27 @@ def weights_digest(network: nn.Module) -> str:
     return total.hexdigest()
 
 
-def layers_digest(network: nn.Module) -> str:
+def layers_digest(network: nn.Module, example: Tensor | None) -> str:
     """A hash of what a network does with its weights: its layers, which of them train, numbers and code of its own.
 
-    Code: that of the methods of its modules' classes, and of what they call outside of libraries. Whole numbers beside
-    the weights don't count: some are counters.
+    Code: that of the methods of its modules' classes. What these call, and what else the modules hold, counts by what
+    the network makes of an image like `example`, [1, C, H, W]. Whole numbers beside the weights don't count by
+    themselves: some are counters.
     """
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     numbers = {name: repr(value) for name, value in rebuilt.held(network).items() if isinstance(value, float)}
-    found: dict[Any, Any] = {}
-    for kind in {kind for module in network.modules() for kind in type(module).__mro__}:
-        if not kind.__module__.startswith("torch."):
-            _add(kind, found)
-    return digest(str(network), trained, numbers, sorted(found.values(), key=repr))
-
-
-def _add(value: object, found: dict[Any, Any]) -> None:
-    """Add what a class or a function does, and what it calls outside of libraries."""
-    if isinstance(value, type) and value not in found:
-        found[value] = value.__qualname__
-        for word, one in vars(value).items():
-            _add(getattr(one, "fget", None) or getattr(one, "__func__", one), found)  # of a property, a static method
-            if not word.startswith("__") and (constant := _plain(one)):
-                found[value, word] = [value.__qualname__, word, constant]
-    elif isinstance(value, FunctionType) and (value.__qualname__, value.__code__) not in found:
-        defaults = [_plain(one) for one in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())]
-        found[value.__qualname__, value.__code__] = [value.__qualname__, _compiled(value.__code__), defaults]
-        for word, one in _named(value.__code__, value.__globals__).items():
-            if isinstance(one, type | FunctionType):
-                if not _in_a_library(one.__module__):
-                    _add(one, found)
-            elif constant := _plain(one):
-                found[value.__module__, word] = [word, constant]
-
-
-def _named(code: CodeType, names: dict[str, Any]) -> dict[str, Any]:
-    """What a function's code names of its module, and of modules that it names."""
-    named = {word: names[word] for word in code.co_names if word in names}
-    for module in [value for value in named.values() if isinstance(value, ModuleType)]:
-        if not _in_a_library(module.__name__):
-            named |= {f"{module.__name__}.{word}": vars(module)[word] for word in code.co_names if word in vars(module)}
-    for one in code.co_consts:  # functions inside of it
-        if isinstance(one, CodeType):
-            named |= _named(one, names)
-    return named
-
-
-def _plain(value: object) -> str | None:
-    """A constant in words; None for what has others in each process."""
-    return repr(value) if isinstance(value, bool | int | float | str | tuple) and " at 0x" not in repr(value) else None
-
-
-def _in_a_library(module: str) -> bool:
-    """Whether a module comes with Python or was installed."""
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return module.partition(".")[0] in sys.stdlib_module_names or "site-packages" in file
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    methods = [
+        (f"{kind.__qualname__}.{name}", _compiled(code))
+        for kind in kinds
+        if not kind.__module__.startswith("torch.")
+        for name, value in vars(kind).items()
+        if isinstance(code := getattr(getattr(value, "__func__", value), "__code__", None), CodeType)
+    ]
+    # in plain memory, as the same weights lie in it in any process: the last bits of an output depend on that
+    plain = duplicate(network).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    made = None if example is None else rebuilt.trace(plain, example)
+    return digest(str(network), trained, numbers, sorted(methods, key=repr), made)
 
 
 def _compiled(code: CodeType) -> list[Any]:
@@ -107,7 +75,7 @@ def _compiled(code: CodeType) -> list[Any]:
         else repr(one)
         for one in code.co_consts
     ]  # fmt: skip
-    return [code.co_code.hex(), code.co_names, constants]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_argcount, code.co_kwonlyargcount, constants]
 
 
 def remembered(folder: Path | None, name: str, network: nn.Module, train: Callable[[], Any]) -> bool:

@@ -70,7 +70,7 @@ def _train(
         taught: Any = (teacher.weight, cache.weights_digest(teacher.network)) if teacher.weight else 0
         shrunk = repr(penalty)
         dumped = recipe.model_dump(exclude={"checkpoint", "validate_every"})
-        key = cache.key(network, setup.machine, dumped, setup.images, seed, taught, shrunk)
+        key = cache.key(network, setup.example(network), setup.machine, dumped, setup.images, seed, taught, shrunk)
     cache.remembered(setup.cache, key, network, lambda: fit(
         network, setup.train, recipe, setup.machine, seed=seed, penalty=penalty, teacher=teacher, tick=progress.tick,
         resume=resume,

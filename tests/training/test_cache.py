@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -10,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from chains import ROOT
 from pruning_runs import Killed
 from torch import nn
 
-from pipeline import config
+from pipeline import config, networks
 from pipeline.pruning.prune import Setup
 from pipeline.training import cache, recipes
+from pipeline.training.device import Machine
 
 RECIPE = config.Finetune(steps=3, lr=1e-3, teacher=0.5)
 
@@ -79,41 +84,81 @@ def test_whatever_a_training_depends_on_makes_it_another(network: nn.Module, kep
 
 
 SOURCE = """
+import functools
+import torch
 from torch import nn
 
 GAIN = 0.1
+KERNEL = torch.tensor([1.0, 2.0, 1.0])
 
-def scaled(x, by=1.0):
-    return shifted(x) * GAIN * by
+def times(factor):
+    def scaled(x, by=1.0):
+        return shifted(x) * GAIN * by * factor
+    return scaled
 
 def shifted(x):
     return x + 0.5
 
+scaled = times(0.7)
+clipped = functools.partial(torch.clamp, max=0.9)
+
 class Network(nn.Module):
     share = 2.0
 
+    def __init__(self, act=torch.relu, mode="keeps"):
+        super().__init__()
+        self.act, self.mode = act, mode
+
     def forward(self, x):
-        return scaled(x) * self.share
+        x = clipped(scaled(self.act(x - 0.5)) * self.share * KERNEL[1])
+        return x if self.mode == "keeps" else -x
 """
+EXAMPLE = torch.zeros(1, 3, 8, 8)
 
 
-def of_source(source: str) -> str:
+def of_source(source: str, **args: Any) -> str:
     module = ModuleType("blocks")
     exec(source, vars(module))
-    return cache.layers_digest(module.Network())
+    return cache.layers_digest(module.Network(**args), EXAMPLE)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("+ 0.5", "+ 0.25"), ("GAIN = 0.1", "GAIN = 0.2"), ("by=1.0", "by=2.0"), ("* by", "+ by"), ("2.0\n", "3.0\n")],
-)
-def test_code_and_constants_that_a_forward_reaches_make_it_another_training(before: str, after: str) -> None:
+    [
+        ("+ 0.5", "+ 0.25"), ("GAIN = 0.1", "GAIN = 0.2"), ("by=1.0", "by=2.0"), ("* by", "+ by"), ("2.0\n", "3.0\n"),
+        ("times(0.7)", "times(0.8)"), ("max=0.9", "max=0.1"), ("1.0, 2.0", "1.0, 1.5"),
+    ],
+)  # fmt: skip
+def test_what_a_forward_calls_and_holds_makes_it_another_training(before: str, after: str) -> None:
     assert before in SOURCE
     assert of_source(SOURCE) != of_source(SOURCE.replace(before, after))
 
 
+def test_what_a_module_holds_makes_it_another_training() -> None:
+    digests = {of_source(SOURCE), of_source(SOURCE, act=torch.sigmoid), of_source(SOURCE, mode="turns")}
+    assert len(digests) == 3
+
+
 def test_a_comment_makes_no_other_training() -> None:
     assert of_source(SOURCE) == of_source(SOURCE.replace("GAIN = 0.1", "GAIN = 0.1  # as published"))
+
+
+def test_a_training_has_the_same_key_in_another_process(machine: Machine) -> None:
+    code = (
+        "import torch; from pipeline import networks; from pipeline.training import cache, device; "
+        "machine = device.choose('cpu', 1, 'fp32'); torch.manual_seed(1); "
+        "network = networks.build('sid', {'base': 2}).to(memory_format=torch.channels_last); "
+        "print(cache.key(network, torch.zeros(1, 4, 32, 32), machine, 'part'))"
+    )
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for seed in ("0", "1")
+    }  # fmt: skip
+    torch.manual_seed(1)
+    assert keys == {cache.key(networks.build("sid", {"base": 2}), torch.zeros(1, 4, 32, 32), machine, "part")}
 
 
 def test_a_damaged_file_is_trained_again(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
