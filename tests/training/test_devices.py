@@ -137,9 +137,9 @@ def test_a_batch_is_divided_without_a_rest_or_overlap(monkeypatch: pytest.Monkey
 def test_a_kept_training_of_two_devices_isnt_that_of_one(
     network: nn.Module, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = cache.key(network, machine, "recipe")
+    one = cache.key(network, torch.zeros(1, 3, 24, 24), machine, "recipe")
     monkeypatch.setattr(devices, "count", lambda: 2)
-    assert cache.key(network, machine, "recipe") != one
+    assert cache.key(network, torch.zeros(1, 3, 24, 24), machine, "recipe") != one
 
 
 def test_a_network_that_cant_be_sent_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
