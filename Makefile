@@ -16,13 +16,13 @@ $(error presets has no preset '$(PRESET)'; it has $(PRESETS))
 endif
 endif
 
-.PHONY: help setup repro search test test-fast test-presets attack style lint format ui
+.PHONY: help setup repro search test test-fast test-long attack style lint format ui
 help:
 	@echo "make repro   the chain: train, analyze, prune, fine-tune, evaluate, report; PRESET=standard"
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
 	@echo "make test    the tests, style and types"
 	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
-	@echo "make test-presets  every stage of the presets denoiser, paper and srresnet, and every layout, in miniature: minutes"
+	@echo "make test-long  what make test leaves out for time: every preset and layout in miniature, two devices, the UI in a browser, types"
 	@echo "make format  puts the code into its form"
 	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"
@@ -61,10 +61,10 @@ test: setup style
 	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	python -m pytest -n 2 --dist loadfile -m "not attack and not preset and not slow" $(ARGS)
+	python -m pytest -n 2 --dist loadfile -m "not attack and not long and not slow" $(ARGS)
 
-test-presets: setup
-	python -m pytest -n 2 -m preset tests/stages/test_presets.py
+test-long: setup
+	python -m pytest -n 2 -m long
 
 style: setup
 	python -m ruff check .

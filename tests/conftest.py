@@ -23,11 +23,11 @@ pytest.register_assert_rewrite("removals")  # its failed assertions say what the
 TINY = {"scale": 2, "blocks": 2, "channels": 8}
 
 # Files of chains, studies, browsers and whole commands; what make test-fast leaves out, with the folder hostile.
-SLOW = {"test_chain", "test_presets", "test_search", "test_stops", "test_examples", "test_user_networks", "test_export",
-        "test_latency", "test_tracking", "test_odd_networks", "test_devices", "test_several_devices",
-        "test_types"}  # fmt: skip
-LONGEST = ("test_chain", "test_search", "test_several_devices", "test_pruner", "test_types", "test_devices",
-           "test_export", "test_tracking", "test_stops")  # fmt: skip
+SLOW = {"test_chain", "test_chain_use", "test_presets", "test_search", "test_stops", "test_examples",
+        "test_user_networks", "test_export", "test_latency", "test_tracking", "test_odd_networks", "test_devices",
+        "test_several_devices", "test_types"}  # fmt: skip
+LONGEST = ("test_chain", "test_pruner", "test_search", "test_chain_use", "test_devices", "test_several_devices",
+           "test_export", "test_tracking", "test_stops", "test_types")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -134,7 +134,7 @@ def test_a_preset_replaces_what_is_committed_or_a_preset_and_nobodys_edits(
     small = (ROOT / "params.yaml").read_text(encoding="utf-8")
     assert preset.apply("small") == "preset: params.yaml is now the preset small"  # there was none
     assert "is now the preset standard; `python -m stages.preset small` goes back" in preset.apply("standard")
-    assert config.read(params).retrain["edsr"].max_iterations == 6
+    assert config.read(params).train["sid"].steps == 40000
     assert preset.apply("standard") == "preset: params.yaml is the preset standard already"
     assert preset.apply("small") == "preset: params.yaml is now the preset small"
     assert params.read_text(encoding="utf-8") == small

@@ -359,6 +359,7 @@ def test_minutes_that_cant_be_meant_are_told_before_anything_is_read(
     assert capsys.readouterr().err == "prune: error: minutes is nan; a number above 0 and up to 1,000,000 is allowed\n"
 
 
+@pytest.mark.long
 def test_the_notebook_runs_from_top_to_bottom(
     photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

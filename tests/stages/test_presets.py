@@ -56,7 +56,7 @@ def every_stage(folder: Path) -> None:
 
 
 # test_chain.py runs small.yaml's networks; standard.yaml and overnight.yaml have them in sizes up to paper.yaml's.
-@pytest.mark.preset
+@pytest.mark.long
 @pytest.mark.parametrize("preset", ["denoiser.yaml", "paper.yaml", "srresnet.yaml"])
 def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
     """Two steps on small images; networks that another preset has too are timed once."""
@@ -76,7 +76,7 @@ def test_every_stage_of_every_preset_runs(preset: str, tmp_path: Path) -> None:
         assert torch.load(folder / f"results/finetune/{network}/D/network.pt", weights_only=True)
 
 
-@pytest.mark.preset
+@pytest.mark.long
 def test_every_layout_and_task_runs_to_the_report(tmp_path: Path) -> None:
     """DIV2K with a test set, real raw pairs, and denoising: two steps each, on trees in miniature.
 

@@ -78,6 +78,7 @@ def devices(folder: Path, number: int) -> None:
     path.write_text(path.read_text().replace(f"devices: {3 - number}", f"devices: {number}"))
 
 
+@pytest.mark.long
 def test_a_chains_trainings_on_two_devices_are_those_of_one(prepared: Path) -> None:
     for words in (("train", "edsr"), ("control", "edsr"), ("prune", "edsr", "D"), ("finetune", "edsr", "D")):
         done = stage(prepared, *words)
@@ -100,6 +101,7 @@ def test_a_chains_trainings_on_two_devices_are_those_of_one(prepared: Path) -> N
     assert not living(prepared)
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_stage_in_one_sentence_and_it_goes_on(prepared: Path) -> None:
     path, before = prepared / "params.yaml", (prepared / "params.yaml").read_text()
     path.write_text(before.replace("steps: 8", "steps: 100000").replace("validate_every: 2", "validate_every: 100000"))
