@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli import Parser, guarded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import destination
+from pipeline.schema import shown
 
 FILES = ("network.pt", "network.onnx", "report.html")  # what --work will hold, beside folders
 
@@ -44,10 +45,10 @@ def _parser() -> argparse.ArgumentParser:
 def _arguments(text: str) -> dict[str, Any]:
     try:
         args = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--args {text!r} isn't JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--args {shown(text)} isn't JSON: {first_line(error)}") from None
     if not isinstance(args, dict):
-        raise UserError(f'--args {text!r} must be names and values, as {{"channels": 32}}')
+        raise UserError(f'--args {shown(text)} must be names and values, as {{"channels": 32}}')
     return args
 
 

@@ -9,7 +9,7 @@ from pipeline import config
 from pipeline.cli import Parser, guarded
 from pipeline.errors import UserError, under
 from pipeline.files import check_folders, read_bytes
-from stages.command import writable
+from stages.command import end_with_parent, writable
 from stages.common import RESULTS, SCRATCH, TRAININGS, given_weights
 from stages.mend import mend
 
@@ -25,6 +25,8 @@ def main() -> None:
     )
     with guarded("check"):
         options = parser.parse_args()
+        if "REPRO_SESSION" in os.environ:  # of make repro, whose end is this one's
+            end_with_parent()
         print(register() if options.register else results() if options.results else check())
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from types import FrameType
 
 from pipeline import config, records
 from pipeline.cli import Parser, guarded
@@ -29,6 +31,8 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the process that began it
     with guarded("search"):
         arguments = parser.parse_args()
+        if arguments.worker:  # Ctrl-C comes from the terminal, and again from the process that began this one
+            signal.signal(signal.SIGINT, _once)
         params = config.read()
         study = definition(params, arguments)
         from pipeline.study.storage import answers
@@ -41,6 +45,12 @@ def main() -> None:
                 logged.work(study, control_of(params, study.network), SCRATCH)
             else:
                 search(study, arguments.workers, arguments.apply)
+
+
+def _once(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C stops; another one would end in a traceback while this is said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def definition(params: config.Params, arguments: argparse.Namespace) -> Study:

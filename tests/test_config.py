@@ -504,6 +504,9 @@ def test_text_that_only_begins_like_a_number_stays_text(tmp_path: Path) -> None:
     [
         (b"seed: [1\ndevice: cpu\n", "isn't YAML at line 2: "),
         (b"run:\n\tmethods: [A]\n", "isn't YAML at line 2: found character '\\t'"),
+        (b"seed: !!int ''\n", "isn't YAML: a value isn't what its tag or its escape says"),
+        (b"seed: !!bool x\n", "isn't YAML: a value isn't what its tag or its escape says"),
+        (b'seed: "\\UFFFFFFFF"\n', "isn't YAML: a value isn't what its tag or its escape says"),
         (b"seed: \x00\n", "isn't YAML: unacceptable character"),
         (b"seed: \xff\n", "isn't YAML: 'utf-8' codec can't decode"),
         (b"seed: 2024-13-45\n", "isn't YAML: month must be in 1..12"),

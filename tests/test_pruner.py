@@ -53,6 +53,13 @@ def compiled() -> nn.Module:
         return nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
 
 
+def sparse() -> nn.Module:
+    network = Small()
+    with warnings.catch_warnings(action="ignore"):  # torch's, that they are new
+        network.register_buffer("sparse", torch.eye(3).to_sparse_csr())
+    return network
+
+
 def spoilt() -> nn.Module:
     network = Small()
     nn.init.constant_(network.last.bias, math.nan)
@@ -212,7 +219,7 @@ def test_an_image_that_goes_before_the_run_is_named(small: nn.Module, photos: Pa
 
 
 def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
-    with pytest.raises(UserError, match=r"minutes is 1, but at least 14 are needed here: one training step .* 1 s"):
+    with pytest.raises(UserError, match=r"minutes is 1, too few here; 18 are enough: one training step .* 1 s"):
         fitting(1, 1.0, 1.0)
 
 
@@ -245,6 +252,10 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         (
             {"network": compiled()},
             "^Sequential gives what torch.jit.script or .* made, as 0, which can't be pruned",
+        ),
+        (
+            {"network": sparse()},
+            "^the network's sparse is a tensor of float32, sparse_csr; dense ones of 16 to 64 bits",
         ),
         ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),

@@ -173,7 +173,7 @@ class Pruner:
             sentence = sentence.removeprefix("Pruner: ").replace(f"the network of {given.NAME!r}", "the network")
             for section in ("networks", "prepare"):
                 sentence = sentence.removeprefix(f"{section}.{self.name}: ").removeprefix(f"{section}.{self.name}.")
-            raise UserError(sentence) from error
+            raise UserError(sentence) from error.__cause__  # a user's own error, not the same sentence again
 
     def run(self, method: str = "D", minutes: float = 20) -> Result:
         """Prune by a method of presets/small.yaml in about so many minutes, on one progress line.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import cost, networks
-from pipeline.errors import UserError
+from pipeline.errors import UserError, joined
 from pipeline.files import destination, digest
 from pipeline.networks import duplicate, given
 from pipeline.networks.folded import fold
@@ -55,8 +55,16 @@ def built(
     wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
-    if spoilt := [key for key, value in whole.state_dict().items() if not value.isfinite().all()]:
-        raise UserError(f"the network's {spoilt[0]} must be finite, but holds infinite values or NaN")
+    for key, value in whole.state_dict().items():
+        try:
+            finite = bool(value.isfinite().all())
+        except (RuntimeError, NotImplementedError):  # torch has no such function for sparse, quantized and 8-bit floats
+            kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
+            raise UserError(
+                f"the network's {key} is a tensor of {kind}; dense ones of 16 to 64 bits are needed"
+            ) from None
+        if not finite:
+            raise UserError(f"the network's {key} must be finite, but holds infinite values or NaN")
     try:
         net = duplicate(whole).cpu().float().eval()
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
@@ -70,7 +78,7 @@ def built(
     try:
         whole.load_state_dict(net.state_dict())
     except RuntimeError as error:
-        raise UserError(f"factory {factory} builds another network than the one given: {error}") from None
+        raise UserError(f"factory {factory} builds another network than the one given: {joined(error)}") from None
     return whole, factory, args or {}
 
 

@@ -36,9 +36,10 @@ WIDTHS = "Output channels of each layer under each method: kept (coloured) of th
 PATH = (
     "Above: validation PSNR after each iteration, as the change against {0}: plus is better. Below: the MACs of each "
     "iteration's network. Dots were accepted. Crosses were rejected, and pruning went on from the network before them. "
-    "The ring is where the delivered network lies on the path. An iteration may lose {1:g} dB (dashed); the fine-tune "
-    "after the last one must bring the network back to what the gate allows. Where it doesn't, channels are given back "
-    "until it does; where it does, a part of what was rejected next may go, too. The fine-tunes of each method:"
+    "The ring is where the delivered network lies on the path, before its fine-tune. An iteration may lose {1:g} dB "
+    "(dashed); the fine-tune after the last one must bring the network back to what the gate allows. Where it doesn't, "
+    "channels are given back until it does; where it does, a part of what was rejected next may go, too. The "
+    "fine-tunes of each method:"
 )
 THRESHOLDS = (
     "A row is a group of channels that can only be removed together, named by the layer that makes them (+n: and n "
@@ -51,8 +52,8 @@ TRADEOFF = (
     "reaches."
 )
 TRAINING = (
-    "The control is the baseline trained on as long as a pruned network is, with nothing removed. What it gains is "
-    "what any network gets from the extra training alone."
+    "The control is the baseline trained on at least as long as a pruned network, with nothing removed. What it gains "
+    "is what any network gets from the extra training alone."
 )
 SAMPLES = (
     "The part with most contrast, each pixel enlarged. The target is what a perfect network would give. Last: ten "

@@ -13,11 +13,11 @@ from pipeline.records import COSTS
 
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 PROTOCOL = """\
-`baseline` is the network as trained; `control` is the baseline trained on as long as a pruned network, with nothing
-removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. The gate looks at the
-validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images; brackets
-hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by scale + 6
-pixels; SSIM is scikit-image's
+`baseline` is the network as trained; `control` is the baseline trained on at least as long as a pruned network, with
+nothing removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. The gate looks at
+the validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images;
+brackets hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by
+scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{luma}"""
 LUMA = """ The figures of {0} are of luma
 alone, on every test set (BT.601; 16 to 235 in super-resolution, else 0 to 255): rounded to 8 bit, cropped by scale

@@ -220,6 +220,16 @@ def test_code_that_has_changed_since_is_said_when_the_network_is_loaded(
         checkpoint.load(tmp_path / "net.pt", "toy:network")
 
 
+def test_code_that_changes_a_thousandth_of_the_output_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An enlarged input and a small learned part: that part may be less than a hundredth of the output."""
+    network = toy(monkeypatch, nothing, lambda _, x: 1 + 0.0005 * x)()
+    checkpoint.save(tmp_path / "net.pt", network, "toy:network", {}, {}, example=EXAMPLE)
+    checkpoint.load(tmp_path / "net.pt", "toy:network")
+    toy(monkeypatch, nothing, lambda _, x: 1 - 0.0005 * x)
+    with pytest.raises(UserError, match="doesn't compute what it did when this"):
+        checkpoint.load(tmp_path / "net.pt", "toy:network")
+
+
 def test_another_class_of_the_same_weights_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = iter([False, True])
     network = toy(monkeypatch, nothing, same, lambda: nn.Conv2d(3, 3, 1, bias=next(switch)))()

@@ -17,16 +17,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder = root / "made-chain"
+    folder, whole = root / "made-chain", root / "made-chain.whole"
     with (root / "made-chain.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            new = root / "new-chain"
-            shutil.rmtree(new, ignore_errors=True)  # of a worker that failed
-            checkout(new, tiny(ROOT / "params.yaml", run__methods=["A", "D"]))
-            done = run(new, "dvc", "repro")
+        if not whole.exists():  # the store names this folder: it can't be made elsewhere and renamed
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            checkout(folder, tiny(ROOT / "params.yaml", run__methods=["A", "D"]))
+            done = run(folder, "dvc", "repro")
             assert done.returncode == 0, done.stdout + done.stderr
-            new.rename(folder)
+            whole.touch()
     return folder
 
 

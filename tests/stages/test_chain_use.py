@@ -105,6 +105,20 @@ def test_a_study_that_cant_be_run_is_refused_in_one_sentence(repro: Path, words:
     assert re.fullmatch(f"search: error: {said}.*\n", done.stderr), done.stderr
 
 
+def test_a_worker_of_a_study_is_stopped_by_the_first_ctrl_c_and_ignores_the_second() -> None:
+    program = """
+import os, signal
+from stages import search
+signal.signal(signal.SIGINT, search._once)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("stopped once")
+"""
+    assert run(ROOT, sys.executable, "-c", program).stdout == "stopped once\n"
+
+
 def test_a_study_before_the_chain_says_what_is_missing(tmp_path: Path) -> None:
     folder = checkout(tmp_path, tiny(ROOT / "params.yaml"))
     done = stage(folder, "search")
