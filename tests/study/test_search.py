@@ -485,6 +485,7 @@ def kill_one_of_three(address: str, tmp_path: Path) -> None:
     assert len({slots.slot(t) for t in trials if t.state == TrialState.COMPLETE}) == 9
 
 
+@pytest.mark.skipif(postgres.installed(), reason="the same runs with PostgreSQL, below")
 def test_a_killed_workers_trial_is_taken_up_by_another(tmp_path: Path) -> None:
     kill_one_of_three(f"sqlite:///{tmp_path / 'search.db'}", tmp_path)
 
