@@ -22,7 +22,7 @@ help:
 	@echo "make search  an Optuna study against the baseline of make repro; ARGS=\"--network sid --trials 40\""
 	@echo "make test    the tests, style and types"
 	@echo "make test-fast  the tests that take a minute together: no chains, studies and hostile inputs"
-	@echo "make test-long  what make test leaves out for time: every preset and layout in miniature, two devices, the UI in a browser, types"
+	@echo "make test-long  what make test leaves out for time: every preset and layout in miniature, two devices, the UI in a browser"
 	@echo "make format  puts the code into its form"
 	@echo "make attack  hostile inputs, and chains that are killed at random moments; MINUTES=30"
 	@echo "make ui      MLflow's pages on http://127.0.0.1:5000"

@@ -103,7 +103,7 @@ def parsed_yaml(content: bytes, path: Path) -> Any:
             raise UserError(f"{path} isn't YAML at line {line}: git's conflict marker {marker[0]} is still there")
         _bounded(YAML(typ="safe", pure=True).compose(text), path)
         return plain(YAML(typ="safe", pure=True).load(text), str(path))
-    # ValueError: no UTF-8, an impossible date or number; IndexError, KeyError, OverflowError: `!!int ''`, `!!bool x`
+    # ValueError: no UTF-8, an impossible date or number; LookupError, OverflowError: `!!int ''`, `!!bool x`
     except (YAMLError, ValueError, RecursionError, LookupError, OverflowError) as error:
         raise UserError(f"{path} isn't YAML{_what(error)}") from None
 
@@ -126,7 +126,7 @@ def _what(error: Exception) -> str:
         reason = "key '{}' stands twice".format(twice[1].strip('"'))
     elif isinstance(error, RecursionError):
         reason = "its lists or sections are nested too deep"
-    elif isinstance(error, IndexError | KeyError | OverflowError):
+    elif isinstance(error, LookupError | OverflowError):
         reason = "a value isn't what its tag or its escape says"
     elif reason == "but found another document":
         reason = "a second document begins, but one is allowed"

@@ -26,8 +26,8 @@ TINY = {"scale": 2, "blocks": 2, "channels": 8}
 SLOW = {"test_chain", "test_chain_use", "test_presets", "test_search", "test_stops", "test_examples",
         "test_user_networks", "test_export", "test_latency", "test_tracking", "test_odd_networks", "test_devices",
         "test_several_devices", "test_types"}  # fmt: skip
-LONGEST = ("test_chain", "test_pruner", "test_search", "test_devices", "test_chain_use", "test_several_devices",
-           "test_export", "test_tracking", "test_stops", "test_types")  # fmt: skip
+LONGEST = ("test_chain", "test_pruner", "test_search", "test_devices", "test_chain_use", "test_types",
+           "test_several_devices", "test_export", "test_tracking", "test_stops")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,15 +1,13 @@
-"""Type hints are consistent. `make lint` says so too."""
+"""Type hints are consistent. `make lint` says so too; here it takes its time beside other tests."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-import pytest
 from chains import ROOT
 
 
-@pytest.mark.long
 def test_mypy_finds_nothing_wrong() -> None:
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -58,7 +58,7 @@ def built(
     for key, value in whole.state_dict().items():
         try:
             finite = bool(value.isfinite().all())
-        except (RuntimeError, NotImplementedError):  # torch has no such function for sparse, quantized and 8-bit floats
+        except RuntimeError:  # torch has no such function for sparse, quantized and 8-bit floats
             kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
             raise UserError(
                 f"the network's {key} is a tensor of {kind}; dense ones of 16 to 64 bits are needed"
