@@ -53,6 +53,28 @@ def compiled() -> nn.Module:
         return nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
 
 
+class Failing(Small):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no state")
+
+
+class Modeless(Small):
+    """As networks that freeze their batch norms are often written: a `return` is missing."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+
+class Redrawn(Small):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return Redrawn()
+
+
+class Flat(Small):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[0]
+
+
 def sparse() -> nn.Module:
     network = Small()
     with warnings.catch_warnings(action="ignore"):  # torch's, that they are new
@@ -264,6 +286,12 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"work": None}, "^work is None; a path is allowed"),
         ({"factory": 5}, "^factory is 5; a text is allowed"),
         ({"factory": "edsr", "args": [1]}, r"^args is \[1\]; a dictionary is allowed"),
+        ({"images": "\ud800"}, r"^images is '\\ud800', which has a character that no path has"),
+        ({"work": "w" * 5000}, "^work is 'w.*w': File name too long"),
+        ({"network": Failing()}, "^Failing has methods of its own that fail .*, __repr__ or state_dict: .*no state"),
+        ({"network": Modeless()}, r"^train\(\) and eval\(\) of Modeless must return the network"),
+        ({"network": Redrawn()}, r"^a copy of Redrawn \(copy.deepcopy\) has other weights than the network"),
+        ({"network": Flat(), "task": None, "scale": None}, r"makes \(3, 96, 96\) of \(1, 3, 48, 48\); an image is"),
         ({"norms": "yes"}, "^norms is 'yes'; True or False is allowed"),
     ],
     ids=str,
@@ -292,6 +320,12 @@ def test_a_run_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         Pruner(small, photos, work=tmp_path / "work").run(**asked)
+
+
+def test_a_refused_run_leaves_no_images_in_the_work_folder(small: nn.Module, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too few here"):
+        Pruner(small, photos, work=tmp_path / "work").run(minutes=1e-6)
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_a_network_of_other_pixel_values_is_refused(photos: Path, tmp_path: Path, quick: None) -> None:

@@ -32,7 +32,7 @@ from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
 from pipeline.progress import Progress
 from pipeline.pruner import steps
-from pipeline.pruner.arguments import built, check_kind, file_of, fit_sides, task_of, values_of
+from pipeline.pruner.arguments import built, check_kind, check_path, file_of, fit_sides, task_of, values_of
 from pipeline.pruner.length import Length, check_minutes, fitting, seconds
 from pipeline.report import page
 from pipeline.training import cache
@@ -102,8 +102,8 @@ class Pruner:
         norms: bool = False,
         work: Path | str = "pruned",
     ) -> None:
-        check_kind("images", images, "a path", str | Path)
-        check_kind("work", work, "a path", str | Path)
+        check_path("images", images)
+        check_path("work", work)
         check_kind("factory", factory, "a text", str | None)
         check_kind("args", args, "a dictionary", dict | None)
         check_kind("norms", norms, "True or False", bool)
@@ -192,11 +192,17 @@ class Pruner:
         image = example(self._section, first.train[self.name], self.network)
         network = cache.weights_digest(self.network), cache.layers_digest(self.network, image)
         folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
+        new = not folder.exists()
         with _alone(folder):
-            steps.prepare(first, self.name, folder, self.listing)
-            setup = load_setup(first, self.name, folder)
-            self._baseline(setup, folder)
-            length = self._length(setup, folder, minutes)
+            try:
+                steps.prepare(first, self.name, folder, self.listing)
+                setup = load_setup(first, self.name, folder)
+                self._baseline(setup, folder)
+                length = self._length(setup, folder, minutes)
+            except UserError:
+                if new:  # nothing is trained yet: a refused call leaves no images behind
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
             with self._plainly():
                 return self._pruned(self._params(method, length), method, folder)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import cost, networks
-from pipeline.errors import UserError, joined
+from pipeline.errors import UserError, explained, first_line, joined
 from pipeline.files import destination, digest
 from pipeline.networks import duplicate, given
 from pipeline.networks.folded import fold
@@ -33,6 +35,18 @@ def check_kind(name: str, value: object, allowed: str, kind: Any) -> None:
         raise UserError(f"{name} is {str(value)!r}; a null character isn't allowed")
 
 
+def check_path(name: str, value: object) -> None:
+    """UserError where an argument isn't a path that the file system could have."""
+    check_kind(name, value, "a path", str | Path)
+    try:
+        os.stat(str(value))
+    except UnicodeEncodeError:
+        raise UserError(f"{name} is {value!r}, which has a character that no path has") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{name} is {reprlib.repr(str(value))}: {error.strerror}") from None
+
+
 def built(
     network: nn.Module | Path | str, factory: str | None, args: dict[str, Any] | None
 ) -> tuple[nn.Module, str, dict[str, Any]]:
@@ -40,6 +54,7 @@ def built(
     if args is not None and factory is None:
         raise UserError("args are those of a factory, which is missing: package.module:function")
     if isinstance(network, str | Path):
+        check_path("network", network)
         if not Path(network).exists():
             raise UserError(f"{network} can't be read: there is no such file")
         if factory is None:
@@ -51,11 +66,15 @@ def built(
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
         raise UserError(f"network must be a torch.nn.Module that is built, or a file of weights, not {kind}")
     whole = networks.unwrapped(network)
-    networks.check_complete(type(whole).__name__, whole)
-    wrong = [key for key, value in whole.state_dict().items() if not isinstance(value, Tensor)]
+    name = type(whole).__name__
+    networks.check_complete(name, whole)
+    with explained(f"{name} has methods of its own that fail where torch's don't, __repr__ or state_dict"):
+        repr(whole)  # torch's trace and its messages call it
+        state = whole.state_dict()
+    wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
-    for key, value in whole.state_dict().items():
+    for key, value in state.items():
         try:
             finite = bool(value.isfinite().all())
         except RuntimeError:  # torch has no such function for sparse, quantized and 8-bit floats
@@ -66,9 +85,15 @@ def built(
         if not finite:
             raise UserError(f"the network's {key} must be finite, but holds infinite values or NaN")
     try:
-        net = duplicate(whole).cpu().float().eval()
+        net = duplicate(whole).cpu().float()
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
-        raise UserError(f"{type(whole).__name__} can't be copied (copy.deepcopy): {error}") from error
+        raise UserError(f"{name} can't be copied (copy.deepcopy): {first_line(error)}") from error
+    with explained(f"{name} can't be put into evaluation mode"):
+        if net.train() is not net or net.eval() is not net:
+            raise UserError(f"train() and eval() of {name} must return the network, as torch's do: return self")
+    copied = net.state_dict()
+    if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
+        raise UserError(f"a copy of {name} (copy.deepcopy) has other weights than the network")
     fold(type(net).__name__, net)
     if factory is None:
         key = digest(cache.weights_digest(net), cache.layers_digest(net, taken(net)))
@@ -80,6 +105,10 @@ def built(
     except RuntimeError as error:
         raise UserError(f"factory {factory} builds another network than the one given: {joined(error)}") from None
     return whole, factory, args or {}
+
+
+def _equal(copied: Tensor, value: Tensor) -> bool:
+    return copied.shape == value.shape and bool((copied == value.cpu().to(copied.dtype)).all())
 
 
 def task_of(network: nn.Module) -> tuple[str, int, int]:
@@ -96,7 +125,12 @@ def task_of(network: nn.Module) -> tuple[str, int, int]:
                 "3 channels (RGB), 1 (luma) or 4 (packed Bayer, of which RGB twice as large is made)"
             )
         return "low_light", 2, 3
-    scale = made[2] // side if len(made) == 4 else 0
+    if len(made) != 4:
+        raise UserError(
+            f"the network makes {tuple(made)} of (1, {channels}, {side}, {side}); an image is needed, "
+            f"(1, {channels}, height, width)"
+        )
+    scale = made[2] // side
     return ("super_resolution", scale, channels) if scale > 1 else ("restoration", 1, channels)
 
 
