@@ -33,6 +33,13 @@ def sleep(params, network):
 if __name__ == "__main__":
     main(sleep, "network")
 """
+SLOW = """
+import time
+from pathlib import Path
+def build():
+    Path("slow.begun").write_text("begun")
+    time.sleep(600)
+"""
 LOCK = "schema: '2.0'\nstages:\n  one:\n    cmd: make one\n    outs:\n    - path: a\n      hash: md5\n      md5: abc\n"
 
 
@@ -113,6 +120,27 @@ def test_what_check_refuses_is_said_before_dvc_begins(chain: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("check: error: params.yaml\nmake: ")
     assert done.stdout == ""
+
+
+def test_a_check_ends_with_the_make_repro_that_began_it(begun: Callable, chain: Path) -> None:
+    """Its network is one that is never built: without the kill it would go on for ten minutes."""
+    params, check = chain / "params.yaml", chain / "stages/check.py"
+    before = params.read_text()
+    values = yaml.safe_load(before)
+    values["networks"]["edsr"] = {"factory": "slow:build", "task": "super_resolution", "scale": 2}
+    (chain / "slow.py").write_text(SLOW)
+    params.write_text(yaml.safe_dump(values))
+    shutil.copy(ROOT / "stages/check.py", check)
+    try:
+        process = begun("make", "repro", stages=1)
+        (repro,) = (each for each in living(chain) if "stages.repro" in each.cmdline())
+        assert any("stages.check" in each.cmdline() for each in living(chain))
+        repro.kill()
+        process.wait(900)
+        assert gone(chain), [each.cmdline() for each in living(chain)]
+    finally:
+        params.write_text(before)
+        check.write_text("")
 
 
 def test_a_moved_environments_programs_are_told_their_new_place(tmp_path: Path) -> None:
