@@ -58,6 +58,20 @@ class Failing(Small):
         raise ValueError("no state")
 
 
+class Mute(Small):
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
+class Merging(Small):
+    """As LoRA's layers do, it has other weights in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.training != mode:
+            self.last.weight.data += 0.01 if self.training else -0.01
+        return super().train(mode)
+
+
 class Modeless(Small):
     """As networks that freeze their batch norms are often written: a `return` is missing."""
 
@@ -287,9 +301,10 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         ({"factory": 5}, "^factory is 5; a text is allowed"),
         ({"factory": "edsr", "args": [1]}, r"^args is \[1\]; a dictionary is allowed"),
         ({"images": "\ud800"}, r"^images is '\\ud800', which has a character that no path has"),
-        ({"work": "w" * 5000}, "^work is 'w.*w': File name too long"),
-        ({"network": Failing()}, "^Failing has methods of its own that fail .*, __repr__ or state_dict: .*no state"),
-        ({"network": Modeless()}, r"^train\(\) and eval\(\) of Modeless must return the network"),
+        pytest.param({"network": Mute()}, r"^repr\(\) of Mute fails: ValueError: no words", id="mute"),
+        pytest.param({"work": "w" * 5000}, "^work is 'w.*w': File name too long", id="a long name"),
+        ({"network": Failing()}, r"^state_dict\(\) of Failing fails: ValueError: no state"),
+        ({"network": Modeless()}, r"^train\(\) of Modeless must return the network, as torch's does: return self"),
         ({"network": Redrawn()}, r"^a copy of Redrawn \(copy.deepcopy\) has other weights than the network"),
         ({"network": Flat(), "task": None, "scale": None}, r"makes \(3, 96, 96\) of \(1, 3, 48, 48\); an image is"),
         ({"norms": "yes"}, "^norms is 'yes'; True or False is allowed"),
@@ -326,6 +341,32 @@ def test_a_refused_run_leaves_no_images_in_the_work_folder(small: nn.Module, pho
     with pytest.raises(UserError, match="too few here"):
         Pruner(small, photos, work=tmp_path / "work").run(minutes=1e-6)
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_refused_run_keeps_what_a_stopped_one_has_made(
+    small: nn.Module, photos: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    def refused(*given: Any) -> None:
+        raise UserError("refused")
+
+    pruner = Pruner(small, photos, work=tmp_path / "work")
+    monkeypatch.setattr(pruner, "_pruned", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.run(minutes=1)
+    made = sorted(path for path in (tmp_path / "work").rglob("*") if path.is_file())
+    monkeypatch.setattr(pruner, "_length", refused)
+    with pytest.raises(UserError, match="refused"):
+        pruner.run(minutes=1)
+    assert made == sorted(path for path in (tmp_path / "work").rglob("*") if path.is_file())
+
+
+def test_a_network_whose_modes_change_its_weights_is_taken(photos: Path, tmp_path: Path) -> None:
+    network = Merging()
+    Pruner(network, photos, work=tmp_path / "work")
+    assert network.training
 
 
 def test_a_network_of_other_pixel_values_is_refused(photos: Path, tmp_path: Path, quick: None) -> None:

@@ -38,6 +38,8 @@ from pipeline.report import page
 from pipeline.training import cache
 from pipeline.training.setup import Setup, example, load_setup
 
+LOCK = "running"  # in a run's folder: held while a process works there
+
 
 @dataclass(frozen=True)
 class Result:
@@ -192,8 +194,8 @@ class Pruner:
         image = example(self._section, first.train[self.name], self.network)
         network = cache.weights_digest(self.network), cache.layers_digest(self.network, image)
         folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
-        new = not folder.exists()
         with _alone(folder):
+            new = [path.name for path in folder.iterdir()] == [LOCK]
             try:
                 steps.prepare(first, self.name, folder, self.listing)
                 setup = load_setup(first, self.name, folder)
@@ -294,7 +296,7 @@ def _existing(folder: Path) -> Path:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a run's folder until the block, or this process, ends. UserError where another process holds it."""
-    path = folder / "running"
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = path.open("a")  # stays the same file: another process would lock a new one

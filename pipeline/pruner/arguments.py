@@ -41,7 +41,7 @@ def check_path(name: str, value: object) -> None:
     try:
         os.stat(str(value))
     except UnicodeEncodeError:
-        raise UserError(f"{name} is {value!r}, which has a character that no path has") from None
+        raise UserError(f"{name} is {reprlib.repr(str(value))}, which has a character that no path has") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{name} is {reprlib.repr(str(value))}: {error.strerror}") from None
@@ -61,6 +61,7 @@ def built(
             return recognise(Path(network))
         net = networks.build(factory, args or {})
         load_weights(Path(network), net, factory, args or {})
+        _ready(type(net).__name__, net)
         return net, factory, args or {}
     if not isinstance(network, nn.Module):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
@@ -68,9 +69,9 @@ def built(
     whole = networks.unwrapped(network)
     name = type(whole).__name__
     networks.check_complete(name, whole)
-    with explained(f"{name} has methods of its own that fail where torch's don't, __repr__ or state_dict"):
-        repr(whole)  # torch's trace and its messages call it
-        state = whole.state_dict()
+    with explained(f"repr() of {name} fails"):  # torch's trace and its messages call it
+        repr(whole)
+    state = _state(name, whole)
     wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise UserError(f"'{wrong[0]}' of the network's state_dict must be a tensor")
@@ -85,15 +86,16 @@ def built(
         if not finite:
             raise UserError(f"the network's {key} must be finite, but holds infinite values or NaN")
     try:
-        net = duplicate(whole).cpu().float()
+        net = duplicate(whole)
     except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
         raise UserError(f"{name} can't be copied (copy.deepcopy): {first_line(error)}") from error
-    with explained(f"{name} can't be put into evaluation mode"):
-        if net.train() is not net or net.eval() is not net:
-            raise UserError(f"train() and eval() of {name} must return the network, as torch's do: return self")
-    copied = net.state_dict()
+    copied = _state(name, net)
     if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
         raise UserError(f"a copy of {name} (copy.deepcopy) has other weights than the network")
+    for method in ("cpu", "float", "train", "eval"):  # the last of them stays
+        with explained(f"{method}() of {name} fails"):
+            if getattr(net, method)() is not net:
+                raise UserError(f"{method}() of {name} must return the network, as torch's does: return self")
     fold(type(net).__name__, net)
     if factory is None:
         key = digest(cache.weights_digest(net), cache.layers_digest(net, taken(net)))
@@ -107,8 +109,21 @@ def built(
     return whole, factory, args or {}
 
 
+def _state(name: str, network: nn.Module) -> dict[str, Any]:
+    with explained(f"state_dict() of {name} fails"):
+        return dict(network.state_dict())
+
+
+def _ready(name: str, network: nn.Module) -> None:
+    """Put a network on the CPU, into float32 and evaluation mode. UserError where methods of its own don't do so."""
+    for method in ("cpu", "float", "train", "eval"):
+        with explained(f"{method}() of {name} fails"):
+            if getattr(network, method)() is not network:
+                raise UserError(f"{method}() of {name} must return the network, as torch's does: return self")
+
+
 def _equal(copied: Tensor, value: Tensor) -> bool:
-    return copied.shape == value.shape and bool((copied == value.cpu().to(copied.dtype)).all())
+    return copied.shape == value.shape and bool((copied == value).all())
 
 
 def task_of(network: nn.Module) -> tuple[str, int, int]:

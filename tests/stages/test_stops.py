@@ -27,7 +27,7 @@ from stages.command import main
 def sleep(params, network):
     Path(f"{network}.begun").write_text("begun")
     try:
-        time.sleep(600)
+        time.sleep(3600)
     finally:
         Path(f"{network}.left").write_text("cleared up")
 if __name__ == "__main__":
@@ -38,7 +38,7 @@ import time
 from pathlib import Path
 def build():
     Path("slow.begun").write_text("begun")
-    time.sleep(600)
+    time.sleep(3600)
 """
 LOCK = "schema: '2.0'\nstages:\n  one:\n    cmd: make one\n    outs:\n    - path: a\n      hash: md5\n      md5: abc\n"
 
@@ -123,7 +123,7 @@ def test_what_check_refuses_is_said_before_dvc_begins(chain: Path) -> None:
 
 
 def test_a_check_ends_with_the_make_repro_that_began_it(begun: Callable, chain: Path) -> None:
-    """Its network is one that is never built: without the kill it would go on for ten minutes."""
+    """Its network is one that is never built: by itself it would go on for an hour."""
     params, check = chain / "params.yaml", chain / "stages/check.py"
     before = params.read_text()
     values = yaml.safe_load(before)
