@@ -25,7 +25,7 @@ class Linears(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         made = func(*args, **(kwargs or {}))
         if func is F.linear:
-            self.macs += made.numel() * args[0].shape[-1]
+            self.macs += made.numel() * (*args, *(kwargs or {}).values())[0].shape[-1]
         return made
 
 

@@ -68,13 +68,15 @@ def begun(chain: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         for left in [*chain.glob("*.begun"), *chain.glob("*.left")]:
             left.unlink()
         log = open(chain / "log", "w")  # noqa: SIM115
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `make test &` ignores it
+        # a shell's `make test &` ignores the first, and nohup the second; what is ignored stays so in the command
+        before = [(number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGINT, signal.SIGHUP)]
         try:
             process = subprocess.Popen(
                 words, cwd=chain, env=ENVIRONMENT | environment, stdout=log, stderr=log, start_new_session=True
             )
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before:
+                signal.signal(number, handler)
         processes.append(process)
         until = time.monotonic() + 900
         while len(list(chain.glob("*.begun"))) < stages:
