@@ -92,10 +92,7 @@ def built(
     copied = _state(name, net)
     if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
         raise UserError(f"a copy of {name} (copy.deepcopy) has other weights than the network")
-    for method in ("cpu", "float", "train", "eval"):  # the last of them stays
-        with explained(f"{method}() of {name} fails"):
-            if getattr(net, method)() is not net:
-                raise UserError(f"{method}() of {name} must return the network, as torch's does: return self")
+    _ready(name, net)
     fold(type(net).__name__, net)
     if factory is None:
         key = digest(cache.weights_digest(net), cache.layers_digest(net, taken(net)))
