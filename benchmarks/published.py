@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ATD": {"depths": (2, 2), "num_heads": (6, 6), "upscale": 2, "upsampler": "pixelshuffle"},
     "CRAFT": {"depths": [2], "num_heads": [6]},
     "CodeFormer": {"n_layers": 2},
-    "DDColor": {"encoder_name": "convnext-t", "nf": 64, "num_queries": 10, "dec_layers": 3},
+    "DDColor": {"encoder_name": "convnext-t", "num_queries": 10, "dec_layers": 3},
     "DAT": {"embed_dim": 60, "depth": [2], "num_heads": [2]},
     "DRCT": {"embed_dim": 60, "depths": (6,), "num_heads": (6,), "upscale": 2, "upsampler": "pixelshuffle"},
     "DRUNet": {"in_nc": 3, "out_nc": 3, "nc": [16, 32, 64, 128], "nb": 2},

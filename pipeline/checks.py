@@ -85,8 +85,9 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
         raise UserError(f"{needed} it gives no tensor, but a {type(output).__name__}{hint}")
     if output.shape != shape and (hint := _other_channels(name, section, example, network)):
         raise UserError(hint)
-    if output.shape != shape or output.dtype != torch.float32:
-        raise UserError(f"{needed} it gives {tuple(output.shape)} {output.dtype}")
+    if output.shape != shape or output.dtype != torch.float32 or not rebuilt.dense(output):
+        kind = "" if output.layout == torch.strided else f", {str(output.layout).removeprefix('torch.')}"
+        raise UserError(f"{needed} it gives {tuple(output.shape)} {output.dtype}{kind}")
     if not output.isfinite().all():
         raise UserError(f"{needed} it gives infinite values or NaN")
 

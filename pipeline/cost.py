@@ -18,7 +18,6 @@ printed figures pin it down:
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import json
 import logging
@@ -39,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained
-from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, input_channels
+from pipeline.networks import PAPER_ARGS, PAPER_SIZE, build, duplicate, input_channels
 
 BYTES_PER_ELEMENT = 4  # fp32
 
@@ -167,7 +166,7 @@ def _shadow(network: nn.Module, mode: Any) -> nn.Module:
     for tensor in tensors:
         empty = mode.from_tensor(tensor.detach(), static_shapes=True)
         replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(network, replaced)
+    return duplicate(network, replaced)
 
 
 class _Counter(TorchDispatchMode):

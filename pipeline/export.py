@@ -7,7 +7,6 @@ free. The file is written only after onnxruntime, on the CPU, has computed from 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib
 import keyword
 import logging
@@ -24,7 +23,7 @@ from pipeline import cost
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained, first_line, raised
 from pipeline.files import destination, write_bytes
-from pipeline.networks import checkpoint, input_channels
+from pipeline.networks import checkpoint, duplicate, input_channels
 
 OPSET = 18  # what torch's exporter writes without converting it; onnxruntime reads it from 1.14 on
 TOLERANCE = 1e-4  # largest absolute difference allowed; images are 0..1, an 8-bit level is 4e-3
@@ -55,7 +54,7 @@ def export(network: nn.Module, path: Path, channels: tuple[int, ...]) -> Exporte
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(f"{path} can't be made: {first_line(error)}; requirements.txt has {package}") from None
-    network = copy.deepcopy(network).cpu().float().eval()
+    network = duplicate(network).cpu().float().eval()
     held = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if held >= LARGEST:
         raise UserError(f"{path}: the network holds {held} bytes, but one ONNX file holds less than {LARGEST}")

@@ -63,6 +63,11 @@ class Mute(Small):
         raise ValueError("no words")
 
 
+class Thinned(Small):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).to_sparse()
+
+
 class Merging(Small):
     """As LoRA's layers do, it has other weights in evaluation mode."""
 
@@ -293,6 +298,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
             {"network": sparse()},
             "^the network's sparse is a tensor of float32, sparse_csr; dense ones of 16 to 64 bits",
         ),
+        ({"network": Thinned()}, r"needs an output .* but it gives \(1, 3, 48, 48\) torch.float32, sparse_coo"),
         ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
         ({"images": 5}, "^images is 5; a path is allowed"),

@@ -6,7 +6,6 @@ what slows the machine slows them all; figures are medians and ranges, and ratio
 
 from __future__ import annotations
 
-import copy
 import os
 import resource
 import signal
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from pipeline import config, cost, export
 from pipeline.errors import UserError
 from pipeline.latency import layer_times
+from pipeline.networks import duplicate
 from pipeline.networks.checkpoint import Kept
 from pipeline.pruning import coupling, importance, removal, rules
 from pipeline.training.device import release_memory
@@ -127,7 +127,7 @@ def runtimes(
         left_out["onnxruntime"] = str(error)
     if torch.cuda.is_available():
         # copies: a module moves as it stands, and the CPU's calls go on with theirs
-        calls_of["cuda"] = {name: on_torch(copy.deepcopy(network), "cuda") for name, network in networks.items()}
+        calls_of["cuda"] = {name: on_torch(duplicate(network), "cuda") for name, network in networks.items()}
     return calls_of, left_out
 
 

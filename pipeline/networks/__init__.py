@@ -17,7 +17,7 @@ import inspect
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from pipeline.errors import UserError, explained
 from pipeline.networks import outputs
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Height and width of the network's input at which Table 1 of the ICIP 2019 paper counts. SID's input is packed raw:
 # half the height and width of the sensor's 2848 × 4256 pixels.
@@ -155,24 +155,30 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB"
 
 
-def duplicate(network: nn.Module) -> nn.Module:
+def duplicate(network: nn.Module, replaced: Mapping[int, Tensor] | None = None) -> nn.Module:
     """A deep copy that shares no parameter or buffer with the network.
 
-    `copy.deepcopy` refuses a network after a training step if its forward has left a result on a module: a feature
-    kept for a loss, the kernel of an old weight_norm. Such results are detached, and shared until the next forward.
+    replaced: what stands in the copy in place of tensors, by the id of each.
+
+    `copy.deepcopy` refuses a network after a training step if its forward has left a result somewhere: a feature kept
+    for a loss, the kernel of an old weight_norm. Such results are detached, and shared until the next forward.
     """
     from torch import Tensor
-    from torch.utils._pytree import tree_leaves
+    from torch.overrides import TorchFunctionMode
 
-    memo: dict[int, Any] = {}
+    class Detached(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if func is Tensor.__deepcopy__ and args[0].grad_fn is not None:
+                return args[0].detach()
+            return func(*args, **(kwargs or {}))
+
+    memo: dict[int, Any] = dict(replaced or {})
     for module in network.modules():
         for value in vars(module).values():
             if type(value) is OrderedDict and not value:  # a module has a dozen: of hooks, of parameters
                 memo[id(value)] = OrderedDict()  # what a deep copy of it is, a hundred times as fast
-            elif type(value) not in (bool, int, str):
-                left = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
-                memo |= {id(tensor): tensor.detach() for tensor in left}
-    return copy.deepcopy(network, memo)
+    with Detached():
+        return copy.deepcopy(network, memo)
 
 
 def input_channels(name: str) -> int:

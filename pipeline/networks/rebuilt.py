@@ -110,7 +110,7 @@ def follows(network: nn.Module, traced: dict[str, Any]) -> bool:
 
 
 def answer(network: nn.Module, image: Tensor, seed: int = 0) -> Tensor | None:
-    """The output in eval mode under a random state that is always the same; None when it fails or gives no tensor."""
+    """The output in eval mode, under the same random state each time; None if it fails or gives no dense tensor."""
     network.eval()
     with aside(network), torch.no_grad():
         torch.manual_seed(seed)
@@ -121,7 +121,12 @@ def answer(network: nn.Module, image: Tensor, seed: int = 0) -> Tensor | None:
             output = network(image)
         except Exception:  # a user's forward may raise anything; what trains it says so
             return None
-    return output if isinstance(output, Tensor) else None
+    return output if isinstance(output, Tensor) and dense(output) else None
+
+
+def dense(value: Tensor) -> bool:
+    """Whether torch's functions take it: not a sparse or a quantized tensor."""
+    return value.layout == torch.strided and not value.is_quantized
 
 
 @contextmanager

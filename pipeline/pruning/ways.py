@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 from collections.abc import Sequence
@@ -74,7 +73,7 @@ def detours(own: nn.Module, picture: torch.Tensor, usual: list[str]) -> list[tor
     if that takes at most about 10^10 multiply-adds and makes at most 5 · 10^7 elements.
     """
     held = (leaf for module in own.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, torch.Tensor))
-    shadow = copy.deepcopy(own, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
+    shadow = duplicate(own, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
     channels, height, width = picture.shape[1:]
     known, weights = set(pairwise(usual)), sum(tensor.numel() for tensor in own.parameters())
 

@@ -146,6 +146,7 @@ def test_the_keyboard_and_sentences_pass() -> None:
         (lambda s, x: s.layer(x).half(), "torch.float16"),
         (lambda s, x: s.layer(x) + 0j, "torch.complex64"),
         (lambda s, x: s.layer(x).byte(), "torch.uint8"),
+        (lambda s, x: s.layer(x).to_sparse(), "torch.float32, sparse_coo"),
         (lambda s, x: s.layer(x)[..., 1:], "it gives (1, 3, 16, 15)"),
         (lambda s, x: s.layer(x) / 0, "infinite values or NaN"),
         (lambda s, x: s.layer(x) + torch.log(x), "infinite values or NaN"),

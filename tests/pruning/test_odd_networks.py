@@ -500,6 +500,21 @@ def test_a_copy_shares_no_parameter_and_no_buffer() -> None:
         assert tensor.data_ptr() != network.state_dict()[name].data_ptr()
 
 
+def test_a_network_whose_hook_keeps_a_feature_can_be_copied_after_training() -> None:
+    class Kept:
+        feature: Tensor
+
+        def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            self.feature = output
+
+    network, kept = norms_of_each_channel(), Kept()
+    network.first.register_forward_hook(kept)
+    network(EXAMPLE)
+    copied = networks.duplicate(network)
+    assert kept.feature.grad_fn is not None  # the original can still be trained on
+    assert torch.equal(copied(EXAMPLE), network(EXAMPLE))
+
+
 def test_a_hook_or_a_layer_given_to_a_copy_isnt_the_originals() -> None:
     network = norms_of_each_channel()
     copied = networks.duplicate(network)
