@@ -223,7 +223,7 @@ def tradeoff(rows: list[dict[str, Any]], network: str, output: Path) -> None:
         bars = [[change["mean"] - change["low"]], [change["high"] - change["mean"]]]
         axes.errorbar(row["mac_percent"], change["mean"], yerr=bars, color=colour(name), capsize=3, fmt="D",
                       markersize=max(5, 12 - number), label=f"method {name}")  # fmt: skip
-    axes.set_xlim(right=102)
+    axes.set_xlim(0, 102)
     axes.set(xlabel="MACs kept (%): further left is cheaper", ylabel="PSNR change (dB): up is better")
     axes.grid(alpha=0.3)
     axes.legend()
