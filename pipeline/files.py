@@ -162,7 +162,7 @@ def read_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             kind = "it is a folder" if path.is_dir() else "it is no regular file"
             raise UserError(f"{path} can't be read: {kind}; {again(path)}")
-        return path.read_bytes()
+        return whole(path)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}; {first(path)}") from None
 
@@ -171,7 +171,16 @@ def regular_bytes(path: Path) -> bytes:
     """A file's bytes; OSError also for a pipe or a device, which would be waited for without end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return path.read_bytes()
+    return whole(path)
+
+
+def whole(path: Path) -> bytes:
+    """A file's bytes; OSError also where they don't fit in memory."""
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        size = path.stat().st_size
+        raise OSError(errno.ENOMEM, f"its {size:,} bytes are more than memory takes", str(path)) from None
 
 
 def read_json(path: Path, *keys: str) -> Any:
@@ -239,7 +248,7 @@ def load_tensors(path: Path, device: Any = "cpu") -> Any:
     try:
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # /dev/zero has no end
             raise UserError(f"{path} can't be read: a regular file is needed")
-        packed = path.read_bytes()
+        packed = whole(path)
     except OSError as error:
         needed = f"; {first(path)}" if stage_of(path) else ""
         raise UserError(f"{path} can't be read: {error.strerror or error}{needed}") from None

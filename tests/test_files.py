@@ -297,6 +297,15 @@ def test_tensors_without_checksums_are_read(tmp_path: Path, old: str) -> None:
     assert torch.equal(files.load_tensors(path)["weight"], value["weight"])
 
 
+@pytest.mark.parametrize("read", [files.load_tensors, files.read_json])
+def test_a_file_larger_than_memory_is_one_sentence(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, 2**43)  # without contents: it takes no space
+    with pytest.raises(UserError, match=r"large can't be read: its 8,796,093,022,208 bytes are more than memory"):
+        read(path)
+
+
 def test_tensors_are_read_from_regular_files_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):

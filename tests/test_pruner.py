@@ -216,6 +216,17 @@ def test_a_network_that_computes_or_trains_otherwise_with_equal_weights_is_anoth
     assert folders[0] == folders[1] != folders[2]
 
 
+def test_whole_minutes_are_the_same_run_as_a_number_or_a_fraction(
+    small: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr("pipeline.pruner.steps.prepare", lambda params, name, folder, listing: folders.append(folder))
+    for minutes in (20, 20.0, 21):
+        with pytest.raises(UserError):  # there are no prepared images
+            Pruner(small, photos, work=tmp_path).run(minutes=minutes)
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_no_image_is_in_two_splits(small: nn.Module, photos: Path, tmp_path: Path) -> None:
     parts = Pruner(small, photos, work=tmp_path / "work").listing.parts
     names = [source.name for part in parts.values() for source in part.sources]

@@ -142,7 +142,7 @@ class Pruner:
                 raise UserError(self.listing.errors[0] + (f" ({more} more images or names are wrong)" if more else ""))
             checks.tried(params, self.name, self.listing.parts)
         if (free := shutil.disk_usage(_existing(self.work)).free) < (needed := self._bytes()):
-            raise UserError(f"{self.work}: {needed / 1e9:.1f} GB are needed on this disk, which has {free / 1e9:.1f}")
+            raise UserError(f"{self.work}: {needed / 1e6:,.1f} MB are needed on this disk, which has {free / 1e6:,.1f}")
         write_bytes(self.work / ".probe", b"")  # before any training
         (self.work / ".probe").unlink(missing_ok=True)
 
@@ -193,7 +193,7 @@ class Pruner:
         ]  # fmt: skip
         image = example(self._section, first.train[self.name], self.network)
         network = cache.weights_digest(self.network), cache.layers_digest(self.network, image)
-        folder = self.work / digest(first.model_dump(mode="json"), *network, files, minutes)
+        folder = self.work / digest(first.model_dump(mode="json"), *network, files, float(minutes))
         with _alone(folder):
             new = [path.name for path in folder.iterdir()] == [LOCK]
             try:
