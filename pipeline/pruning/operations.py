@@ -9,6 +9,7 @@ operations that only move elements are in `moves.py`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -119,18 +120,23 @@ def convolution(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 
 def linear(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
     """Like a convolution, over the last dimension."""
-    labels = trace.get(args["input"])
+    return dense(trace, node, args["input"], args["weight"], 0, args["bias"])
+
+
+def dense(trace: Labels, node: Node, source: Node, kernel: Node, makes: int, bias: Node | None = None) -> np.ndarray:
+    """A product of the last dimension and a kernel of two; makes: the kernel's dimension that makes the channels."""
+    labels, rank = trace.get(source), len(shape_of(kernel))
     if labels.size != labels.shape[-1]:
-        return unknown(trace, node, args)  # channels sit in another dimension and would be carried past the kernel
+        return unknown(trace, node, {})  # channels sit in another dimension and would be carried past the kernel
     outputs = trace.new(shape_of(node)[-1])
-    if args["weight"] in trace.buffers:
+    if kernel in trace.buffers:
         trace.freeze(outputs, f"the kernel of {describe(node)}, which training doesn't change")
-    if args["weight"] in trace.still:
-        layer = layer_of(trace, args["weight"], node)
-        trace.carriers.append((layer, trace.along(args["input"], -1), outputs))
-    trace.attach(args["weight"], 0, outputs, role_of(trace, args["weight"], node, outputs))
-    trace.attach(args["weight"], 1, trace.along(args["input"], -1), "input")
-    trace.attach(args["bias"], 0, outputs, "channel")
+    if kernel in trace.still:
+        trace.carriers.append((layer_of(trace, kernel, node), trace.along(source, -1), outputs))
+    reads = 2 * rank - 3 - makes  # the other one of the last two
+    trace.attach(kernel, makes, outputs, role_of(trace, kernel, node, outputs))
+    trace.attach(kernel, reads, trace.along(source, -1), "input")
+    trace.attach(bias, 0, outputs, "channel")
     return outputs.reshape([1] * (len(shape_of(node)) - 1) + [-1])
 
 
@@ -182,13 +188,16 @@ def softmax(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
 
 
 def multiplies(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:
-    """Products of matrices [..., I, K] and [..., K, J], as in attention."""
+    """Products of matrices [..., I, K] and [..., K, J], as in attention; of [..., K] and a parameter [K, J]."""
     sources = [args["self"], args["other"] if "other" in args else args["mat2"]]
     if any(len(shape_of(source)) < 2 for source in sources):
         return unknown(trace, node, args)
+    left, right = map(shape_of, sources)
+    if sources[1] in trace.owned and math.prod(right[:-2]) == 1 and len(right) <= len(left):
+        return dense(trace, node, sources[0], sources[1], len(right) - 1)  # a linear layer written out
     batch = "".join(chr(ord("a") + d) for d in range(len(shape_of(node)) - 2))
-    left, right = (f"{batch[len(batch) + 2 - len(shape_of(source)) :]}" for source in sources)
-    return product(trace, node, sources, [f"{left}IK", f"{right}KJ"], f"{batch}IJ")
+    terms = [f"{batch[len(batch) + 2 - len(shape_of(source)) :]}" for source in sources]
+    return product(trace, node, sources, [f"{terms[0]}IK", f"{terms[1]}KJ"], f"{batch}IJ")
 
 
 def einsum(trace: Labels, node: Node, args: dict[str, Any]) -> np.ndarray:

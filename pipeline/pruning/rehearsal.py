@@ -17,6 +17,7 @@ from pipeline.pruning.removal import Coupling, Group
 
 Removals = dict[Group, Sequence[int]]
 FAILURES = (Exception, SystemExit)  # a forward may raise anything, and may even exit
+CORNER = 8  # pixels along a side of a quick trial's image
 RUNS = 32  # in training, where chance may choose the way
 
 
@@ -43,7 +44,7 @@ def rehearse(
     for drawn in (True, False):
         for dtype in dict.fromkeys((torch.float64, image.dtype)):
             try:
-                trial = cast(duplicate(own), dtype)
+                trial = cast(duplicate(own), dtype).requires_grad_(False)  # a copy of a module's own may ask for them
             except FAILURES:  # a module's own way of changing its type
                 continue
             full = scramble(trial, image.to(dtype), rng) if drawn else result(trial, image.to(dtype))
@@ -106,7 +107,23 @@ def scramble(trial: nn.Module, image: torch.Tensor, rng: torch.Generator) -> tor
 
 def tremor(trial: nn.Module, image: torch.Tensor, full: torch.Tensor) -> float:
     """What an error of rounding in the image becomes in the output: products of products enlarge it without bound."""
-    again = result(trial, image * (1 + 4 * torch.finfo(image.dtype).eps))
+    return _moved(result(trial, image * (1 + 4 * torch.finfo(image.dtype).eps)), full)
+
+
+def quake(trial: nn.Module, image: torch.Tensor, full: torch.Tensor) -> float:
+    """What an error of rounding in all weights becomes in the output.
+
+    One in the image may end within the network: at the choice of a code from a codebook, at a clamp.
+    """
+    shaken = duplicate(trial)
+    with torch.no_grad():
+        for tensor in shaken.parameters():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 4 * torch.finfo(tensor.dtype).eps)
+    return _moved(result(shaken, image), full)
+
+
+def _moved(again: torch.Tensor | None, full: torch.Tensor) -> float:
     if again is None or again.shape != full.shape:
         return float("inf")
     return float((again - full).nan_to_num(0.0).abs().max())
@@ -145,8 +162,8 @@ def loud(image: torch.Tensor) -> torch.Tensor:
 
 
 def shrunk(own: nn.Module, picture: torch.Tensor) -> torch.Tensor:
-    """A corner of the picture, 8 pixels wide, where the network takes it: quick to compute."""
-    corner = picture[..., :8, :8]
+    """A corner of the picture where the network takes it: quick to compute."""
+    corner = picture[..., :CORNER, :CORNER]
     return picture if result(own, corner) is None else corner
 
 

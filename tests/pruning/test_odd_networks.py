@@ -214,11 +214,38 @@ def rolled_maps() -> nn.Module:
     return three(way)
 
 
+def linear_layers_written_out() -> nn.Module:
+    def way(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        mixed = F.gelu(y.flatten(2).transpose(1, 2) @ self.into) @ self.back
+        return self.last(self.second(y + mixed.transpose(1, 2).reshape(y.shape)))
+
+    return three(way, into=nn.Parameter(torch.rand(6, 10) - 0.5), back=nn.Parameter(torch.rand(1, 10, 6) - 0.5))
+
+
+def kernels_mixed_from_a_set() -> nn.Module:
+    """As in KBNet each pixel's kernel is a mix of four, in three parts of two channels."""
+
+    def way(self: Any, x: Tensor) -> Tensor:
+        y = self.first(x)
+        n, c, h, w = y.shape
+        mix = self.mix(y).flatten(2).transpose(1, 2)
+        each = c // self.parts
+        kernels = (mix @ self.kernels).reshape(n, h * w, self.parts, each, 9 * each)
+        patches = F.unfold(y, 3, padding=1).reshape(n, self.parts, 9 * each, h * w).permute(0, 3, 1, 2)
+        made = (kernels @ patches.unsqueeze(-1)).reshape(n, h * w, c) + mix @ self.biases
+        return self.last(self.second(made.transpose(1, 2).reshape(n, c, h, w)))
+
+    kernels, biases = (nn.Parameter(torch.rand(1, 4, size) - 0.5) for size in (6 * 2 * 9, 6))
+    return three(way, mix=conv(6, 4), parts=3, kernels=kernels, biases=biases)
+
+
 PRUNED = (
     loops_and_ifs, input_joins_features, unshuffled_input, dilated_branches, squeeze_and_excite, loose_scales,
     channels_last_mlp, one_layer_in_two_places, recurrent_gates, masked_by_sign, folded_batch, norms_of_each_channel,
     layer_norm_of_each_channel,
-    fixed_blur, single_numbers, branches_weighed_by_softmax, rolled_maps,
+    fixed_blur, single_numbers, branches_weighed_by_softmax, rolled_maps, linear_layers_written_out,
+    kernels_mixed_from_a_set,
 )  # fmt: skip
 
 
@@ -498,6 +525,25 @@ def test_a_copy_shares_no_parameter_and_no_buffer() -> None:
     for name, tensor in copied.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name])
         assert tensor.data_ptr() != network.state_dict()[name].data_ptr()
+
+
+def test_a_network_that_copies_itself_by_building_a_new_one_keeps_its_channels_and_says_why() -> None:
+    class Rebuilt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = conv(3, 6), conv(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu())
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            made = Rebuilt()
+            made.load_state_dict(self.state_dict())
+            return made
+
+    coupling = find_groups(Rebuilt(), EXAMPLE)
+    assert not coupling.groups
+    assert "a forward that fails when channels go (" in str(coupling.frozen)
 
 
 def test_a_network_whose_hook_keeps_a_feature_can_be_copied_after_training() -> None:

@@ -12,10 +12,11 @@ from removals import EXAMPLE, assert_equals_mask, check
 from topologies import Frame, Residual, conv
 from torch import Tensor, nn
 
+from pipeline.networks import duplicate
 from pipeline.pruning.coupling import find_groups
-from pipeline.pruning.rehearsal import scramble
+from pipeline.pruning.rehearsal import quake, scramble, tremor
 from pipeline.pruning.removal import Coupling, remove
-from pipeline.pruning.trials import OTHER, UNSEEN, difference
+from pipeline.pruning.trials import OTHER, UNSEEN, departs, difference
 
 
 class Halves(nn.Module):
@@ -479,3 +480,53 @@ def test_a_part_without_channels_is_followed_no_further() -> None:
     coupling = find_groups(Middle(lambda m, x, y: y + y[:, 8:].flatten(1).sum()), EXAMPLE)
     assert [group.name for group in coupling.groups] == ["first"]
     assert find_groups(Middle(lambda m, x, y: y + y[:, None].diff(dim=1).flatten(1, 2).sum()), EXAMPLE).groups == ()
+
+
+@torch.no_grad()
+def test_rounding_behind_a_choice_of_codes_is_no_other_result_and_an_error_is() -> None:
+    """No error of rounding in the image passes the choice, and a difference of large numbers enlarges those behind."""
+
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes, self.first, self.second = nn.Parameter(torch.randn(5, 3)), conv(3, 8), conv(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            nearest = (x.permute(0, 2, 3, 1).unsqueeze(-2) - self.codes).square().sum(-1).argmin(-1)
+            y = 1e6 * self.second(self.first(self.codes[nearest].permute(0, 3, 1, 2)).tanh())
+            return y[:, :3] - y[:, 3:]
+
+    torch.manual_seed(0)
+    network, image = Codes().double(), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    network.second.weight[3:] = network.second.weight[:3] + 1e-6 * torch.randn(3, 8, 3, 3)
+    network.second.bias[3:] = network.second.bias[:3]
+    turned = duplicate(network)  # the same sums in another order
+    order = torch.randperm(8)
+    turned.first.weight.copy_(network.first.weight[order])
+    turned.first.bias.copy_(network.first.bias[order])
+    turned.second.weight.copy_(network.second.weight[:, order])
+    whole = network(image)
+    off = float((turned(image) - whole).abs().max())
+    assert off > 256 * torch.finfo(torch.float64).eps * float(whole.abs().max())
+    assert tremor(network, image, whole) == 0
+    assert quake(network, image, whole) > off / 16
+    assert not departs(network, turned, image)
+    turned.first.bias[0] += 1e-4
+    assert departs(network, turned, image)
+
+
+def test_a_norm_that_a_small_image_leaves_a_single_value_costs_no_group() -> None:
+    """Eight pixels become one; two channels in two groups, of which each loses one, would be a value each."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.inner, self.norm = nn.Conv2d(3, 6, 8, 8), conv(6, 4), nn.GroupNorm(2, 4)
+            self.up = nn.ConvTranspose2d(4, 3, 8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.up(F.silu(self.norm(self.inner(self.down(x)))))
+
+    torch.manual_seed(0)
+    coupling = find_groups(Deep(), torch.zeros(1, 3, 16, 16), norms=True)
+    assert [group.name for group in coupling.groups] == ["down", "inner"]
