@@ -312,7 +312,7 @@ class Method(Section):
 
 
 class Gate(Section):
-    """What an iteration must hold to be accepted, on validation images."""
+    """What the final network must hold, on validation images; iterations may miss it by `tolerance`."""
 
     reference: Literal["best", "baseline", "control"]  # best: at each point the better of the two
     max_psnr_drop: Drop  # dB; negative: a gain is asked for

@@ -100,7 +100,7 @@ def measure(network: nn.Module, size: tuple[int, int], channels: int) -> Cost:
     """Count the cost of one image [1, channels, height, width], with size = (height, width) of the network's input.
 
     Convolutions called as functions are counted as well, under the name of the parameter that is their kernel. Raises
-    UserError as `shape` does.
+    UserError when the network can't run on such an input, or makes shapes hang on the values of tensors.
     """
     cost, _ = _run_without_values(network, (1, channels, *size), "cost of {} cannot be counted on an input of {}")
     return cost

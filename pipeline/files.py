@@ -72,6 +72,14 @@ _KINDS = {
 }  # fmt: skip
 
 
+def room(folder: Path, needed: int) -> None:
+    """UserError when the disk that the folder lies on, or will lie on, can't take so many bytes."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{folder}: {needed / 1e6:,.1f} MB are needed on this disk, which has {free / 1e6:,.1f}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one piece; a link stays, and the file that it names is written.
 

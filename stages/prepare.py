@@ -9,7 +9,7 @@ from pipeline import config
 from pipeline.cli import guarded
 from pipeline.data import storage
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import room, write_json
 from pipeline.prepare import layouts, pairs
 from stages.command import main
 from stages.common import RESULTS
@@ -23,7 +23,7 @@ def prepare(params: config.Params, network: str) -> None:
 
     folder, entry, section = RESULTS / "prepare" / network, params.networks[network], params.prepare[network]
     listing = layouts.checked(params, network)
-    room(sum(part.bytes for part in listing.parts.values()))
+    room(RESULTS, sum(part.bytes for part in listing.parts.values()))
     with runs.stage("prepare", network, params={"task": entry.task, "scale": entry.scale}) as run:
         shutil.rmtree(folder / "sets", ignore_errors=True)  # those that params.yaml no longer names
         for name, part in listing.parts.items():
@@ -34,13 +34,6 @@ def prepare(params: config.Params, network: str) -> None:
         write_json(folder / "counts.json", counts)
         run.metrics(counts)
         runs.parent_of(run).tags({"data": f"{section.folder}: {counts}"})
-
-
-def room(needed: int) -> None:
-    """UserError when the disk can't take so many bytes."""
-    free = shutil.disk_usage(RESULTS if RESULTS.is_dir() else RESULTS.parent).free
-    if free < needed:
-        raise UserError(f"{RESULTS}: {needed / 1e9:.1f} GB are needed on this disk, which has {free / 1e9:.1f} GB free")
 
 
 def check() -> None:
@@ -60,10 +53,10 @@ def check() -> None:
         if section.layout in layouts.ARCHIVES:
             print(f"  official archives: {layouts.ARCHIVES[section.layout]}")
         broken = broken or bool(listing.errors)
-    print(f"prepare will write {total / 1e9:.2f} GB, and DVC's cache may keep as much again")
+    print(f"prepare will write {total / 1e6:,.1f} MB, and DVC's cache may keep as much again")
     if broken:
         raise UserError("something is missing or broken, as listed above")
-    room(total)
+    room(RESULTS, total)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,14 @@ class Modeless(Small):
         super().train(mode)
 
 
+class Sharing(Small):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        made = Small()
+        made.load_state_dict(self.state_dict())
+        made.last = self.last
+        return made
+
+
 class Redrawn(Small):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return Redrawn()
@@ -322,6 +330,7 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
         pytest.param({"work": "w" * 5000}, "^work is 'w.*w': File name too long", id="a long name"),
         ({"network": Failing()}, r"^state_dict\(\) of Failing fails: ValueError: no state"),
         ({"network": Modeless()}, r"^train\(\) of Modeless must return the network, as torch's does: return self"),
+        ({"network": Sharing()}, r"^a copy of Sharing \(copy.deepcopy\) shares last.weight with the network"),
         ({"network": Redrawn()}, r"^a copy of Redrawn \(copy.deepcopy\) has other weights than the network"),
         ({"network": Flat(), "task": None, "scale": None}, r"makes \(3, 96, 96\) of \(1, 3, 48, 48\); an image is"),
         ({"norms": "yes"}, "^norms is 'yes'; True or False is allowed"),

@@ -346,7 +346,8 @@ def _check_state(network: nn.Module, state: dict[str, Tensor]) -> None:
 def check_values(key: str, tensor: Tensor, expected: Tensor) -> None:
     """UserError unless a tensor's values may stand for those of the network's own tensor."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise UserError(f"'{key}' must be a dense tensor, not {tensor.dtype} {tensor.layout} on {tensor.device}")
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}".replace("torch.", "")
+        raise UserError(f"'{key}' must be a dense tensor on the CPU, not {kind}")
     kinds = [(one.is_floating_point(), one.is_complex()) for one in (tensor, expected)]
     if kinds[0] != kinds[1] or (tensor.is_floating_point() and tensor.dtype not in FLOATS):
         raise UserError(f"'{key}' holds {tensor.dtype} where {expected.dtype} is expected")

@@ -88,7 +88,7 @@ def load_weights(path: Path, network: nn.Module, factory: str, args: dict[str, A
         )
     ours = {key: state[name].detach().to(expected[key].dtype, copy=True) for key, name in layout.keys.items()}
     if spoilt := [layout.keys[key] for key, value in ours.items() if not value.isfinite().all()]:
-        raise UserError(f"{path}: {_some(spoilt)} must be finite, but hold infinite values or NaN")
+        raise UserError(f"{path}: infinite values or NaN in {_some(spoilt)}; all values must be finite")
     try:
         for key, name in layout.keys.items():
             checkpoint.check_values(name, state[name], expected[key])
@@ -185,12 +185,18 @@ def _held(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict, neither bare nor under {', '.join(HOLDERS)}")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: {key!r} of its state_dict must be the name of a tensor, not of {type(value)}")
+        if not isinstance(key, str):
+            raise UserError(f"{path}: {key!r}, a key of its state_dict, must be a text: the name of a tensor")
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {key!r} of its state_dict must be a tensor, not {type(value).__name__}")
         odd = value.is_nested or (value.is_floating_point() and value.dtype not in checkpoint.FLOATS)
         apart = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
         if odd or apart or value.is_complex():
-            raise UserError(f"{path}: '{key}' must be a dense tensor of real numbers, not {value.dtype} {value.layout}")
+            nested = "nested, " if value.is_nested else ""
+            kind = f"{nested}{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+            raise UserError(
+                f"{path}: '{key}' must be a dense tensor of real numbers of 16 to 64 bits on the CPU, not {kind}"
+            )
     return content
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pipeline import checks, config, export, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.files import destination, digest, read_json, write_bytes, write_json, write_text
+from pipeline.files import destination, digest, read_json, room, write_bytes, write_json, write_text
 from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
@@ -141,17 +141,13 @@ class Pruner:
                 more = len(self.listing.errors) - 1
                 raise UserError(self.listing.errors[0] + (f" ({more} more images or names are wrong)" if more else ""))
             checks.tried(params, self.name, self.listing.parts)
-        if (free := shutil.disk_usage(_existing(self.work)).free) < (needed := self._bytes()):
-            raise UserError(f"{self.work}: {needed / 1e6:,.1f} MB are needed on this disk, which has {free / 1e6:,.1f}")
+        room(self.work, sum(part.bytes for part in self.listing.parts.values()))
         write_bytes(self.work / ".probe", b"")  # before any training
         (self.work / ".probe").unlink(missing_ok=True)
 
     @property
     def _section(self) -> config.Network:
         return config.Network(**self._values["networks"][self.name])
-
-    def _bytes(self) -> int:
-        return sum(part.bytes for part in self.listing.parts.values())
 
     def _params(self, method: str, length: Length) -> config.Params:
         """All that params.yaml would say."""
@@ -173,6 +169,7 @@ class Pruner:
         except UserError as error:
             sentence = str(error)
             sentence = sentence.removeprefix("Pruner: ").replace(f"the network of {given.NAME!r}", "the network")
+            sentence = sentence.replace(f"network '{given.NAME}' that is built twice", "a copy of the network")
             for section in ("networks", "prepare"):
                 sentence = sentence.removeprefix(f"{section}.{self.name}: ").removeprefix(f"{section}.{self.name}.")
             raise UserError(sentence) from error.__cause__  # a user's own error, not the same sentence again
@@ -287,10 +284,6 @@ def _stamp(path: Path) -> tuple[int, int]:
             f"{path} can't be read: {error.strerror}; it was there when this Pruner was made, a new one looks again"
         ) from None
     return status.st_size, status.st_mtime_ns
-
-
-def _existing(folder: Path) -> Path:
-    return next(above for above in (folder, *folder.parents) if above.is_dir())
 
 
 @contextmanager

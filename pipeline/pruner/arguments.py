@@ -92,6 +92,12 @@ def built(
     copied = _state(name, net)
     if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
         raise UserError(f"a copy of {name} (copy.deepcopy) has other weights than the network")
+    places = {value.data_ptr() for value in state.values() if value.numel()}
+    if shared := [key for key, value in copied.items() if value.data_ptr() in places]:
+        raise UserError(
+            f"a copy of {name} (copy.deepcopy) shares {shared[0]} with the network, which would change as the copy is "
+            "trained; it must have tensors of its own"
+        )
     _ready(name, net)
     fold(type(net).__name__, net)
     if factory is None:

@@ -53,7 +53,7 @@ class GroupState:
 class State:
     """What one iteration hands to the next: the adaptive scale, each group's factor, and who may be pruned."""
 
-    alpha: float  # of the last accepted iteration
+    alpha: float  # the scale at which the next iteration begins
     step: float  # relative step to the next alpha
     balance: dict[str, float] = field(default_factory=dict)  # b_g; 1 where absent
     frozen: frozenset[str] = frozenset()  # groups that failed alone
@@ -122,7 +122,7 @@ def plan(
     settings: config.Settings,
     total: tuple[float, float],
 ) -> Plan:
-    """The thresholds at `alpha` and what falls below them. settings: of `prune`; total: its MACs and weights."""
+    """The thresholds at `alpha` and what falls below them. total: MACs and weights of the baseline."""
     thresholds, removed = {}, {}
     for group in groups:
         e = b = 1.0

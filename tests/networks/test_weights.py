@@ -322,7 +322,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     theirs = BasicSR(2, 1, 4)
     theirs.conv_last.bias.data[1] = float("nan")
     text = refusal(published(theirs, tmp_path / "nan.pt"), build("edsr", {"blocks": 1, "channels": 4}), "edsr")
-    assert "conv_last.bias must be finite" in text
+    assert "infinite values or NaN in conv_last.bias; all values must be finite" in text
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -362,7 +362,11 @@ def test_a_missing_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
     [
         ([torch.zeros(2)], "holds no state_dict"),
         ({"epoch": 3, "params": {"a": 1}}, "holds no state_dict"),
-        ({"params": {"head.weight": torch.zeros(1), "epoch": 3}}, "'epoch' of its state_dict"),
+        (
+            {"params": {"head.weight": torch.zeros(1), "epoch": 3}},
+            "'epoch' of its state_dict must be a tensor, not int",
+        ),
+        ({"params": {5: torch.zeros(1)}}, "5, a key of its state_dict, must be a text"),
         ({"head.weight": torch.zeros(4, 3, 3, 3).to_sparse()}, "'head.weight' must be a dense tensor"),
         ({"head.weight": torch.zeros(4, 3, 3, 3, dtype=torch.complex64)}, "'head.weight' must be a dense tensor"),
         ({"head.weight": torch.zeros(4, 3, 3, 3, device="meta")}, "'head.weight' must be a dense tensor"),
@@ -407,11 +411,17 @@ def test_make_repro_begins_by_refusing_weights_that_dont_fit_or_were_exchanged(t
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (torch.ones(4, 3, 3, 3).to(torch.float8_e4m3fn), "'head.weight' must be a dense tensor of real numbers, not"),
+        (
+            torch.ones(4, 3, 3, 3).to(torch.float8_e4m3fn),
+            "'head.weight' must be a dense tensor of real numbers of 16 to 64 bits on the CPU, not float8_e4m3fn",
+        ),
         (torch.full((4, 3, 3, 3), 1e38), "'head.weight' must be finite and at most 1e+15, but holds 1e+38"),
         (torch.ones(4, 3, 3, 3, dtype=torch.int32), "'head.weight' holds torch.int32 where torch.float32 is expected"),
         (torch.ones(4, 3, 3, 3, dtype=torch.bool), "'head.weight' holds torch.bool where torch.float32 is expected"),
-        (torch.full((4, 3, 3, 3), 1e300, dtype=torch.float64), "head.weight must be finite, but hold infinite"),
+        (
+            torch.full((4, 3, 3, 3), 1e300, dtype=torch.float64),
+            "infinite values or NaN in head.weight; all values must be finite",
+        ),
     ],
 )
 def test_weights_that_no_network_has_are_refused_by_name(tmp_path: Path, value: Tensor, said: str) -> None:

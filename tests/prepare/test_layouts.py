@@ -285,12 +285,12 @@ def test_the_check_lists_everything_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_folder_too_large_for_the_disk_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.prepare import room
+    from pipeline.files import room
 
     monkeypatch.chdir(tmp_path)
-    room(1000)
-    with pytest.raises(UserError, match=r"results: 1000000000\.0 GB are needed on this disk, which has"):
-        room(10**18)
+    room(Path("results"), 1000)
+    with pytest.raises(UserError, match=r"results: 1,000,000,000,000\.0 MB are needed on this disk, which has"):
+        room(Path("results"), 10**18)
 
 
 @pytest.mark.parametrize("side", ["short", "long"])
