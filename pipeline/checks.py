@@ -87,6 +87,7 @@ def check_output(name: str, section: config.Network, example: Tensor, network: n
         raise UserError(hint)
     if output.shape != shape or output.dtype != torch.float32 or not rebuilt.dense(output):
         kind = "" if output.layout == torch.strided else f", {str(output.layout).removeprefix('torch.')}"
+        kind += ", on the meta device, without values" if output.is_meta else ""
         raise UserError(f"{needed} it gives {tuple(output.shape)} {output.dtype}{kind}")
     if not output.isfinite().all():
         raise UserError(f"{needed} it gives infinite values or NaN")

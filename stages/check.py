@@ -35,6 +35,7 @@ def check() -> str:
     mend()
     params = config.read()
     check_folders(RESULTS, params.run.networks, params.run.methods, (TRAININGS, ARTIFACTS))
+    print(f"check: reading the images, building and tracing {', '.join(params.run.networks)}", flush=True)
     from pipeline import checks
     from pipeline.prepare import layouts
     from pipeline.training.setup import example

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from pipeline import Pruner, networks
 from pipeline.errors import UserError
 from pipeline.networks import checkpoint, duplicate
+from pipeline.pruner.arguments import file_of
 from pipeline.pruner.length import Length, fitting
 from pipeline.training import control
 
@@ -66,6 +67,21 @@ class Mute(Small):
 class Thinned(Small):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).to_sparse()
+
+
+class Unfilled(Small):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).to("meta")
+
+
+class Numbered(Small):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {1: torch.ones(2)}
+
+
+class Leaving(Small):
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        raise SystemExit(3)
 
 
 class Merging(Small):
@@ -317,6 +333,12 @@ NO_NOISE = "noise is missing: .* has no inputs/ and targets/"
             {"network": sparse()},
             "^the network's sparse is a tensor of float32, sparse_csr; dense ones of 16 to 64 bits",
         ),
+        (
+            {"network": Unfilled()},
+            r"needs an output .* but it gives \(1, 3, 48, 48\) torch.float32, on the meta device",
+        ),
+        ({"network": Numbered()}, r"^1, a key of Numbered's state_dict, must be a text"),
+        ({"network": Leaving()}, r"^Leaving can't be copied \(copy.deepcopy\): SystemExit"),
         ({"network": Thinned()}, r"needs an output .* but it gives \(1, 3, 48, 48\) torch.float32, sparse_coo"),
         ({"network": spoilt()}, "^the network's last.bias must be finite, but holds infinite values or NaN"),
         ({"network": "weights.pth"}, "weights.pth can't be read: there is no such file"),
@@ -492,3 +514,16 @@ def test_the_package_is_imported_without_torch_and_the_pruner_without_mlflow() -
         "assert not {'mlflow', 'dvc', 'optuna'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (3, "^path is 3; a path is allowed"),
+        ("\ud800", "^path is .* has a character that no path has"),
+        ("", "is a folder"),
+    ],
+)
+def test_a_result_is_saved_under_a_path_alone(path: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        file_of(path)

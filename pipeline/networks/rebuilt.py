@@ -125,8 +125,8 @@ def answer(network: nn.Module, image: Tensor, seed: int = 0) -> Tensor | None:
 
 
 def dense(value: Tensor) -> bool:
-    """Whether torch's functions take it: not a sparse or a quantized tensor."""
-    return value.layout == torch.strided and not value.is_quantized
+    """Whether torch's functions take it: not a sparse or a quantized tensor, nor one without values."""
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def held(network: nn.Module) -> dict[str, Any]:
             value = value.get_state()
         if isinstance(value, Tensor):
             if id(value) not in known:
-                beside[name] = value.detach().cpu()
+                beside[name] = repr(value) if value.is_meta else value.detach().cpu()  # meta: without values
             return
         if isinstance(value, np.ndarray | np.generic | int | float | complex):
             if getattr(value, "dtype", None) != np.dtype(object):
@@ -209,7 +209,7 @@ def _image(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
 def _copied(network: nn.Module) -> nn.Module:
     try:
         return duplicate(network)
-    except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
+    except (Exception, SystemExit) as error:  # a module's own __deepcopy__ may raise anything, as do locks and files
         raise UserError(f"{type(network).__name__} can't be copied (copy.deepcopy): {first_line(error)}") from None
 
 

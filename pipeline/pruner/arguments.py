@@ -87,7 +87,7 @@ def built(
             raise UserError(f"the network's {key} must be finite, but holds infinite values or NaN")
     try:
         net = duplicate(whole)
-    except Exception as error:  # a module's own __deepcopy__ may raise anything, as do locks and open files
+    except (Exception, SystemExit) as error:  # a module's own __deepcopy__ may raise anything, as do locks and files
         raise UserError(f"{name} can't be copied (copy.deepcopy): {first_line(error)}") from error
     copied = _state(name, net)
     if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
@@ -114,7 +114,10 @@ def built(
 
 def _state(name: str, network: nn.Module) -> dict[str, Any]:
     with explained(f"state_dict() of {name} fails"):
-        return dict(network.state_dict())
+        state = dict(network.state_dict())
+    if wrong := [key for key in state if not isinstance(key, str)]:
+        raise UserError(f"{wrong[0]!r}, a key of {name}'s state_dict, must be a text: the name of a tensor")
+    return state
 
 
 def _ready(name: str, network: nn.Module) -> None:
@@ -200,6 +203,7 @@ def fit_sides(values: dict[str, Any], name: str, multiple: int) -> None:
 
 
 def file_of(path: Path | str) -> Path:
+    check_path("path", path)
     if not Path(path).name:  # "." and "" are folders
         raise UserError(f"{path} is a folder; the name of a file to write is needed")
     return destination(Path(path))

@@ -138,6 +138,16 @@ def result(network: nn.Module, image: torch.Tensor) -> torch.Tensor | None:
             return None
 
 
+def starved(network: nn.Module, image: torch.Tensor) -> bool:
+    """Whether the forward fails at a norm that is left a single value, as a larger image wouldn't leave it."""
+    try:
+        with torch.no_grad():
+            network(image.clone())
+    except FAILURES as error:
+        return "Expected more than 1 value per channel" in str(error)
+    return False
+
+
 def failure(network: nn.Module, way: str, images: torch.Tensor, seed: int) -> str:
     """How a network fails in training, or on another image; empty if it doesn't. The random state stays as it was."""
     state = random.getstate()

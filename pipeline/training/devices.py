@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -219,8 +219,9 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     with connected():  # all ranks have the same weights from `receive` on; rank 0's buffers are those that are kept
         return DistributedDataParallel(
-            network, find_unused_parameters=True, forward_sync_buffers=False, init_sync=False
-        )
+            network, find_unused_parameters=True, forward_sync_buffers=False, init_sync=False,
+            gradient_as_bucket_view=True,
+        )  # fmt: skip
 
 
 def own(network: nn.Module) -> nn.Module:
@@ -237,14 +238,23 @@ def share(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch[0][part], batch[1][part]
 
 
-def means(*values: float) -> tuple[float, ...]:
-    """Over the ranks, whose shares of a batch are equally large."""
+def means(*values: Tensor) -> Callable[[], tuple[float, ...]]:
+    """Begin to average numbers over the ranks, whose shares of a batch are equally large; what is returned waits.
+
+    So the exchange runs beside the way back through the network.
+    """
+    total = torch.stack([value.detach().double() for value in values])
     if count() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64)
+        return lambda: tuple(total.tolist())
     with connected():
-        dist.all_reduce(total)
-    return tuple((total / count()).tolist())
+        exchange = dist.all_reduce(total, async_op=True)
+
+    def waited() -> tuple[float, ...]:
+        with connected():
+            exchange.wait()
+        return tuple((total / count()).tolist())
+
+    return waited
 
 
 def check_share(batch: int, key: str) -> None:

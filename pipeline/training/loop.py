@@ -152,8 +152,9 @@ def follow(
         if training.penalty is not None:
             loss = loss + training.penalty(network)
         optimiser.zero_grad(set_to_none=True)
+        means = devices.means(error, loss)
         backward(parallel, loss)
-        mean_error, mean_loss = devices.means(error.item(), loss.item())
+        mean_error, mean_loss = means()
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(step)
         if recipe.clip:

@@ -129,7 +129,8 @@ def test_a_module_that_was_edited_after_training_is_named_and_one_that_wasnt_is_
     trained(folder, monkeypatch)
     done = command(folder, "stages.check")
     assert (done.status, done.stderr) == (0, "")
-    (said,) = done.stdout.splitlines()
+    begun, said = done.stdout.splitlines()
+    assert begun == "check: reading the images, building and tracing edsr"
     assert said == (
         "check: params.yaml is in order; edsr can be built, trained and traced; all images were read whole, 8 files; "
         "next: make repro, or dvc repro"
@@ -141,7 +142,7 @@ def test_a_module_that_was_edited_after_training_is_named_and_one_that_wasnt_is_
     ):
         (folder / "mine.py").write_text(text.replace(old, new))
         done = command(folder, "stages.check")
-        assert (done.status, done.stdout) == (2, "")
+        assert (done.status, done.stdout) == (2, f"{begun}\n")
         assert "check: error: networks.edsr: results/train/edsr/network.pt: " in done.stderr
         assert fault in done.stderr
         assert done.stderr.endswith("dvc repro -s -f train@edsr makes it anew\n")
