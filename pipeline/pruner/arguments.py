@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import cost, networks
-from pipeline.errors import UserError, explained, first_line, joined
+from pipeline.errors import UserError, explained, joined, raised
 from pipeline.files import destination, digest
 from pipeline.networks import duplicate, given
 from pipeline.networks.folded import fold
@@ -88,7 +88,7 @@ def built(
     try:
         net = duplicate(whole)
     except (Exception, SystemExit) as error:  # a module's own __deepcopy__ may raise anything, as do locks and files
-        raise UserError(f"{name} can't be copied (copy.deepcopy): {first_line(error)}") from error
+        raise UserError(f"{name} can't be copied (copy.deepcopy): {raised(error)}") from error
     copied = _state(name, net)
     if copied.keys() != state.keys() or not all(_equal(copied[key], value) for key, value in state.items()):
         raise UserError(f"a copy of {name} (copy.deepcopy) has other weights than the network")
