@@ -182,7 +182,7 @@ def second_look(
     if not groups:
         return refused
     usual, precise = operations(own, tiny.shape), operations(trial, tiny.shape)
-    look(1 / 3, [tiny / 256, loud(tiny), *(detours(own, picture, usual.names) if usual else [])])
+    look(1 / 3, [tiny / 256, loud(tiny), *(detours(own, picture, groups, usual) if usual else [])])
     for share in counts(duplicate(own), tiny, groups, usual.steps) if usual else []:
         look(share, [tiny, loud(tiny)])
     if usual and precise and usual.names != precise.names:  # it takes another way in the type of its images

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def operations(network: nn.Module, shape: Sequence[int]) -> Operations | None:
 
 
 class Operations(TorchDispatchMode):
-    """Notes the operations that run, each with the numbers it is given beside tensors, but for sizes."""
+    """Notes the operations that run, each with the numbers it is given beside tensors."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -45,14 +45,11 @@ class Operations(TorchDispatchMode):
         self.steps: list[tuple[str, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name, counted = _described(func)
         if len(self.names) == self.most:
             raise RuntimeError("more operations than a trial waits for")
-        numbers = [
-            repr(value)
-            for value, counts in zip(args, counted, strict=False)
-            if counts and all(isinstance(n, int | float) for n in (value if isinstance(value, list) else [value]))
-        ]
+        given = [value if isinstance(value, list) else [value] for value in args]
+        numbers = [repr(n) for value in given if all(isinstance(n, int | float) for n in value) for n in value]
+        name = _named(func)
         self.names.append(name)
         self.steps.append((name, *(numbers if any(isinstance(value, torch.Tensor) for value in args) else ())))
         made = func(*args, **(kwargs or {}))
@@ -61,25 +58,31 @@ class Operations(TorchDispatchMode):
 
 
 @functools.cache
-def _described(func: Any) -> tuple[str, tuple[bool, ...]]:
-    """An operation's name, and for each argument whether it may be a number, but for sizes."""
-    return str(func), tuple(not str(argument.real_type).startswith("SymInt") for argument in func._schema.arguments)
+def _named(func: Any) -> str:
+    return str(func)
 
 
-def detours(own: nn.Module, picture: torch.Tensor, usual: list[str]) -> list[torch.Tensor]:
-    """Images of the sizes at which the forward runs two operations in a row that aren't so among the usual ones.
+def detours(own: nn.Module, picture: torch.Tensor, groups: list[Group], usual: Operations) -> list[torch.Tensor]:
+    """Images of the sizes at which the forward does something else than the usual operations or, when channels go, than
+    it does at the picture's size: two operations in a row, or another number in place of one.
 
     Sizes to 1,024 or more are looked at without computing values; at those where something new runs an image is tried,
     if that takes at most about 10^10 multiply-adds and makes at most 5 · 10^7 elements.
     """
-    held = (leaf for module in own.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, torch.Tensor))
-    shadow = duplicate(own, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
+    small = duplicate(own)
+    shorten(small, checkpoint.shapes(own), groups, [len(spread(group, 1 / 3)) for group in groups])
+    shadow, less = without_values(own), without_values(small)
     channels, height, width = picture.shape[1:]
-    known, weights = set(pairwise(usual)), sum(tensor.numel() for tensor in own.parameters())
+    weights = sum(tensor.numel() for tensor in own.parameters())
+    known: set[tuple] = {
+        *pairwise(usual.names), *changes(operations(shadow, picture.shape), operations(less, picture.shape))
+    }  # fmt: skip
 
-    def novel(shape: Sequence[int]) -> tuple[set[tuple[str, str]], int]:
+    def novel(shape: Sequence[int]) -> tuple[set[tuple], int]:
         seen = operations(shadow, shape)
-        return (set(pairwise(seen.names)) - known, seen.elements) if seen else (set(), 0)
+        if seen is None:
+            return set(), 0
+        return {*pairwise(seen.names), *changes(seen, operations(less, shape))} - known, seen.elements
 
     far = max(4, 1024 // min(height, width))
     shapes = [(1, channels, 3 * height, 7 * width)]
@@ -97,6 +100,36 @@ def detours(own: nn.Module, picture: torch.Tensor, usual: list[str]) -> list[tor
     return found
 
 
+def without_values(network: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes alone."""
+    held = (
+        leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, torch.Tensor)
+    )
+    return duplicate(network, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
+
+
+def changes(seen: Operations | None, cut: Operations | None) -> set[tuple]:
+    """What the forward does differently when channels go: operations in a row, or else numbers that others replace."""
+    if seen is None or cut is None:
+        return set()
+    if seen.names != cut.names:
+        return {("with fewer channels", *pair) for pair in pairwise(cut.names)}
+    return {
+        (step[0], *(pair for pair in zip_longest(step, other) if pair[0] != pair[1]))
+        for step, other in zip(seen.steps, cut.steps, strict=True) if step != other
+    }  # fmt: skip
+
+
+def shorten(small: nn.Module, whole: Mapping[str, Sequence[int]], groups: Sequence[Group], gone: Sequence[int]) -> None:
+    """Leave so many channels fewer than the whole network has in each group, whichever: only what runs is looked at."""
+    coupling, removed = chosen({group: range(count) for group, count in zip(groups, gone, strict=True)})
+    kept = {
+        name: {dim: list(range(whole[name][dim] - len(places))) for dim, places in dims.items()}
+        for name, dims in gone_indices(coupling, removed).items()
+    }
+    checkpoint.resize(small, kept)
+
+
 def counts(small: nn.Module, tiny: torch.Tensor, groups: list[Group], usual: list[tuple[str, ...]]) -> list[float]:
     """Shares of the groups' channels without which the forward runs other operations, or the same with other numbers.
 
@@ -112,12 +145,7 @@ def counts(small: nn.Module, tiny: torch.Tensor, groups: list[Group], usual: lis
         if gone in known:
             continue
         known.add(gone)
-        coupling, removed = chosen({group: range(count) for group, count in zip(groups, gone, strict=True)})
-        kept = {
-            name: {dim: list(range(whole[name][dim] - len(places))) for dim, places in dims.items()}
-            for name, dims in gone_indices(coupling, removed).items()
-        }
-        checkpoint.resize(small, kept)
+        shorten(small, whole, groups, gone)
         seen = operations(small, tiny.shape)
         found.setdefault(tuple(seen.steps) if seen else None, share)
     found.pop(tuple(usual), None)

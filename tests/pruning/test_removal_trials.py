@@ -385,6 +385,10 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
     "fewer than 64": lambda: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] < 64 else y, 64),
     "a factor": lambda: Middle(lambda m, x, y: y * (2 if y.shape[1] == 3 else 1)),
     "a window": lambda: Middle(lambda m, x, y: F.max_pool2d(y, *((3, 1, 1) if y.shape[1] == 3 else (1, 1, 0)))),
+    # what only some sizes and counts together meet
+    "large, its count": lambda: Middle(lambda m, x, y: y * (1 / (y.shape[1] if x.shape[2] > 64 else 20))),
+    "large, fewer than 8": lambda: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] < 8 and len(y[0, 0]) > 64 else y),
+    "panorama, its count": lambda: Middle(lambda m, x, y: y * (y.shape[1] if x.shape[3] > 2 * x.shape[2] else 2)),
     # what other values of a buffer or a parameter open
     "gate": lambda: Middle(lambda m, x, y: y + m.gate * (half(y) - y), gate=torch.zeros(1)),
     "switch": lambda: Middle(lambda m, x, y: torch.where(m.gate, half(y), y), gate=torch.tensor(False)),
@@ -411,13 +415,14 @@ def test_what_another_signal_size_count_or_buffer_would_change_keeps_its_channel
         lambda m, x, y: torch.cat([y[:, :, :8], y[:, :, 8:]], 2) if x.shape[2] > 8 else y,
         lambda m, x, y: torch.cat([torch.tanh(part) for part in y.split(8, 2)], 2),  # more operations in larger images
         lambda m, x, y: y / y.shape[1] * 8 if y.shape[1] == 8 else y,
+        lambda m, x, y: y / y.shape[1] * (y.shape[1] * x.shape[2]) / x.shape[2],  # other numbers in larger images
         lambda m, x, y: torch.exp(y),  # infinite where an image is loud
         lambda m, x, y: y.clamp(-10, 10),
         lambda m, x, y: (255 * y).round() / 255,
         lambda m, x, y: y * m.gate,
         lambda m, x, y: torch.sin(1e3 * y),
     ],
-    ids=["resized", "two strips", "strips", "own count", "exp", "clamp", "round", "gate", "sine"],
+    ids=["resized", "two strips", "strips", "own count", "own count and size", "exp", "clamp", "round", "gate", "sine"],
 )
 def test_ways_that_treat_all_channels_alike_cost_no_group(way: Callable) -> None:
     torch.manual_seed(0)
