@@ -96,7 +96,8 @@ class Variant:
 
 
 CONTROL, L1, RANDOM = "control, nothing removed", "uniform, smallest weights", "uniform, random"
-SALIENCY, SCRATCH = "saliency", "saliency's architecture from scratch"
+SALIENCY = "saliency"
+SCRATCH = "saliency's architecture from scratch, after as many steps as the baseline"
 D, FREE, STRONG = (f"D, in iterations{of}" for of in ("", " without regularisation", ", a hundred times the sparsity"))
 ITERATED = {D: {}, FREE: {"sparsity": 0.0, "imbalance": 0.0}, STRONG: {"sparsity": 1e-3}}  # what D sets differently
 VARIANTS = [
