@@ -36,7 +36,7 @@ def operations(network: nn.Module, shape: Sequence[int]) -> Operations | None:
 
 
 class Operations(TorchDispatchMode):
-    """Notes the operations that run, each with the numbers it is given beside tensors."""
+    """Notes the operations that run, each with the numbers it is given."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -47,12 +47,13 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if len(self.names) == self.most:
             raise RuntimeError("more operations than a trial waits for")
-        given = [value if isinstance(value, list) else [value] for value in args]
+        kwargs = kwargs or {}
+        given = [value if isinstance(value, list) else [value] for value in (*args, *kwargs.values())]
         numbers = [repr(n) for value in given if all(isinstance(n, int | float) for n in value) for n in value]
         name = _named(func)
         self.names.append(name)
-        self.steps.append((name, *(numbers if any(isinstance(value, torch.Tensor) for value in args) else ())))
-        made = func(*args, **(kwargs or {}))
+        self.steps.append((name, *numbers))
+        made = func(*args, **kwargs)
         self.elements += sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
         return made
 
@@ -63,40 +64,43 @@ def _named(func: Any) -> str:
 
 
 def detours(own: nn.Module, picture: torch.Tensor, groups: list[Group], usual: Operations) -> list[torch.Tensor]:
-    """Images of the sizes at which the forward does something else than the usual operations or, when channels go, than
-    it does at the picture's size: two operations in a row, or another number in place of one.
+    """Images of the sizes at which the forward does something else than usual, or changes otherwise when channels go.
 
-    Sizes to 1,024 or more are looked at without computing values; at those where something new runs an image is tried,
-    if that takes at most about 10^10 multiply-adds and makes at most 5 · 10^7 elements.
+    Else are two operations in a row that aren't so among the usual ones. What changes when channels go is compared with
+    the picture's size. Sizes to 1,024 or more are looked at without computing values; at those where something is new
+    an image is tried, if that takes at most about 10^10 multiply-adds and makes at most 5 · 10^7 elements. A forward
+    that needs values has an image tried at each size of at most 10^9 multiply-adds.
     """
     small = duplicate(own)
     shorten(small, checkpoint.shapes(own), groups, [len(spread(group, 1 / 3)) for group in groups])
     shadow, less = without_values(own), without_values(small)
     channels, height, width = picture.shape[1:]
     weights = sum(tensor.numel() for tensor in own.parameters())
-    known: set[tuple] = {
-        *pairwise(usual.names), *changes(operations(shadow, picture.shape), operations(less, picture.shape))
-    }  # fmt: skip
+    here = operations(shadow, picture.shape)
+    known: set = {*pairwise(usual.names), changes(here, operations(less, picture.shape))}
+    known |= set(pairwise(here.names) if here else ())  # without values other operations may run
 
-    def novel(shape: Sequence[int]) -> tuple[set[tuple], int]:
+    def novel(shape: Sequence[int], shrunk: bool = True) -> tuple[set, int]:
+        """What is new at this size, and how many elements are made; a forward that fails there alone is new."""
         seen = operations(shadow, shape)
         if seen is None:
-            return set(), 0
-        return {*pairwise(seen.names), *changes(seen, operations(less, shape))} - known, seen.elements
+            return {None} if here else set(), 0
+        changed = {changes(seen, operations(less, shape))} if shrunk else set()
+        return {*pairwise(seen.names), *changed} - known, seen.elements
 
     far = max(4, 1024 // min(height, width))
     shapes = [(1, channels, 3 * height, 7 * width)]
-    if novel((16, channels, 2 * far * height, far * width))[0]:
+    large = (channels, 2 * far * height, far * width)
+    if here is None or novel((16, *large), shrunk=False)[0] or novel((1, *large))[0]:
         doubled = [2**n for n in range(far.bit_length())]
         shapes += [(16, channels, height, width), *((1, channels, 2 * k * height, k * width) for k in doubled)]
     found = []
     rng = torch.Generator().manual_seed(1)
-    for shape in shapes:
-        new, elements = novel(shape)
-        if new:
+    for shape in sorted(shapes, key=math.prod):
+        (new, elements), work = novel(shape), weights * shape[0] * math.prod(shape[2:])
+        if work <= 10**9 if here is None else new - {None} and work <= 10**10 and elements <= 5 * 10**7:
             known |= new
-            if weights * shape[0] * math.prod(shape[2:]) <= 10**10 and elements <= 5 * 10**7:
-                found.append(torch.rand(shape, generator=rng).to(picture))
+            found.append(torch.rand(shape, generator=rng).to(picture))
     return found
 
 
@@ -108,16 +112,16 @@ def without_values(network: nn.Module) -> nn.Module:
     return duplicate(network, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held})
 
 
-def changes(seen: Operations | None, cut: Operations | None) -> set[tuple]:
-    """What the forward does differently when channels go: operations in a row, or else numbers that others replace."""
+def changes(seen: Operations | None, cut: Operations | None) -> frozenset:
+    """What the forward does differently when channels go: operations in a row, and numbers that others replace."""
     if seen is None or cut is None:
-        return set()
-    if seen.names != cut.names:
-        return {("with fewer channels", *pair) for pair in pairwise(cut.names)}
-    return {
+        return frozenset([cut is None])
+    if seen.names != cut.names:  # numbers of one or two, as factors are, can be told from sizes
+        return frozenset(pairwise(cut.names)) | {step for step in {*cut.steps} - {*seen.steps} if len(step) <= 3}
+    return frozenset(
         (step[0], *(pair for pair in zip_longest(step, other) if pair[0] != pair[1]))
         for step, other in zip(seen.steps, cut.steps, strict=True) if step != other
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 def shorten(small: nn.Module, whole: Mapping[str, Sequence[int]], groups: Sequence[Group], gone: Sequence[int]) -> None:

@@ -358,6 +358,16 @@ def half(y: Tensor, change: Callable[[Tensor], Tensor] = torch.tanh) -> Tensor:
     return torch.cat([change(y[:, :4]), y[:, 4:]], 1)
 
 
+def outside() -> int:
+    return 8
+
+
+def whole(y: Tensor) -> Tensor:
+    if y.shape[1] < 8:
+        raise ValueError("not all channels are here")
+    return y
+
+
 UNLIKE: dict[str, Callable[[], nn.Module]] = {
     # what signals of unit size don't reach
     "clamp at 10": lambda: Middle(lambda m, x, y: half(y, lambda part: part.clamp(-10, 10))),
@@ -389,6 +399,22 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
     "large, its count": lambda: Middle(lambda m, x, y: y * (1 / (y.shape[1] if x.shape[2] > 64 else 20))),
     "large, fewer than 8": lambda: Middle(lambda m, x, y: torch.tanh(y) if y.shape[1] < 8 and len(y[0, 0]) > 64 else y),
     "panorama, its count": lambda: Middle(lambda m, x, y: y * (y.shape[1] if x.shape[3] > 2 * x.shape[2] else 2)),
+    "large, one image": lambda: Middle(lambda m, x, y: y * y.shape[1] if len(x) == 1 and x.shape[2] >= 160 else y),
+    "large, its factor": lambda: Middle(
+        lambda m, x, y: torch.add(y, y, alpha=y.shape[1] / 8 if x.shape[2] > 64 else 1.0)
+    ),
+    "large, its fill": lambda: Middle(
+        lambda m, x, y: y * torch.full((1, 1, 1, 1), y.shape[1] / 8 if x.shape[2] > 64 else 1.0)
+    ),
+    "large, beside a value": lambda: Middle(
+        lambda m, x, y: y * m.value.item() * (y.shape[1] if x.shape[2] > 64 else 8), value=torch.tensor(0.5)
+    ),
+    "large, cancelled": lambda: Middle(lambda m, x, y: y * y.shape[1] / (outside() if x.shape[2] > 64 else y.shape[1])),
+    "large, behind a loop": lambda: Middle(
+        lambda m, x, y: torch.cat([part.relu() for part in y.split(1, 1)], 1) * (y.shape[1] if x.shape[2] > 64 else 8)
+    ),
+    "large, fails": lambda: Middle(lambda m, x, y: whole(y) if x.shape[2] > 64 else y),
+    "large, heavy": lambda: Middle(lambda m, x, y: y * y.shape[1] if x.shape[2] >= 32 else y, 2_048),
     # what other values of a buffer or a parameter open
     "gate": lambda: Middle(lambda m, x, y: y + m.gate * (half(y) - y), gate=torch.zeros(1)),
     "switch": lambda: Middle(lambda m, x, y: torch.where(m.gate, half(y), y), gate=torch.tensor(False)),
