@@ -9,7 +9,7 @@ first 400 of its steps are four iterations of 100, by the rules of params.yaml, 
 threshold_scale is the one that ends near the uniform cut's MACs, and no quality refuses an iteration. What is left
 then trains for as many steps on the same images, with or without readers that make up for what went; a share of the
 loss, or none, is against the baseline's output (`teacher`). The controls get the same training with nothing removed.
-From scratch, saliency's architecture gets the baseline's steps and these.
+From scratch, saliency's architecture and the whole network get the baseline's steps and these.
 
 The table gives the change of validation PSNR against the baseline right after the cut and after the training, the
 median over seeds of the training, with its range. Test images aren't read. What there is so far is written to
@@ -98,6 +98,7 @@ class Variant:
 CONTROL, L1, RANDOM = "control, nothing removed", "uniform, smallest weights", "uniform, random"
 SALIENCY = "saliency"
 SCRATCH = "saliency's architecture from scratch, after as many steps as the baseline"
+ANEW = "control from scratch, after as many steps as the baseline"
 D, FREE, STRONG = (f"D, in iterations{of}" for of in ("", " without regularisation", ", a hundred times the sparsity"))
 ITERATED = {D: {}, FREE: {"sparsity": 0.0, "imbalance": 0.0}, STRONG: {"sparsity": 1e-3}}  # what D sets differently
 VARIANTS = [
@@ -112,6 +113,7 @@ VARIANTS = [
     Variant(FREE, makes_up=True, teacher=0.5),
     Variant(STRONG, makes_up=True, teacher=0.5),
     Variant(SCRATCH, teacher=0.5),
+    Variant(ANEW, teacher=0.5),
     Variant(SALIENCY, makes_up=True, teacher=0.5, long=True),
     Variant(L1, teacher=0.5, long=True),
     Variant(L1, makes_up=True, teacher=0.5),
@@ -175,7 +177,7 @@ class Bench:
         return cls(case, setup, field, setup.validate(network), progress, work)
 
     def steps(self, variant: Variant) -> int:
-        return self.case.steps[variant.long] + (self.case.baseline.steps if variant.cut == SCRATCH else 0)
+        return self.case.steps[variant.long] + (self.case.baseline.steps if variant.cut in (SCRATCH, ANEW) else 0)
 
     def row(self, variant: Variant, seed: int) -> None:
         """Train a variant and keep its figures, unless that was done before."""
@@ -217,6 +219,9 @@ class Bench:
             return self.iterated(variant.cut, task)
         if variant.cut in (L1, RANDOM):
             return self.uniform(variant.cut, variant.makes_up), task.recipe
+        if variant.cut == ANEW:
+            entry = from_scratch(task.baseline, task)
+            return entry.network, entry.recipe
         # the choice hangs on no seed but the baseline's
         smaller = self.field.smaller("saliency", replace(task, setup=self.setup))
         if variant.cut == SALIENCY:
