@@ -23,7 +23,7 @@ from pipeline import cost
 from pipeline.cli import Parser, command
 from pipeline.errors import UserError, explained, first_line, raised
 from pipeline.files import destination, write_bytes
-from pipeline.networks import checkpoint, duplicate, input_channels
+from pipeline.networks import checkpoint, duplicate, given, input_channels, unfolded
 
 OPSET = 18  # what torch's exporter writes without converting it; onnxruntime reads it from 1.14 on
 TOLERANCE = 1e-4  # largest absolute difference allowed; images are 0..1, an 8-bit level is 4e-3
@@ -201,7 +201,7 @@ def _run(arguments: argparse.Namespace) -> str:
     if not arguments.output.name:  # "." and "" are folders
         raise UserError(f"--output {arguments.output} is a folder; the name of a file to write is needed")
     destination(arguments.output, source=arguments.checkpoint)
-    network, meta = checkpoint.load(arguments.checkpoint, arguments.network)
+    network, meta = checkpoint.load(arguments.checkpoint, _builder(arguments.checkpoint, arguments.network))
     name = str(meta["name"])
     # a factory's network may read RGB, packed Bayer or luma
     channels = (3, 4, 1) if ":" in name else (input_channels(name),)
@@ -212,6 +212,18 @@ def _run(arguments: argparse.Namespace) -> str:
         f"{arguments.output}: {done.bytes:,} bytes, ONNX opset {OPSET}, input [batch, {done.shapes[0][1]}, height, "
         f"width], {sides}\nlargest difference from torch: {done.difference:.1e} (onnxruntime, inputs {compared})"
     )
+
+
+def _builder(path: Path, name: str | None) -> str | nn.Module | None:
+    """What tells `checkpoint.load` of the network: its name or, of one that no name built when it was saved, itself."""
+    if checkpoint.metadata(path)["name"] != given.NAME:
+        return name
+    if name is None:
+        raise UserError(
+            f"{path} holds a network that a program handed over, so that nothing says how to build it: "
+            "--network package.module:function must build it, as it was before pruning"
+        )
+    return unfolded(name, {})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,21 +18,21 @@ class Progress:
         lines = not sys.stderr.isatty() or os.environ.get("PROGRESS") == "lines"
         self.stage, self.total, self.base, self.done = stage, total, 0, 0
         self.began = self.last_line = time.monotonic()
-        self.first: int | None = None  # the step at which this process began: a resumed stage starts late
+        self.first: int | None = None  # this process's first step: a resumed stage starts late
         self.bar = None if lines else tqdm(total=total, desc=stage, unit=unit, dynamic_ncols=True)
 
     def tick(self, done: int, psnr: float | None = None) -> None:
         """`done` steps of the current phase are behind us."""
         done += self.base
-        if self.first is None:
-            self.first = done - 1
-            if self.first > 0:
-                self.say(f"goes on from step {self.first}")
+        if self.first is None:  # it took the set-up's time as well, and doesn't count
+            self.first, self.began = done, time.monotonic()
+            if done > 1:
+                self.say(f"goes on from step {done - 1}")
         if self.bar is not None:
             if psnr is not None:
                 self.bar.set_postfix_str(f"PSNR {psnr:.2f} dB", refresh=False)
             self.bar.update(done - self.done)
-        elif time.monotonic() - self.last_line > QUIET_SECONDS:
+        elif done > self.first and time.monotonic() - self.last_line > QUIET_SECONDS:
             self.last_line = time.monotonic()
             rate = (done - self.first) / (self.last_line - self.began)
             quality = "" if psnr is None else f", PSNR {psnr:.2f} dB"

@@ -25,10 +25,13 @@ def checked(model: type[BaseModel], values: Any, where: str) -> Any:
 
 def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
     """The first fault as one sentence: where, what, what is allowed."""
-    fault = error.errors()[0]
+    fault, *others = error.errors()
+    if fault["type"] == "missing":  # perhaps it is there and misspelt
+        slips = [other for other in others if other["type"] == "extra_forbidden"]
+        fault = next((slip for slip in slips if slip["loc"][:-1] == fault["loc"][:-1]), fault)
     path = ".".join(str(part) for part in fault["loc"])
     name = f"{where}: {path}" if path else where
-    more = len(error.errors()) - 1
+    more = len(others)
     tail = f" ({more} more fault{'s' if more > 1 else ''} after this one)" if more else ""
     if fault["type"] == "extra_forbidden":
         owner = _model_at(model, fault["loc"][:-1])

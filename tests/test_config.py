@@ -203,6 +203,13 @@ def test_a_faulty_preset_is_named_and_params_yaml_stays(
     assert Path("params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
+def test_a_misspelt_key_is_told_before_the_one_that_it_stands_for() -> None:
+    values = copy.deepcopy(GOOD)
+    values["gate"]["max_psnr_dorp"] = values["gate"].pop("max_psnr_drop")
+    with pytest.raises(UserError, match=r"gate\.max_psnr_dorp is an unknown key; allowed here: .*max_psnr_drop"):
+        config.checked_params(values, "params")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline import export, networks
 from pipeline.errors import UserError
-from pipeline.networks import checkpoint
+from pipeline.networks import checkpoint, given
 from pipeline.pruning import coupling
 from pipeline.pruning.prune import Current, cut
 
@@ -113,6 +113,19 @@ def test_a_factorys_network_says_what_its_sides_must_be(tmp_path: Path, capsys: 
     assert "ask for it by this name" in capsys.readouterr().err
     assert export.main([str(tmp_path / "network.pt"), "--output", str(output), "--network", name]) == 0
     assert "input [batch, 4, height, width], height and width multiples of 4\n" in capsys.readouterr().out
+    assert in_onnxruntime(output, torch.rand(2, 4, 12, 40)).shape == (2, 3, 12, 40)
+
+
+def test_what_a_program_handed_over_is_built_by_the_function_that_the_user_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "small.pt", tmp_path / "small.onnx"
+    network = halving()
+    given.hold("0", network)
+    checkpoint.save(path, network, given.NAME, {"key": "0"}, {}, example=torch.zeros(1, 4, 16, 16))
+    assert export.main([str(path), "--output", str(output)]) == 2
+    assert "small.pt holds a network that a program handed over" in capsys.readouterr().err
+    assert export.main([str(path), "--output", str(output), "--network", f"{__name__}:halving"]) == 0
     assert in_onnxruntime(output, torch.rand(2, 4, 12, 40)).shape == (2, 3, 12, 40)
 
 
