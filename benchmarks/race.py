@@ -21,20 +21,22 @@ steps and these together (benchmarks/contestants.py), and other projects, each i
 (benchmarks/peers.py). What trains while it prunes has those steps taken off. A row that can't run says why.
 
 --at-no-drop looks for the fewest MACs at which a row loses no more than 0.01 dB against the better of baseline and
-control: six halvings between 10% and 90%.
+control: six halvings between 10% and 90%. Its table also has the rows that were looked for before with as many seeds.
 
-Written to benchmarks/results/race-NETWORK.csv (a line a training), .md (the tables) and -no-drop.png (the drop over
-MACs, of all rows that were trained at several numbers of them).
+A training that the file below holds isn't made again. Written to benchmarks/results/race-NETWORK.csv (a line a
+training), .md (the tables) and -no-drop.png (the drop over MACs, of all rows that were trained at several numbers).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,12 +170,18 @@ class Race:
         ours = [row for row in self.done if (row.teacher, row.steps, row.baseline) == key]
         return [row for row in ours if target is None or row.target == target]
 
-    def row(self, variant: str, seed: int, target: float) -> Row:
-        """What a row comes to with at most `target` percent of the MACs; trained, unless it was before."""
+    def kept(self, variant: str, seed: int, target: float) -> Row | None:
+        """A training that was made before. One failure stands for all seeds."""
         for row in self.known(target):
             if row.variant == variant and (row.seed == seed or row.failure):
-                self.progress.phase_over(self.planned(variant))
                 return row
+        return None
+
+    def row(self, variant: str, seed: int, target: float) -> Row:
+        """What a row comes to with at most `target` percent of the MACs; trained, unless it was before."""
+        if (done := self.kept(variant, seed, target)) is not None:
+            self.progress.phase_over(self.planned(variant))
+            return done
         base = self.progress.base
         row = Row(variant, seed, self.recipe.teacher, self.recipe.steps, target, *4 * (math.nan,), self.identity)
         try:
@@ -236,22 +244,39 @@ class Race:
         return self.head() + self.standings(self.target).table(self.tuned)
 
     def no_drop(self, variants: list[str], seeds: int) -> str:
-        for seed in range(1, seeds + 1):
+        """The table of these rows, and of those that were looked for before with as many seeds."""
+        seen = range(1, seeds + 1)
+        for seed in seen:
             self.row("control", seed, self.target)
-        found = [self.fewest(variant, seeds) for variant in variants]
+        found = {variant: self.fewest(variant, seen, self.row) for variant in variants}
+        for variant in dict.fromkeys(row.variant for row in self.known() if row.variant != "control"):
+            with contextlib.suppress(LookupError):
+                found.setdefault(variant, self.fewest(variant, seen, self.before))
         return self.head() + no_drop_table(found, self.standings(), HIGHEST)
 
-    def fewest(self, variant: str, seeds: int) -> tuple[str, Row | None, str]:
-        """A row with the fewest MACs, to about a point, whose median drop is allowed; without one, what went wrong."""
-        low, high, found, failure = LOWEST, HIGHEST, None, ""
+    def before(self, variant: str, seed: int, target: float) -> Row:
+        """A training that was made before. LookupError where it wasn't."""
+        if (row := self.kept(variant, seed, target)) is None:
+            raise LookupError
+        return row
+
+    def fewest(
+        self, variant: str, seeds: Iterable[int], row: Callable[[str, int, float], Row]
+    ) -> tuple[list[Row], str]:
+        """The rows, one a seed, of the fewest MACs, to about a point, at which the median drop is allowed.
+
+        Without any, why the last one failed, if it did. A target at which one seed fails isn't held.
+        """
+        low, high, found, failure = LOWEST, HIGHEST, [], ""
         for _ in range(HALVINGS):
-            rows = [self.row(variant, seed, (low + high) / 2) for seed in range(1, seeds + 1)]
-            drops = [self.standings().drop(row) for row in rows if not row.failure]
-            if drops and statistics.median(drops) <= ALLOWED:
-                high, found = (low + high) / 2, rows[0]
+            middle = (low + high) / 2
+            rows = [row(variant, seed, middle) for seed in seeds]
+            failure = next((each.failure for each in rows if each.failure), "")
+            if not failure and statistics.median(map(self.standings().drop, rows)) <= ALLOWED:
+                high, found = middle, rows
             else:
-                low, failure = (low + high) / 2, rows[0].failure
-        return variant, found, failure
+                low = middle
+        return found, failure
 
     def head(self) -> str:
         return (

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -91,19 +90,19 @@ def _change(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.4f}"
 
 
-def no_drop_table(found: Sequence[tuple[str, Row | None, str]], standings: Standings, highest: float) -> str:
-    """found: a row's name, its smallest network that loses no more than allowed, and why there is none.
+def no_drop_table(found: dict[str, tuple[list[Row], str]], standings: Standings, highest: float) -> str:
+    """found: of each row its smallest network that loses no more than allowed, one a seed, or why there is none.
 
     highest: MACs in % at which the search began.
     """
-    order = sorted(found, key=lambda each: each[1].mac_percent if each[1] else math.inf)
+    order = sorted(found.items(), key=lambda each: each[1][0][0].mac_percent if each[1][0] else math.inf)
     lines = [
-        f"| {name} | {row.mac_percent:.1f} | {-standings.drop(row):+.4f} |"
-        if row
+        f"| {name} | {rows[0].mac_percent:.1f} | {-statistics.median(map(standings.drop, rows)):+.4f} |"
+        if rows
         else f"| {name} | {failure.replace('|', '/') or f'none of up to {highest:g}% of the MACs'} | |"
-        for name, row, failure in order
+        for name, (rows, failure) in order
     ]
-    head = "| row | MACs left (%) at no drop | dB there, seed 1 |\n| --- | ---: | ---: |\n"
+    head = "| row | MACs left (%) at no drop | dB there |\n| --- | ---: | ---: |\n"
     return head + "\n".join(lines) + "\n"
 
 

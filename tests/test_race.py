@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from chains import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers
+import race
 from contestants import WIDTHS, Task, nearest
 from standings import Row, Standings, no_drop_table, picture, read, write
 
@@ -93,14 +95,35 @@ def test_the_table_has_medians_and_failures() -> None:
     assert standings.drop(others[0]) == pytest.approx(0.05)
 
 
-def test_the_table_of_no_drop_begins_with_the_smallest() -> None:
-    found = [("a", replace(ROW, mac_percent=60.0), ""), ("b", ROW, "fails: before"), ("c", None, ""),
-             ("d", None, "not installed")]  # fmt: skip
-    lines = no_drop_table(found, Standings([], 29.2, {1: 29.26}), 90).splitlines()[2:]
+def test_the_table_of_no_drop_begins_with_the_smallest_and_has_the_seeds_median() -> None:
+    seeds = [ROW, replace(ROW, seed=2, psnr=29.22), replace(ROW, seed=3, psnr=29.24)]
+    found = {"a": ([replace(ROW, mac_percent=60.0)], ""), "b": (seeds, ""), "c": ([], ""), "d": ([], "not | installed")}
+    lines = no_drop_table(found, Standings([], 29.2, {1: 29.26, 2: 29.26, 3: 29.26}), 90).splitlines()[2:]
     assert lines == [
-        "| b | 45.8 | -0.0100 |", "| a | 60.0 | -0.0100 |", "| c | none of up to 90% of the MACs | |",
-        "| d | not installed | |",
+        "| b | 45.8 | -0.0200 |", "| a | 60.0 | -0.0100 |", "| c | none of up to 90% of the MACs | |",
+        "| d | not / installed | |",
     ]  # fmt: skip
+
+
+def held_from(percent: float, failing: tuple[int, float] = (0, 0.0)) -> Callable[[str, int, float], Row]:
+    """Trainings that lose nothing with this many MACs or more; one seed fails at the targets above the other number."""
+
+    def row(variant: str, seed: int, target: float) -> Row:
+        if seed == failing[0] and target > failing[1]:
+            return replace(FAILED, seed=seed, target=target)
+        return replace(ROW, seed=seed, target=target, mac_percent=target, psnr=29.2 if target >= percent else 29.0)
+
+    return row
+
+
+def test_the_fewest_macs_are_found_by_halving_and_no_seeds_failure_is_hidden(tmp_path: Path) -> None:
+    rivals = race.Race.__new__(race.Race)
+    rivals.standings = lambda: Standings([], 29.2, {1: 29.2, 2: 29.2})  # type: ignore[method-assign]
+    rows, failure = rivals.fewest("l1", (1, 2), held_from(44.0))
+    assert [(row.seed, row.target) for row in rows] == [(1, 45.0), (2, 45.0)]  # 43.75 was tried
+    assert failure == ""
+    rows, failure = rivals.fewest("l1", (1, 2), held_from(44.0, failing=(2, 0.0)))
+    assert (rows, failure) == ([], FAILED.failure)
 
 
 def test_lines_go_over_the_targets_with_the_fewest_macs_first(tmp_path: Path) -> None:
