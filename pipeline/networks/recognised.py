@@ -6,6 +6,7 @@ spandrel is optional. It sees tensors that were read here, and never the file: n
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from pipeline import networks
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, first_line, joined
 from pipeline.networks import duplicate
 from pipeline.networks.folded import fold
 from pipeline.networks.pretrained import read_state
 
+MAX_REASON = 400  # characters: torch names every tensor that differs
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 _NEEDED = (
     "`pip install spandrel` recognises a published network by its file; without it, name the factory that builds it"
@@ -44,21 +46,20 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
         raise UserError(f"{path}: factory is missing, package.module:function; {_NEEDED}{reason}") from None
     state = spandrel.canonicalize_state_dict(state)
     fitting: dict[str, Any] = {}
-    reasons = {}
-    for support in spandrel.MAIN_REGISTRY.architectures("detection"):
+    reasons: dict[str, str] = {}
+    known = spandrel.MAIN_REGISTRY.architectures("detection")
+    for support in known:
         architecture = support.architecture
         if not support.detect(state):
             continue
         try:
             fitting[architecture.name] = architecture.load(dict(state)).model
         except Exception as error:  # whatever an architecture of another's raises for tensors that aren't its own
-            reasons[architecture.name] = first_line(error)
+            reasons[architecture.name] = joined(error)
     if not fitting:
-        count = len(spandrel.MAIN_REGISTRY.architectures("detection"))
-        nearest = "; ".join(f"nearest is {name}: {reason}" for name, reason in list(reasons.items())[:1])
         raise UserError(
-            f"{path}: none of the {count} architectures of spandrel fits its {len(state)} tensors"
-            f"{f' ({nearest})' if nearest else ''}; name the factory that builds the network"
+            f"{path}: none of the {len(known)} architectures of spandrel fits its {len(state)} tensors "
+            f"({_nearest(reasons, known, state)}); name the factory that builds the network"
         )
     if len(fitting) > 1:
         raise UserError(f"{path}: {' and '.join(fitting)} fit its tensors; name the factory that builds the network")
@@ -71,5 +72,22 @@ def recognise(path: Path) -> tuple[nn.Module, str, dict[str, Any]]:
     try:
         built.load_state_dict(network.state_dict())
     except RuntimeError as error:
-        raise UserError(f"{path} is of {name}, which can't be built anew by {args}: {first_line(error)}") from None
+        raise UserError(f"{path} is of {name}, which can't be built anew by {args}: {_short(joined(error))}") from None
     return built, factory, args
+
+
+def _nearest(reasons: dict[str, str], known: Sequence[Any], state: Mapping[str, torch.Tensor]) -> str:
+    """What a file that none fits is nearest to, and what differs; where no architecture knows its names, all tried.
+
+    reasons: what each architecture said that knew the names of the file's tensors. Who has least to say is nearest.
+    """
+    if not reasons:
+        names = ", ".join(sorted(support.architecture.name for support in known))
+        return f"none knows the names of its tensors, such as {next(iter(state), '')!r}; tried were {names}"
+    name = min(reasons, key=lambda name: len(reasons[name]))
+    others = ", ".join(sorted(reasons.keys() - {name}))
+    return f"nearest is {name}: {_short(reasons[name])}" + (f"; also tried: {others}" if others else "")
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"

@@ -80,10 +80,38 @@ def test_a_file_that_two_architectures_fit_is_refused(weights: Path, monkeypatch
         recognise(weights)
 
 
-def test_a_file_that_none_fits_is_refused_with_the_nearest(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, architecture("Narrow", 5))
-    with pytest.raises(UserError, match=r"none of the 1 .* \(nearest is Narrow: conv.weight has another size than 5\)"):
-        recognise(weights)
+def test_a_file_that_none_fits_is_refused_with_the_nearest_and_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"conv.weight": torch.zeros(6, 3, 3, 3)}, tmp_path / "w.pth")  # without its bias
+    install(monkeypatch, architecture("Narrow", 5), architecture("Wide", 3))
+    said = (
+        r"none of the 2 architectures of spandrel fits its 1 tensors \(nearest is Narrow: conv.weight has another size "
+        r"than 5; also tried: Wide\)"
+    )
+    with pytest.raises(UserError, match=said):
+        recognise(tmp_path / "w.pth")
+    install(monkeypatch, architecture("Wide", 3))
+    with pytest.raises(UserError, match=r'\(nearest is Wide: .* Missing key\(s\) in state_dict: "conv.bias"'):
+        recognise(tmp_path / "w.pth")
+
+
+def test_what_differs_is_told_in_a_sentence_of_bearable_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {f"layer{number}.weight": torch.zeros(1) for number in range(1000)}
+    torch.save(Wide(6).state_dict() | others, tmp_path / "w.pth")
+    install(monkeypatch, architecture("Wide", 3))
+    with pytest.raises(UserError, match=r"layer0\.weight") as caught:
+        recognise(tmp_path / "w.pth")
+    assert len(str(caught.value)) < 700
+
+
+def test_where_no_architecture_knows_the_names_all_that_were_tried_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"other.weight": torch.zeros(6, 3, 3, 3)}, tmp_path / "w.pth")
+    install(monkeypatch, architecture("Wide", 3), architecture("Narrow", 5))
+    with pytest.raises(UserError, match=r"none knows .*, such as 'other.weight'; tried were Narrow, Wide\)"):
+        recognise(tmp_path / "w.pth")
 
 
 def test_without_spandrel_one_sentence_says_how_to_get_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
