@@ -73,7 +73,8 @@ def main(folder: Path, task: str, ranks: int) -> None:
     loop.SAVE_SECONDS = -1.0  # after every step
     machine, images = choose("cpu", 1, "fp32"), pictures(folder)
     words = [__file__, str(folder), task, str(ranks)]
-    with devices.joined(ranks, words, machine, {"code": os.environ.get("CODE", "")}) as rank:
+    same = {"code": os.environ.get("CODE", ""), "params.yaml": os.environ.get("PARAMS", "")}
+    with devices.joined(ranks, words, machine, same) as rank:
         if rank:
             loop.serve(Dying(images, 3) if task == "dies" else images, machine)
             return

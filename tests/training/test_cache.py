@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -170,6 +171,52 @@ def test_a_damaged_file_is_trained_again(network: nn.Module, kept: Setup, tmp_pa
     assert steps == 3
     assert same(first, again)
     assert path.read_bytes() == whole
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from torch import nn
+from pipeline.training import cache
+folder, network = Path(sys.argv[1]), nn.Conv2d(64, 64, 17)
+nn.init.constant_(network.weight, 1.0), nn.init.constant_(network.bias, 1.0)
+while True:
+    (folder / "same.pt").unlink(missing_ok=True)  # so that it is written again
+    cache.remembered(folder, "same", network, lambda: None)
+    print(flush=True)
+"""
+
+
+def test_two_writers_of_one_training_that_are_killed_leave_a_whole_file_or_none(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    reads = 0
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"\n"
+        for writer in writers:  # the first is killed while the other goes on
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                try:
+                    file = (tmp_path / "same.pt").open("rb")
+                except FileNotFoundError:
+                    continue
+                with file:
+                    assert all(bool((value == 1).all()) for value in torch.load(file, weights_only=True).values())
+                reads += 1
+            writer.kill()
+            writer.wait()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    assert reads > 2
+    network = nn.Conv2d(64, 64, 17)
+    cache.remembered(tmp_path, "same", network, lambda: nn.init.constant_(network.weight, 1.0))
+    assert bool((network.weight == 1).all())
 
 
 def test_a_training_that_is_stopped_is_not_kept(network: nn.Module, kept: Setup, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def alone(folder: Path, machine: Machine, resume: Path | None = None) -> tuple[l
     return [point.loss for point in curve], network
 
 
-def nodes(folder: Path, *codes: str) -> list[subprocess.CompletedProcess[str]]:
+def nodes(folder: Path, *codes: str, name: str = "CODE") -> list[subprocess.CompletedProcess[str]]:
     """Two ranks that meet at 127.0.0.1, begun one by one as on two machines, with these words for their code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -47,7 +47,7 @@ def nodes(folder: Path, *codes: str) -> list[subprocess.CompletedProcess[str]]:
               "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     begun = [
         subprocess.Popen([*COMMAND, str(folder), "trains", "1"], stderr=subprocess.PIPE, text=True,
-                         env=QUIET | common | {"RANK": str(rank), "CODE": code})
+                         env=QUIET | common | {"RANK": str(rank), name: code})
         for rank, code in reversed([*enumerate(codes)])  # rank 1 first: it waits
     ]  # fmt: skip
     ended = []
@@ -80,12 +80,15 @@ def test_two_nodes_train_as_one_device_does(folder: Path, machine: Machine) -> N
     as_one(folder, machine)
 
 
-def test_nodes_with_different_code_are_refused_before_anything_trains(folder: Path) -> None:
-    for done in nodes(folder, "one", "other"):
+@pytest.mark.parametrize(("name", "told"), [("CODE", "code"), ("PARAMS", "params.yaml")])
+def test_nodes_with_different_code_or_params_are_refused_before_anything_trains(
+    folder: Path, name: str, told: str
+) -> None:
+    for done in nodes(folder, "one", "other", name=name):
         assert done.returncode == 2
         (said,) = done.stderr.splitlines()
         assert said.startswith("ranks: error: rank 1 (")
-        assert "have different code; all ranks must have the same" in said
+        assert f"have different {told}; all ranks must have the same" in said
     assert [path.name for path in folder.iterdir()] == ["train.json"]
 
 
