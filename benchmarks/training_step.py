@@ -1,18 +1,21 @@
-"""How long a training step takes in float32 and bfloat16, with one thread and two: ratios, interleaved, medians.
+"""How long a training step takes in float32 and bfloat16, with one thread and two, and with a teacher.
+
+Ratios, interleaved, medians:
 
     python benchmarks/training_step.py
 
 The chain trains in one thread, its two networks side by side, and in bfloat16 where the processor has it; this prints
-what each choice gains here. Images are random: the arithmetic doesn't know.
+what each choice gains here. The teacher is the whole network, as where nothing is removed yet. The optimiser isn't in
+the step. Images are random: the arithmetic doesn't know.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,33 +34,52 @@ CASES = {
 }
 
 
-def seconds(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, bf16: bool, threads: int) -> float:
+@dataclass(frozen=True)
+class Mode:
+    """How a step is made."""
+
+    bf16: bool
+    threads: int
+    taught: bool = False  # half of the loss is against a teacher's output
+
+    def __str__(self) -> str:
+        kind = "bfloat16" if self.bf16 else "float32"
+        return f"{kind}, {self.threads} thread{'s' * (self.threads > 1)}{', with a teacher' * self.taught}"
+
+
+MODES = [Mode(bf16, threads) for bf16 in (False, True) for threads in (1, 2)]
+MODES += [Mode(bf16, 1, taught=True) for bf16 in (False, True)]
+
+
+def seconds(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor, mode: Mode) -> float:
     """Mean time of a step, forwards and backwards."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(mode.threads)
     began = time.perf_counter()
     for _ in range(STEPS):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode.bf16):
             outputs = network(inputs)
-        (outputs.float() - targets).abs().mean().backward()
+            with torch.no_grad():
+                told = network(inputs) if mode.taught else None
+        loss = (outputs.float() - targets).abs().mean()
+        if told is not None:
+            loss = 0.5 * loss + 0.5 * (outputs.float() - told.float()).abs().mean()
+        loss.backward()
     return (time.perf_counter() - began) / STEPS
 
 
 def main() -> None:
-    modes = list(itertools.product((False, True), (1, 2)))
     for label, (name, args, shape) in CASES.items():
         network = networks.build(name, args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         targets = torch.rand(shape[0], 3, 2 * shape[2], 2 * shape[3])
-        times: dict[tuple[bool, int], list[float]] = {mode: [] for mode in modes}
-        for bf16, threads in modes * (ROUNDS + 1):  # interleaved; the first round warms up
-            times[bf16, threads].append(seconds(network, inputs, targets, bf16, threads))
-        base = statistics.median(times[False, 1][1:])
+        times: dict[Mode, list[float]] = {mode: [] for mode in MODES}
+        for mode in MODES * (ROUNDS + 1):  # interleaved; the first round warms up
+            times[mode].append(seconds(network, inputs, targets, mode))
+        base = statistics.median(times[MODES[0]][1:])
         print(f"{label}: {1e3 * base:.0f} ms a step in float32 with one thread; times as shares of it:")
-        for bf16, threads in modes:
-            shares = sorted(value / base for value in times[bf16, threads][1:])
-            middle = statistics.median(shares)
-            kind = "bfloat16" if bf16 else "float32"
-            print(f"  {kind}, {threads} thread{'s' * (threads > 1)}: {middle:.2f} [{shares[0]:.2f}, {shares[-1]:.2f}]")
+        for mode in MODES:
+            shares = sorted(value / base for value in times[mode][1:])
+            print(f"  {mode}: {statistics.median(shares):.2f} [{shares[0]:.2f}, {shares[-1]:.2f}]")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pipeline.pruning.gate import judge
 from pipeline.pruning.importance import group_states, reference_magnitudes
 from pipeline.pruning.iterations import Iteration
 from pipeline.pruning.prune import Current, cut
+from pipeline.training.control import point
 from pipeline.training.loop import NonFiniteLossError
 from pipeline.training.recipes import train_final
 from pipeline.training.setup import Setup
@@ -54,7 +55,8 @@ class Candidate:
 
 
 def write(done: Finetuned, baseline: nn.Module, setup: Setup, target: Quality, folder: Path) -> dict[str, Any]:
-    """The files of `finetune` in `folder`: network.pt, attempts.json and metrics.json, whose figures are returned.
+    """The files of `finetune` in `folder`: network.pt, attempts.json, end.json (validation quality, also of each image)
+    and metrics.json, whose figures are returned.
 
     target: the reference's quality on the validation images.
     """
@@ -67,6 +69,7 @@ def write(done: Finetuned, baseline: nn.Module, setup: Setup, target: Quality, f
     section, path = setup.network, folder / "network.pt"
     checkpoint.save(path, done.network, section.factory, section.args, done.kept, example=setup.example())
     write_json(folder / "attempts.json", done.attempts)
+    write_json(folder / "end.json", point(done.steps, measured))
     write_json(folder / "metrics.json", figures)
     return figures
 

@@ -47,9 +47,9 @@ from pipeline.schema import expected
 __all__ = [
     "COSTS", "DELIVERED", "Baseline", "CurveRow", "Figure", "Finite", "Group", "Groups", "ImageRow", "Index",
     "Latency", "LayerRow", "Number", "PathRow", "Point", "Rate", "Samples", "SetSolutions", "Solutions", "Text",
-    "Trial", "Tuned", "Whole", "Widths", "attempts", "checked", "control", "curve", "groups", "index", "latency",
-    "layers", "path_of", "rate", "read", "rows", "samples", "sets", "solutions", "test_sets", "trials", "widths",
-    "wrong",
+    "Trial", "Tuned", "Whole", "Widths", "attempts", "checked", "control", "curve", "ended", "groups", "index",
+    "latency", "layers", "path_of", "rate", "read", "rows", "samples", "sets", "solutions", "test_sets", "trials",
+    "widths", "wrong",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -160,6 +160,14 @@ def curve(path: Path, steps: int | None = None) -> list[Point]:
             wrong(path, f"is {point['steps']} but should be {steps_here}", number, "steps")
         _by_image(path, point, len(control_points[0]["image_psnr"]), number)
     return control_points
+
+
+def ended(results: Path, network: str, method: str, images: int) -> Point:
+    """The delivered network's validation quality, that of each of so many images too."""
+    path = results / "finetune" / network / method / "end.json"
+    end: Point = read(path, Point)
+    _by_image(path, end, images)
+    return end
 
 
 def rate(path: Path) -> float:

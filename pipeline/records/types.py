@@ -30,7 +30,7 @@ class Baseline(TypedDict):
 
 
 class Point(TypedDict):
-    """control/NETWORK: an entry of curve.json, and end.json; validation quality, its means and by image."""
+    """control/NETWORK: an entry of curve.json, and end.json, also of finetune; validation quality, and each image's."""
 
     steps: Whole
     psnr: Psnr

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline import config, records
+from pipeline.evaluation import metrics
 from pipeline.evaluation.solutions import REFERENCES
 from pipeline.records import COSTS
 
+RESAMPLES = 10_000  # of the validation images; of the test images it is evaluate.bootstrap
 INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restoration": "input"}
 PROTOCOL = """\
 `baseline` is the network as trained; `control` is the baseline trained on at least as long as a pruned network, with
 nothing removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. The gate looks at
-the validation images: against {reference} it allows a drop of {drop:g} dB. Test changes are paired over images;
-brackets hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by
+the validation images: against {reference} it allows a drop of {drop:g} dB. Changes are paired over images; brackets
+hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by
 scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{luma}"""
 LUMA = """ The figures of {0} are of luma
@@ -33,23 +36,29 @@ by scale pixels in super-resolution, SSIM with Wang et al.'s 11×11 Gaussian win
 def rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:
     """One row for each solution of a network: input, baseline, control and methods."""
     measured = records.solutions(results, network, methods)
-    baseline: records.Baseline = records.read(results / "train" / network / "metrics.json", records.Baseline)
-    control: records.Point = records.read(results / "control" / network / "end.json", records.Point)
+    baseline, *_, control = records.control(results, network)
     references, table = {"baseline": baseline, "control": control}, []
     for solution in ("input", "baseline", "control", *methods):
         row: dict[str, Any] = {"network": network, "solution": solution, **measured[solution]}
         if solution == "input":
             row["solution"] = INPUT[task]
         elif solution == "control":
-            gain = control["psnr"] - baseline["psnr"]
-            row |= {"psnr_change": gain, "validation_baseline": gain, "steps": control["steps"]}
+            gain = _validation(control, baseline)
+            row |= {"psnr_change": gain["mean"], "validation_baseline": gain, "steps": control["steps"]}
         elif solution in methods:
             path = results / "finetune" / network / solution / "metrics.json"
             tuned: records.Tuned = records.read(path, records.Tuned)
             row |= {"psnr_change": tuned["psnr_change"], "steps": tuned["steps"]}
-            row |= {f"validation_{name}": tuned["psnr"] - other["psnr"] for name, other in references.items()}
+            end = records.ended(results, network, solution, len(baseline["image_psnr"]))
+            row |= {f"validation_{name}": _validation(end, other) for name, other in references.items()}
         table.append(row)
     return table
+
+
+def _validation(first: records.Point, second: records.Point) -> dict[str, Any]:
+    """The change of PSNR on the validation images, first - second, as `metrics.Difference`."""
+    images = tuple(map(str, range(len(first["image_psnr"]))))
+    return asdict(metrics.paired(tuple(first["image_psnr"]), tuple(second["image_psnr"]), images, 0, RESAMPLES))
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -65,7 +74,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
             f"{row[f'{key}_percent']:.1f}" if key in row else "" for key in ("mac", "bw", "weights", "activations")
         ]
         changes = ["" if row["solution"] == other else change(row[f"against_{other}"]) for other in REFERENCES]
-        validation = [f"{row[key]:+.4f}" if (key := f"validation_{other}") in row else "" for other in REFERENCES]
+        validation = [change(row[key], 4) if (key := f"validation_{other}") in row else "" for other in REFERENCES]
         cells = [row["network"], row["solution"], *changes, f"{row['psnr']:.3f}", f"{row['ssim']:.4f}", *shares]
         lines.append("| " + " | ".join([*cells, *validation, str(row.get("steps", ""))]) + " |")
     return "\n".join(lines) + "\n"
@@ -113,12 +122,15 @@ def sets_markdown(table: list[dict[str, Any]]) -> str:
 def csv(table: list[dict[str, Any]]) -> list[list[Any]]:
     """CSV of the main table, with absolute costs too: MACs and elements. `psnr_change`: of the gate."""
     columns = ["network", "solution", *COSTS, *(f"{key}_percent" for key in COSTS), "psnr", "ssim"]
-    columns += ["psnr_change", *(f"validation_{other}" for other in REFERENCES), "steps"]
-    differences = [(other, key) for other in REFERENCES for key in ("mean", "low", "high", "worst", "worst_name")]
-    lines: list[list[Any]] = [[*columns, *(f"against_{other}_{key}" for other, key in differences)]]
+    columns += ["psnr_change", "steps"]
+    differences = [(f"validation_{other}", key) for other in REFERENCES for key in ("mean", "low", "high")]
+    differences += [
+        (f"against_{other}", key) for other in REFERENCES for key in ("mean", "low", "high", "worst", "worst_name")
+    ]
+    lines: list[list[Any]] = [[*columns, *(f"{name}_{key}" for name, key in differences)]]
     for row in table:
         cells = [row.get(key, "") for key in columns]
-        lines.append([*cells, *(row[f"against_{other}"][key] for other, key in differences)])
+        lines.append([*cells, *(row.get(name, {}).get(key, "") for name, key in differences)])
     return lines
 
 
@@ -137,10 +149,10 @@ def short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".removesuffix(".")
 
 
-def change(difference: dict[str, float]) -> str:
+def change(difference: dict[str, float], digits: int = 3) -> str:
     """A change in dB, with its 95% interval where there is one."""
     interval = "" if single(difference) else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    return f"{difference['mean']:+.3f}{interval}"
+    return f"{difference['mean']:+.{digits}f}{interval}"
 
 
 def single(difference: dict[str, float]) -> bool:

@@ -29,9 +29,10 @@ def solution(psnr: float, **more: Any) -> dict[str, Any]:
     return {"psnr": psnr, "ssim": 0.9} | against | more
 
 
-def point(steps: int, psnr: float) -> dict[str, Any]:
-    """The control's quality on one image."""
-    return {"steps": steps, "psnr": psnr, "ssim": 0.9, "image_psnr": [psnr], "image_ssim": [0.9]}
+def point(steps: int, psnr: float, apart: float = 1.0) -> dict[str, Any]:
+    """Validation quality on two images, so many dB from their mean."""
+    return {"steps": steps, "psnr": psnr, "ssim": 0.9, "image_psnr": [psnr - apart, psnr + apart],
+            "image_ssim": [0.9, 0.9]}  # fmt: skip
 
 
 @pytest.fixture
@@ -49,11 +50,13 @@ def results(tmp_path: Path) -> Path:
     found["D"]["against_baseline"] = difference(0.125, 'a "b", c.png')
     write_json(tmp_path / "evaluate/edsr/metrics.json", found)
     write_json(tmp_path / "train/edsr/metrics.json", {"psnr": 31.0, "ssim": 0.9, "input_psnr": 28.5})
+    write_json(tmp_path / "control/edsr/curve.json", [point(0, 31.0), point(30, 31.25)])
     write_json(tmp_path / "control/edsr/end.json", point(70, 31.5))
     tuned = {"mac_percent": 50.0, "bw_percent": 50.0, "psnr": 31.5625, "ssim": 0.9}
     tuned |= {"psnr_change": 0.0625, "ssim_change": 0.0}
     tuned["steps"] = 40
     write_json(tmp_path / "finetune/edsr/D/metrics.json", tuned)
+    write_json(tmp_path / "finetune/edsr/D/end.json", point(40, 31.5625, 0.5))
     return tmp_path
 
 
@@ -72,12 +75,13 @@ def test_the_table_for_people_gives_changes_with_their_intervals(results: Path) 
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[5] == (
         "| edsr | D | +0.125 [-0.125, +0.625] | -0.125 [-0.375, +0.375] | 30.125 | 0.9000 "
-        "| 50.0 | 50.0 | 50.0 | 50.0 | +0.5625 | +0.0625 | 40 |"
+        "| 50.0 | 50.0 | 50.0 | 50.0 | +0.5625 [+0.062, +1.062] | +0.0625 [-0.438, +0.562] | 40 |"
     )
     assert lines[2].endswith("| 28.000 | 0.9000 |  |  |  |  |  |  |  |")  # bicubic has no costs
     cells = [[cell.strip() for cell in line.split("|")] for line in lines[3:5]]
     assert cells[0][3] == cells[1][4] == ""  # neither is compared with itself
     assert cells[1][3].startswith("+0.250 [")
+    assert cells[1][-4:] == ["+0.5000", "", "70", ""]  # the same change on both images: no interval
     text = tables.counted({"edsr": (1020, 1021)}, ["sid", "sony"])
     assert "edsr at 1020×1021 input pixels" in text
     assert "The images of sid and sony are *synthetic low light*" in text
@@ -116,6 +120,7 @@ def test_the_table_for_machines_reads_back_whatever_the_names(results: Path) -> 
     assert (last["mac"], last["weights"], last["bw_percent"], last["steps"]) == ("500", "50", "50.0", "40")
     assert float(last["against_baseline_mean"]) == 0.125
     assert float(last["against_baseline_low"]) == -0.125
+    assert [float(last[f"validation_control_{key}"]) for key in ("mean", "low", "high")] == [0.0625, -0.4375, 0.5625]
     assert last["against_baseline_worst_name"] == 'a "b", c.png'
     assert last["against_control_worst_name"] == "a.png"
     assert [row["psnr_change"] for row in read] == ["", "", "0.5", "0.0625"]
