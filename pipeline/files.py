@@ -20,10 +20,11 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import UserError, first_line
 
+LOCK = "running"  # in a folder that one process alone works in
 CUT = "it is cut short or of another version"
 # the stages that write folders in results/, and how many names their folders have below the stage's
 STAGES = {"prepare": 1, "train": 1, "analyze": 1, "control": 1, "prune": 2, "finetune": 2, "evaluate": 1, "latency": 1}
@@ -322,6 +323,41 @@ def digest(*parts: Any) -> str:
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]
+
+
+def hold(folder: Path) -> IO[str]:
+    """Make a folder and lock it, until the file that is returned is closed or this process ends.
+
+    BlockingIOError where another process, or another file of this one, holds it; UserError where it can't be made.
+    """
+    import fcntl  # here: Windows has none, and loads pruned networks with this module
+
+    path = folder / LOCK
+    while True:
+        make_folder(folder)
+        try:
+            held = path.open("a")  # stays the same file: another process would lock a new one
+        except FileNotFoundError:  # who held it has just removed the folder
+            continue
+        except OSError as error:
+            raise UserError(f"{path} can't be written: {error.strerror}; {_WRITABLE}") from None
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(held.fileno()), path.stat()):
+                    return held
+        except BlockingIOError:
+            held.close()
+            raise
+        held.close()  # of a folder that was removed meanwhile
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it isn't there; UserError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} can't be made a folder: {error.strerror}; {_WRITABLE}") from None
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class Progress:
         done += self.base
         if self.first is None:  # it took the set-up's time as well, and doesn't count
             self.first, self.began = done, time.monotonic()
-            if done > 1:
+            if done - self.base > 1:  # what came before `base` may have been another phase's, or kept
                 self.say(f"goes on from step {done - 1}")
         if self.bar is not None:
             if psnr is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import again, digest
+from pipeline.files import again, digest, hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,13 +16,24 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 SCRATCH = Path(".scratch")
 TRAININGS = SCRATCH / "trainings"  # what stages and trials trained, for those that need the same
+_HELD: dict[Path, IO[str]] = {}  # the folders that this process works in
 
 
 def scratch(stage: str, params: config.Params, *key: Any) -> Path:
-    """The folder of an unfinished stage, named by all that its result depends on; files count by their contents."""
+    """The folder of an unfinished stage, named by all that its result depends on; files count by their contents.
+
+    It is this process's until `finished`. UserError where another one makes the same, and where none can be made.
+    """
     machine = (params.seed, params.device, params.threads, params.precision)
     folder = SCRATCH / f"{stage}-{digest(stage, machine, *key)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    if place not in _HELD:
+        try:
+            _HELD[place] = hold(folder)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use: another process makes the same stage {stage}; wait for it, or stop it"
+            ) from None
     return folder
 
 
@@ -85,3 +96,5 @@ def _retyped(tensor: Tensor) -> bool:
 def finished(folder: Path) -> None:
     """The stage's results are written: nothing is left to go on with."""
     shutil.rmtree(folder, ignore_errors=True)
+    if held := _HELD.pop(folder.resolve(), None):
+        held.close()

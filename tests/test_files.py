@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,6 +136,22 @@ def test_a_digest_stands_for_values_and_for_what_is_in_files(tmp_path: Path) -> 
     assert one != three
     assert one == files.digest({"y": 2, "x": 1}, tmp_path / "a")
     assert one != files.digest({"y": 2, "x": 3}, tmp_path / "a")
+
+
+def test_a_folder_that_is_held_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
+    with files.hold(tmp_path / "work"), pytest.raises(BlockingIOError):
+        files.hold(tmp_path / "work")
+    with files.hold(tmp_path / "work"):
+        shutil.rmtree(tmp_path / "work")  # as who is done with it
+        files.hold(tmp_path / "work").close()
+
+
+def test_a_folder_that_cant_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    for path in (tmp_path / "file", tmp_path / "link", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"{path} can't be made a folder: .*; a writable folder"):
+            files.make_folder(path)
 
 
 def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(tmp_path: Path) -> None:

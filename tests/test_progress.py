@@ -47,6 +47,15 @@ def test_a_resumed_stage_says_where_it_goes_on_and_counts_its_own_steps_alone(
     assert capsys.readouterr().err == "train x: step 501/1000, 2.0 steps/s, about 4.2 min left\n"
 
 
+def test_a_phase_that_begins_after_others_that_were_kept_is_not_resumed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = progress.Progress("control x", 1000)
+    line.phase_over(400)
+    line.tick(1)
+    assert capsys.readouterr().err == ""
+
+
 def test_lines_come_every_half_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     line = progress.Progress("train x", 1000)
     for step in range(1, 101):

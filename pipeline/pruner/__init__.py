@@ -11,7 +11,6 @@ presets/small.yaml; `minutes` says how many steps.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import warnings
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from pipeline import checks, config, export, records
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.files import destination, digest, read_json, room, write_bytes, write_json, write_text
+from pipeline.files import LOCK, destination, digest, hold, read_json, room, write_bytes, write_json, write_text
 from pipeline.networks import checkpoint, duplicate, given, outputs
 from pipeline.networks.pretrained import measured_range
 from pipeline.prepare import layouts, pairs
@@ -37,8 +36,6 @@ from pipeline.pruner.length import Length, check_minutes, fitting, seconds
 from pipeline.report import page
 from pipeline.training import cache
 from pipeline.training.setup import Setup, example, load_setup
-
-LOCK = "running"  # in a run's folder: held while a process works there
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,13 @@ class Pruner:
         image = example(self._section, first.train[self.name], self.network)
         network = cache.weights_digest(self.network), cache.layers_digest(self.network, image)
         folder = self.work / digest(first.model_dump(mode="json"), *network, files, float(minutes))
-        with _alone(folder):
+        try:
+            held = hold(folder)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use: the same run goes on in another process; wait for it, or give another work folder"
+            ) from None
+        with held:
             new = [path.name for path in folder.iterdir()] == [LOCK]
             try:
                 steps.prepare(first, self.name, folder, self.listing)
@@ -284,22 +287,3 @@ def _stamp(path: Path) -> tuple[int, int]:
             f"{path} can't be read: {error.strerror}; it was there when this Pruner was made, a new one looks again"
         ) from None
     return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a run's folder until the block, or this process, ends. UserError where another process holds it."""
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = path.open("a")  # stays the same file: another process would lock a new one
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}; the work folder must be one that can") from None
-    with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is in use: the same run goes on in another process; wait for it, or give another work folder"
-            ) from None
-        yield

@@ -60,17 +60,22 @@ def judge(
         f"against {gate.reference_name}"
     )
     broken = []
-    for name, unit, ours, theirs, limit in (
-        ("PSNR", " dB", measured.psnr, target.psnr, gate.max_psnr_drop + tolerance[0]),
-        ("SSIM", "", measured.ssim, target.ssim, gate.max_ssim_drop + tolerance[1]),
+    limits = gate.max_psnr_drop + tolerance[0], gate.max_ssim_drop + tolerance[1]
+    for name, unit, change, limit in zip(
+        ("PSNR", "SSIM"), (" dB", ""), changes(measured, target, gate.confidence), limits, strict=True
     ):
-        change = float(np.mean(ours)) - float(np.mean(theirs))
         if gate.confidence is not None:
-            change = lowest(ours, theirs, gate.confidence)
             sentence += f"; {name} at {100 * gate.confidence:g}% confidence {change:+.4g}{unit} or more"
         if not change >= -limit:  # also false for NaN
-            broken.append(f"{name} may drop by {limit:g}{unit}")
+            broken.append(f"{name} {f'may drop by {limit:g}' if limit >= 0 else f'must rise by {-limit:g}'}{unit}")
     return not broken, sentence + (f": {' and '.join(broken)}" if broken else "")
+
+
+def changes(measured: Quality, target: Quality, confidence: float | None) -> tuple[float, float]:
+    """What must hold the limits: the mean change of PSNR in dB and of SSIM; with a confidence, the lower ends."""
+    if confidence is None:
+        return measured.mean_psnr - target.mean_psnr, measured.mean_ssim - target.mean_ssim
+    return lowest(measured.psnr, target.psnr, confidence), lowest(measured.ssim, target.ssim, confidence)
 
 
 def lowest(ours: Sequence[float], theirs: Sequence[float], confidence: float) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import Quality
-from pipeline.files import load_tensors, read_sealed, write_sealed
+from pipeline.files import LOCK, load_tensors, read_sealed, write_sealed
 from pipeline.networks import checkpoint, duplicate
 from pipeline.progress import Progress
 from pipeline.pruning import coupling, criteria, reconstruction, removal, rules
@@ -231,5 +231,6 @@ def _restore(
     except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
         print(f"{scratch} is damaged ({error}): the pruning starts anew", file=sys.stderr)
         for path in scratch.iterdir():
-            path.unlink()
+            if path.name != LOCK:  # this process holds it
+                path.unlink()
         return start

@@ -18,7 +18,7 @@ INPUT = {"super_resolution": "bicubic", "low_light": "amplified input", "restora
 PROTOCOL = """\
 `baseline` is the network as trained; `control` is the baseline trained on at least as long as a pruned network, with
 nothing removed. Changes are a solution's PSNR minus that of what it is compared with: plus is better. The gate looks at
-the validation images: against {reference} it allows a drop of {drop:g} dB. Changes are paired over images; brackets
+the validation images: against {reference} it {limit} dB. Changes are paired over images; brackets
 hold the bootstrap's 95% interval. PSNR and SSIM: clamped, rounded to 8 bit, RGB, super-resolution cropped by
 scale + 6 pixels; SSIM is scikit-image's
 `structural_similarity(channel_axis=-1, data_range=1.0)`.{luma}"""
@@ -89,7 +89,9 @@ def counted(sizes: dict[str, tuple[int, int]], synthetic: Sequence[str]) -> str:
 def protocol(gate: config.Gate, luma: Sequence[str] = ()) -> str:
     """What is compared with what, and how quality is measured; `luma`: networks of one channel."""
     grey = LUMA.format(" and ".join(luma)) if luma else ""
-    return PROTOCOL.format(reference=gate.reference_name, drop=gate.max_psnr_drop, luma=grey) + "\n"
+    drop = gate.max_psnr_drop
+    limit = f"allows a drop of {drop:g}" if drop >= 0 else f"asks for a gain of {-drop:g}"
+    return PROTOCOL.format(reference=gate.reference_name, limit=limit, luma=grey) + "\n"
 
 
 def set_rows(results: Path, network: str, methods: Sequence[str], task: str) -> list[dict[str, Any]]:

@@ -36,7 +36,10 @@ def sentence(rows: Sequence[dict[str, Any]], methods: Sequence[str], method: str
     row, smallest = by_solution[method], min(methods, key=lambda name: by_solution[name]["mac"])
     name = tables.escaped(network)
     if row["mac_percent"] == 100:
-        text = f"**{name}: method {method} removed nothing**, as no iteration held: see its path."
+        text = (
+            f"**{name}: method {method} removed nothing**: no smaller network passed the gate, or prune.target_mac "
+            "asks for none. Its path says which."
+        )
     else:
         worst, image = row["against_baseline"]["worst"], tables.escaped(row["against_baseline"]["worst_name"])
         text = (

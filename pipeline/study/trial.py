@@ -111,9 +111,10 @@ def measure(
         recipes.train_final(pruned, setup, problem.recipe, work / "finetune.pt", Silent(), teacher)
     measured = setup.quality(pruned)
     psnr, ssim = measured.mean_psnr, measured.mean_ssim
+    held = gate.changes(measured, problem.final, setup.gate.confidence)
     beyond = {
-        "psnr_beyond_limit": problem.final.mean_psnr - psnr - setup.gate.max_psnr_drop,
-        "ssim_beyond_limit": problem.final.mean_ssim - ssim - setup.gate.max_ssim_drop,
+        "psnr_beyond_limit": -held[0] - setup.gate.max_psnr_drop,
+        "ssim_beyond_limit": -held[1] - setup.gate.max_ssim_drop,
     }
     notes: dict[str, Any] = {f"psnr_change_{name}": psnr - other for name, other in problem.rivals.items()}
     notes |= {"psnr_change": psnr - problem.final.mean_psnr, "ssim_change": ssim - problem.final.mean_ssim}

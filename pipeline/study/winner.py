@@ -37,6 +37,8 @@ def report(study: Study, opened: optuna.Study, rows: list[dict[str, Any]], apply
         f"{best.user_attrs[f'psnr_change_{name}']:+.4f} dB against the {name}" for name in ("baseline", "control")
     )
     print(f"search: trial {best.number} wins: {best.value:.1f}% of the MACs, PSNR {changes} (validation)")
+    if best.value == 100:
+        print("search: it removes nothing, as no trial that does holds the gate")
     print(f"search: {_words(best.params)}")
     place = f"methods.{study.method}.networks.{study.network}"
     settings = " ".join(f"-S ++{place}.{key}={value!r}" for key, value in best.params.items())

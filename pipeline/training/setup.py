@@ -15,7 +15,7 @@ from pipeline import config, cost, records
 from pipeline.data.dataset import load_images
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.files import digest
+from pipeline.files import digest, make_folder
 from pipeline.training.device import Machine, choose
 
 SAMPLES = 16  # batches
@@ -113,6 +113,8 @@ def load_setup(params: config.Params, network: str, results: Path, cache: Path |
 
     cache: a folder of trainings that several stages and trials share.
     """
+    if cache is not None:
+        make_folder(cache)  # before anything trains
     machine = choose(params.device, params.threads, params.precision)
     data = results / "prepare" / network
     return Setup(

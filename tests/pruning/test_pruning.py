@@ -107,6 +107,14 @@ def test_the_gate_says_by_how_much_and_what_is_allowed() -> None:
     )
 
 
+def test_a_negative_limit_asks_for_a_gain() -> None:
+    gate, target = config.Gate(reference="best", max_psnr_drop=-0.5, max_ssim_drop=0.01), one_image(30.0, 0.9)
+    assert judge(one_image(30.5, 0.9), target, gate)[0]
+    holds, sentence = judge(one_image(30.25, 0.9), target, gate)
+    assert not holds
+    assert sentence.endswith("control: PSNR must rise by 0.5 dB")
+
+
 def test_with_confidence_the_lower_end_over_images_decides_and_not_the_mean() -> None:
     """Changes 0 and -0.1, means of the bootstrap: 0 and -0.1 a quarter each, -0.05 a half; the mean is -0.05."""
     names = ("one", "two")

@@ -87,6 +87,8 @@ def test_the_table_for_people_gives_changes_with_their_intervals(results: Path) 
     assert "The images of sid and sony are *synthetic low light*" in text
     assert "synthetic" not in tables.counted({}, [])
     assert "against the baseline it allows a drop of 0 dB" in tables.protocol(GATE)
+    gain = GATE.model_copy(update={"max_psnr_drop": -0.5})
+    assert "against the baseline it asks for a gain of 0.5 dB" in tables.protocol(gain)
 
 
 def test_a_change_of_one_image_has_no_interval() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -422,6 +423,18 @@ def test_a_trial_measures_the_network_that_the_chain_would_make(problem: Problem
     assert all(at_least <= kept for _, kept, at_least in told)
     assert told[-1][1] == told[-1][2] == trial.mac_percent
     assert all(at_least <= trial.mac_percent for _, _, at_least in told)  # the bound never rules out what came
+
+
+def test_a_trial_holds_the_gate_with_its_confidence(problem: Problem, tmp_path: Path) -> None:
+    """As the chain: the lower end of the interval over images must hold, and not the mean."""
+    own = problem.setup.gate.model_copy(update={"confidence": 0.9})
+    strict = replace(problem, setup=replace(problem.setup, gate=own))
+    values = {"threshold_scale": 0.9}
+    mean = measure(problem, values, tmp_path / "mean", lambda *report: None)
+    lower = measure(strict, values, tmp_path / "lower", lambda *report: None)
+    assert lower.notes["psnr_change"] == mean.notes["psnr_change"]
+    assert lower.constraints["psnr_beyond_limit"] > mean.constraints["psnr_beyond_limit"]
+    assert lower.constraints["ssim_beyond_limit"] > mean.constraints["ssim_beyond_limit"]
 
 
 def test_a_trial_that_is_given_up_says_what_it_saved(problem: Problem, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from pruning_runs import Killed
 from torch import nn
 
 from pipeline import config, networks
+from pipeline.errors import UserError
 from pipeline.pruning.prune import Setup
 from pipeline.training import cache, recipes
 from pipeline.training.device import Machine
+from pipeline.training.setup import load_setup
 
 RECIPE = config.Finetune(steps=3, lr=1e-3, teacher=0.5)
 
@@ -217,6 +219,13 @@ def test_two_writers_of_one_training_that_are_killed_leave_a_whole_file_or_none(
     network = nn.Conv2d(64, 64, 17)
     cache.remembered(tmp_path, "same", network, lambda: nn.init.constant_(network.weight, 1.0))
     assert bool((network.weight == 1).all())
+
+
+def test_a_folder_of_trainings_that_cant_be_made_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "trainings").write_text("")
+    params = config.read(ROOT / "params.yaml")
+    with pytest.raises(UserError, match="trainings can't be made a folder"):
+        load_setup(params, "edsr", tmp_path / "results", tmp_path / "trainings")
 
 
 def test_a_training_that_is_stopped_is_not_kept(network: nn.Module, kept: Setup, tmp_path: Path) -> None:
