@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
 
-from pipeline.cli import Parser, guarded
-from pipeline.errors import UserError, first_line
+from pipeline.cli import Parser, guarded, json_arguments
 from pipeline.files import destination
-from pipeline.schema import shown
 
 FILES = ("network.pt", "network.onnx", "report.html")  # what --work will hold, beside folders
 
@@ -27,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--network", metavar="NAME", help="edsr, sid or package.module:function: what builds the network"
     )
-    prune.add_argument("--args", metavar="JSON", type=_arguments, help="its arguments, as '{\"channels\": 32}'")
+    prune.add_argument("--args", metavar="JSON", type=json_arguments, help="its arguments, as '{\"channels\": 32}'")
     prune.add_argument("--task", help="super_resolution, restoration or low_light; else what the network does tells")
     prune.add_argument("--scale", type=int, help="output pixels for an input pixel; else what the network does tells")
     prune.add_argument("--channels", type=int, help="3: RGB, 1: luma; else what the network takes tells")
@@ -40,16 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--minutes", type=float, default=20.0, help="about how long it takes")
     prune.add_argument("--work", type=Path, default=Path("pruned"), help="the folder for all that is made")
     return parser
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        args = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--args {shown(text)} isn't JSON: {first_line(error)}") from None
-    if not isinstance(args, dict):
-        raise UserError(f'--args {shown(text)} must be names and values, as {{"channels": 32}}')
-    return args
 
 
 def _output(text: str) -> int | str:

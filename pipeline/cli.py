@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from pipeline.errors import UserError, one_line, place, raised
+from pipeline.errors import UserError, first_line, one_line, place, raised
 
 # what the machine refuses any program, sooner or later; another error of a file is a bug of whoever opened it
 MACHINES = {
@@ -26,6 +27,19 @@ class Parser(argparse.ArgumentParser):
         from pipeline.stores import masked
 
         raise UserError(f"{masked(message)}; --help tells what is allowed")
+
+
+def json_arguments(text: str) -> dict[str, Any]:
+    """What `--args` holds: a network's arguments, by name."""
+    from pipeline.schema import shown
+
+    try:
+        args = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--args {shown(text)} isn't JSON: {first_line(error)}") from None
+    if not isinstance(args, dict):
+        raise UserError(f'--args {shown(text)} must be names and values, as {{"channels": 32}}')
+    return args
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import cost
-from pipeline.cli import Parser, command
+from pipeline.cli import Parser, command, json_arguments
 from pipeline.errors import UserError, explained, first_line, raised
 from pipeline.files import destination, write_bytes
 from pipeline.networks import checkpoint, duplicate, given, input_channels, unfolded
@@ -194,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="FILE", type=Path, help="results/finetune/NETWORK/METHOD/network.pt")
     parser.add_argument("--output", metavar="ONNX", type=Path, required=True, help="the file to write")
     parser.add_argument("--network", metavar="NAME", help="package.module:function, for a factory's network")
+    parser.add_argument(
+        "--args", metavar="JSON", type=json_arguments, help="its arguments, for a network that a program handed over"
+    )
     return parser
 
 
@@ -201,7 +204,7 @@ def _run(arguments: argparse.Namespace) -> str:
     if not arguments.output.name:  # "." and "" are folders
         raise UserError(f"--output {arguments.output} is a folder; the name of a file to write is needed")
     destination(arguments.output, source=arguments.checkpoint)
-    network, meta = checkpoint.load(arguments.checkpoint, _builder(arguments.checkpoint, arguments.network))
+    network, meta = checkpoint.load(arguments.checkpoint, _builder(arguments))
     name = str(meta["name"])
     # a factory's network may read RGB, packed Bayer or luma
     channels = (3, 4, 1) if ":" in name else (input_channels(name),)
@@ -214,16 +217,19 @@ def _run(arguments: argparse.Namespace) -> str:
     )
 
 
-def _builder(path: Path, name: str | None) -> str | nn.Module | None:
+def _builder(arguments: argparse.Namespace) -> str | nn.Module | None:
     """What tells `checkpoint.load` of the network: its name or, of one that no name built when it was saved, itself."""
-    if checkpoint.metadata(path)["name"] != given.NAME:
+    path, name = arguments.checkpoint, arguments.network
+    if (stored := checkpoint.metadata(path)["name"]) != given.NAME:
+        if arguments.args is not None:
+            raise UserError(f"--args is for a network that a program handed over; {path} has those of '{stored}'")
         return name
     if name is None:
         raise UserError(
             f"{path} holds a network that a program handed over, so that nothing says how to build it: "
-            "--network package.module:function must build it, as it was before pruning"
+            "--network package.module:function, and --args, must build it as it was before pruning"
         )
-    return unfolded(name, {})
+    return unfolded(name, arguments.args or {})
 
 
 def main(argv: list[str] | None = None) -> int:

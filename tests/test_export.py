@@ -89,9 +89,9 @@ def test_other_pruned_networks_export_too(tmp_path: Path, name: str) -> None:
 class Halving(nn.Module):
     """Packed Bayer in; sides that are no multiples of 4 fail at the sums. In double precision."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.first, self.last = nn.Conv2d(4, width, 3, padding=1), nn.Conv2d(width, 3, 1)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class Halving(nn.Module):
         return self.last(x + F.interpolate(half, scale_factor=2.0))
 
 
-def halving() -> nn.Module:
-    return Halving()
+def halving(width: int = 4) -> nn.Module:
+    return Halving(width)
 
 
 def test_a_factorys_network_says_what_its_sides_must_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,12 +120,15 @@ def test_what_a_program_handed_over_is_built_by_the_function_that_the_user_names
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, output = tmp_path / "small.pt", tmp_path / "small.onnx"
-    network = halving()
+    network = halving(6)
     given.hold("0", network)
     checkpoint.save(path, network, given.NAME, {"key": "0"}, {}, example=torch.zeros(1, 4, 16, 16))
     assert export.main([str(path), "--output", str(output)]) == 2
     assert "small.pt holds a network that a program handed over" in capsys.readouterr().err
-    assert export.main([str(path), "--output", str(output), "--network", f"{__name__}:halving"]) == 0
+    named = [str(path), "--output", str(output), "--network", f"{__name__}:halving"]
+    assert export.main(named) == 2
+    assert "small.pt: " in capsys.readouterr().err
+    assert export.main([*named, "--args", '{"width": 6}']) == 0
     assert in_onnxruntime(output, torch.rand(2, 4, 12, 40)).shape == (2, 3, 12, 40)
 
 
@@ -218,6 +221,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["network.pt"], "--output"),
         (["absent.pt", "--output", "x.onnx"], "absent.pt"),
         (["network.pt", "--output", "x.onnx", "--network", "sid"], "'sid' is asked for"),
+        (["network.pt", "--output", "x.onnx", "--args", "{}"], "--args is for a network that a program handed over"),
         (["network.pt", "--output", "network.pt/x.onnx"], "network.pt/x.onnx can't be written"),
     ],
 )

@@ -47,6 +47,8 @@ def sentence(rows: Sequence[dict[str, Any]], methods: Sequence[str], method: str
             f"{_compared(row, 'control')}; {tables.signed(worst)} dB against the baseline on "
             f"the worst image, {image}."
         )
+        if "psnr_change" in row:
+            text += f" On the validation images, by which the gate let it pass: {tables.signed(row['psnr_change'])} dB."
     text = _misled(by_solution) + text + _scale(by_solution)
     if by_solution[smallest]["mac"] < row["mac"]:
         text += f" Method {smallest} computes still less: {less(by_solution[smallest]['mac_percent'])}."

@@ -44,7 +44,7 @@ def report(study: Study, opened: optuna.Study, rows: list[dict[str, Any]], apply
     settings = " ".join(f"-S ++{place}.{key}={value!r}" for key, value in best.params.items())
     alone = f"-S 'run.networks=[{study.network}]' -S 'run.methods=[{study.method}]'"  # what was searched, no more
     alone += f" -S report.method={study.method}"
-    print(f"search: the chain with it: dvc exp run {alone} {settings}")
+    print(f"search: the chain with it, which then looks for a smaller one: dvc exp run {alone} {settings}")
     if apply:
         write_settings(Path("params.yaml"), study.method, study.network, best.params)
         print(f"search: params.yaml has it now, at {place}: dvc repro")

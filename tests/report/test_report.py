@@ -47,6 +47,13 @@ def test_the_verdict_says_in_one_sentence_what_was_saved_and_what_became_of_qual
     )
 
 
+def test_the_verdict_says_by_what_the_gate_let_it_pass() -> None:
+    passed = [row("edsr", "D", 62.8, -0.5) | {"psnr_change": -0.0084}]
+    assert verdict.sentence(passed, ["D"], "D", "edsr").endswith(
+        "a\\_b.png. On the validation images, by which the gate let it pass: −0.008 dB."
+    )
+
+
 def test_three_numbers_say_what_was_saved_with_their_units() -> None:
     before = {"network": "edsr", "solution": "baseline", "mac": 129.14e9, "bw": 947.9e6}
     after = {"network": "edsr", "solution": "D", "mac": 59.27e9, "bw": 617.0e6, "mac_percent": 45.9, "bw_percent": 65.1}
