@@ -6,7 +6,7 @@ networks and images that are tried, ways.py finds the sizes, counts and runs at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -56,8 +56,9 @@ def settle(
     Of channels that a normalisation takes its statistics over, the masked network leaves the removed ones out of these
     (`norms.over_kept`).
 
-    What passes is tried with a loud image, with other buffers, with the network's own weights, and wherever the forward
-    runs other operations at other sizes or with fewer channels (`second_look`). What no trial sees: a way that only
+    What passes is tried with a loud image, with other buffers, with the network's own weights, with other shares of one
+    group than of another, and wherever the forward runs other operations at other sizes or with fewer channels
+    (`second_look`). What no trial sees: a way that only
     sizes or counts between the tried ones take, one that an input's type or values choose beyond 65,536, and state
     outside of tensors (an attribute, a global, the clock, the process) that is another one later.
     """
@@ -169,8 +170,8 @@ def second_look(
             return True
         return any(departs(reference, small, image.to(dtype)) for image in images)
 
-    def look(share: float, images: list[torch.Tensor]) -> None:
-        removed: Removals = {group: spread(group, share) for group in groups if group not in refused}
+    def look(parts: dict[Group, Sequence[int]], images: list[torch.Tensor]) -> None:
+        removed: Removals = {group: parts[group] for group in groups if group not in refused}
         if unlike(removed, images):
             kept: Removals = {}
             for group, gone in removed.items():
@@ -182,13 +183,31 @@ def second_look(
     if not groups:
         return refused
     usual, precise = operations(own, tiny.shape), operations(trial, tiny.shape)
-    look(1 / 3, [tiny / 256, loud(tiny), *(detours(own, picture, groups, usual) if usual else [])])
+
+    def shares(share: float) -> dict[Group, Sequence[int]]:
+        return {group: spread(group, share) for group in groups}
+
+    look(shares(1 / 3), [tiny / 256, loud(tiny), *(detours(own, picture, groups, usual) if usual else [])])
     for share in counts(duplicate(own), tiny, groups, usual.steps) if usual else []:
-        look(share, [tiny, loud(tiny)])
+        look(shares(share), [tiny, loud(tiny)])
+    for parts in uneven(groups):
+        look(parts, [tiny])
     if usual and precise and usual.names != precise.names:  # it takes another way in the type of its images
         dtype = picture.dtype
-        look(1 / 2, [tiny, loud(tiny)])
+        look(shares(1 / 2), [tiny, loud(tiny)])
     return refused
+
+
+def uneven(groups: Sequence[Group]) -> Iterator[dict[Group, Sequence[int]]]:
+    """Removals after which two layers have other counts beside each other than in the whole network.
+
+    Any two groups differ in one of the first: half of each group's channels goes, or none, by a bit of its number. In
+    the others every group that can keeps as many channels as another one has.
+    """
+    for bit in range((len(groups) - 1).bit_length() + 1):
+        yield {group: range(group.channels // 2 if number + 1 >> bit & 1 else 0) for number, group in enumerate(groups)}
+    for width in sorted({group.channels for group in groups})[:-1]:
+        yield {group: range(max(0, group.channels - width)) for group in groups}
 
 
 def departs(reference: nn.Module, small: nn.Module, image: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations, pairwise
 
 import pytest
 import topologies
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from pipeline.networks import duplicate
 from pipeline.pruning.coupling import find_groups
 from pipeline.pruning.rehearsal import quake, scramble, tremor
-from pipeline.pruning.removal import Coupling, remove
-from pipeline.pruning.trials import OTHER, UNSEEN, departs, difference
+from pipeline.pruning.removal import Coupling, Group, remove
+from pipeline.pruning.trials import OTHER, UNSEEN, departs, difference, uneven
 
 
 class Halves(nn.Module):
@@ -592,3 +593,51 @@ def test_a_norm_that_a_small_image_leaves_a_single_value_costs_no_group() -> Non
     torch.manual_seed(0)
     coupling = find_groups(Deep(), torch.zeros(1, 3, 16, 16), norms=True)
     assert [group.name for group in coupling.groups] == ["down", "inner"]
+
+
+class Wide(nn.Module):
+    """Two convolutions behind each other; `way` makes of a convolution and its input what goes on."""
+
+    def __init__(self, way: Callable[[nn.Conv2d, Tensor], Tensor], *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(conv(*sides) for sides in pairwise(widths))
+        self.last, self.way = conv(widths[-1], 3), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.way(layer, x)
+        return self.last(x)
+
+
+def test_a_gain_by_the_counts_of_two_layers_keeps_their_channels() -> None:
+    """Where all layers lose the same share, it stays what it was."""
+
+    def way(layer: nn.Conv2d, x: Tensor) -> Tensor:
+        return F.silu(layer(x)) * (layer.out_channels / layer.in_channels) ** 0.5
+
+    torch.manual_seed(0)
+    assert find_groups(Wide(way, 3, 8, 8), torch.zeros(1, 3, 16, 16)).groups == ()
+
+
+def test_a_residual_that_runs_where_two_counts_are_equal_keeps_the_channels_that_could_become_so() -> None:
+    def way(layer: nn.Conv2d, x: Tensor) -> Tensor:
+        made = F.silu(layer(x))
+        return made + x if made.shape[1] == x.shape[1] else made
+
+    torch.manual_seed(0)
+    network = Wide(way, 3, 8, 12, 16, 8)
+    coupling = find_groups(network, torch.zeros(1, 3, 16, 16))
+    for group in coupling.groups:
+        for count in range(1, group.channels):
+            assert_equals_mask(network, coupling, {group.name: range(count)})
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 8])
+def test_any_two_groups_lose_different_shares_in_one_of_the_uneven_removals(number: int) -> None:
+    groups = [Group(f"{place}", 8, ()) for place in range(number)]
+    removals = [[len(parts[group]) for group in groups] for parts in uneven(groups)]
+    for first, second in combinations(range(number), 2):
+        assert any(gone[first] != gone[second] for gone in removals)
+    for place in range(number):
+        assert any(gone[place] for gone in removals)
+        assert all(gone[place] < 8 for gone in removals)
