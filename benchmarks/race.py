@@ -249,9 +249,10 @@ class Race:
         for seed in seen:
             self.row("control", seed, self.target)
         found = {variant: self.fewest(variant, seen, self.row) for variant in variants}
-        for variant in dict.fromkeys(row.variant for row in self.known() if row.variant != "control"):
-            with contextlib.suppress(LookupError):
-                found.setdefault(variant, self.fewest(variant, seen, self.before))
+        for variant in dict.fromkeys(row.variant for row in self.known()):
+            if variant != "control" and variant not in found:
+                with contextlib.suppress(LookupError):
+                    found[variant] = self.fewest(variant, seen, self.before)
         return self.head() + no_drop_table(found, self.standings(), HIGHEST)
 
     def before(self, variant: str, seed: int, target: float) -> Row:
